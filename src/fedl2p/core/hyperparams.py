@@ -1,0 +1,87 @@
+"""Fine-tuning hyperparameters: a mix per batch-norm layer and a rate per parameter tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedl2p.core.sites import Sites
+
+
+@dataclass(frozen=True)
+class Hyperparams:
+    """How one client fine-tunes (or a cohort of C clients, with a leading dimension C).
+
+    Parameters
+    ----------
+    mix
+        Shape (B,) or (C, B), in [0, 1]: the share of the client's own statistics in each norm
+        layer. 0 = the global model's statistics, 1 = the client's.
+    rate
+        Shape (P,) or (C, P), >= 0: the absolute learning rate of each parameter tensor.
+    sites
+        The names that the entries belong to.
+
+    Notes
+    -----
+    beta and eta of Lee et al., "FedL2P", NeurIPS 2023, section 3.
+    """
+
+    mix: Tensor
+    rate: Tensor
+    sites: Sites
+
+    def __post_init__(self) -> None:
+        for name, tensor, names in (
+            ("mix", self.mix, self.sites.norms),
+            ("rate", self.rate, self.sites.params),
+        ):
+            if tensor.dim() not in (1, 2) or tensor.shape[-1] != len(names):
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, but the model has {len(names)} entries "
+                    f"for it; give shape ({len(names)},), or (clients, {len(names)})"
+                )
+        if self.mix.dim() != self.rate.dim():
+            raise ValueError("mix and rate must both be for one client or both for a cohort")
+
+    @classmethod
+    def constant(cls, sites: Sites, *, mix: float, rate: float) -> Hyperparams:
+        """Return the same mix in every norm layer and the same rate for every tensor.
+
+        Raises
+        ------
+        ValueError
+            If ``mix`` is outside [0, 1] or ``rate`` is negative or not finite.
+        """
+        if not 0.0 <= mix <= 1.0:
+            raise ValueError(f"mix is {mix}, but must be in [0, 1]: 0 = global, 1 = client statistics")
+        if not 0.0 <= rate < float("inf"):
+            raise ValueError(f"rate is {rate}, but a learning rate must be >= 0 and finite")
+        return cls(
+            torch.full((len(sites.norms),), float(mix)),
+            torch.full((len(sites.params),), float(rate)),
+            sites,
+        )
+
+    @classmethod
+    def stack(cls, many: Sequence[Hyperparams]) -> Hyperparams:
+        """Stack those of C clients, each of shape (B,) and (P,), along a new first dimension."""
+        return cls(
+            torch.stack([h.mix for h in many]), torch.stack([h.rate for h in many]), many[0].sites
+        )
+
+    def __getitem__(self, client: int) -> Hyperparams:
+        """Return those of one client of a cohort."""
+        return Hyperparams(self.mix[client], self.rate[client], self.sites)
+
+    def by_name(self) -> dict[str, dict[str, float]]:
+        """Return plain numbers: ``{"mix": {norm: value}, "rate": {parameter: value}}``."""
+        if self.mix.dim() != 1:
+            raise ValueError("by_name is for one client; index the cohort first")
+        return {
+            "mix": dict(zip(self.sites.norms, self.mix.tolist(), strict=True)),
+            "rate": dict(zip(self.sites.params, self.rate.tolist(), strict=True)),
+        }

@@ -1,0 +1,36 @@
+"""A population of clients: who they are, which are seen, and how to open one's data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from fedl2p.core.clientdata import ClientData
+
+
+class Population(ABC):
+    """Clients by name. ``seen`` ones take part in training, ``unseen`` ones only come afterwards."""
+
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    classes: int
+    shape: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All client names: the seen ones, then the unseen ones; the order is part of the identity."""
+        return self.seen + self.unseen
+
+    @abstractmethod
+    def open(self, name: str) -> ClientData:
+        """Return the data of one client; the same data at every call.
+
+        Raises
+        ------
+        KeyError
+            If there is no such client.
+        """
+
+    def about(self, name: str) -> Mapping[str, str | float]:
+        """Return what is known of a client for reports, e.g. ``{"sensor": "blur", "severity": 0.7}``."""
+        return {}
