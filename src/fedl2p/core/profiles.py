@@ -1,23 +1,34 @@
-"""A client's data profile: how far its feature statistics lie from the global model's."""
+"""A client's data profile: how far its feature statistics lie from the global model's.
+
+Lee et al., "FedL2P", NeurIPS 2023, section 3.2: the input of BNNet (a divergence per norm layer) and
+of LRNet (mean and standard deviation of every layer's input). One pass over the client's clean
+training data in evaluation mode yields both; the reference takes two passes over augmented data.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fedl2p.core.sites import Sites
+from fedl2p.core.sites import Sites, find_sites
+
+EPS = 1e-5
+"""Added to every variance before a logarithm, a ratio or a root is taken, as published."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One client's data as the global model sees it.
+    """One client's data as the global model sees it (or a cohort's, with a leading dimension C).
 
     Parameters
     ----------
     divergence
-        Shape (B,), nats: symmetrised KL between the client's and the global input distribution of
-        each norm layer, mean over channels.
+        Shape (B,), nats: symmetrised KL divergence between the client's and the global input
+        distribution of each norm layer, mean over channels.
     moments
         Shape (L, 2): mean and standard deviation of each layer's whole input tensor.
     num_examples
@@ -30,3 +41,165 @@ class Profile:
     moments: Tensor
     num_examples: int
     sites: Sites
+
+    @classmethod
+    def stack(cls, many: Sequence[Profile]) -> Profile:
+        """Stack those of C clients along a new first dimension; examples are added up."""
+        return cls(
+            torch.stack([p.divergence for p in many]),
+            torch.stack([p.moments for p in many]),
+            sum(p.num_examples for p in many),
+            many[0].sites,
+        )
+
+
+def symmetric_kl(mean_g: Tensor, var_g: Tensor, mean_c: Tensor, var_c: Tensor) -> Tensor:
+    """Return 1/2 [KL(g || c) + KL(c || g)] of two normal distributions, elementwise, in nats."""
+    ratio = var_g / var_c
+    distance = (mean_g - mean_c) ** 2
+    return 0.25 * (ratio + 1 / ratio - 2 + distance * (1 / var_g + 1 / var_c))
+
+
+@dataclass
+class _Moments:
+    """Count, mean and sum of squared deviations, merged exactly (Chan, Golub, LeVeque 1979)."""
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    m2: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, rows: Tensor) -> None:
+        """Let values of shape (values, channels) enter."""
+        rows = rows.double()
+        count, total = len(rows), self.count + len(rows)
+        if count == 0:
+            return
+        mean = rows.mean(0)
+        m2 = ((rows - mean) ** 2).sum(0)
+        delta = mean - self.mean.to(mean.device)
+        self.m2 = self.m2.to(mean.device) + m2 + delta**2 * (self.count * count / total)
+        self.mean = self.mean.to(mean.device) + delta * (count / total)
+        self.count = total
+
+    def variance(self) -> Tensor:
+        """Return the unbiased variance; 0 for a single value, which has none."""
+        return self.m2 / max(self.count - 1, 1)
+
+
+class Profiler:
+    """Profiles clients against one frozen model; keeps a private copy of it with hooks.
+
+    Parameters
+    ----------
+    model
+        The global model, with plain batch-norm. It is copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sites = find_sites(model)
+        self._model = copy.deepcopy(model).eval()
+        modules = dict(self._model.named_modules())
+        self._norms = {name: modules[name] for name in self.sites.norms}
+        self._channels: dict[str, _Moments] = {}
+        self._whole: dict[str, _Moments] = {}
+        for name in dict.fromkeys((*self.sites.layers, *self.sites.norms)):
+            modules[name].register_forward_pre_hook(self._hook(name))
+        self._like = next(self._model.parameters())
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].detach()
+            if name in self._norms:
+                self._channels[name].add(x.transpose(0, 1).flatten(1).T)
+            self._whole[name].add(x.reshape(-1, 1))
+
+        return observe
+
+    @torch.no_grad()
+    def __call__(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
+        """Profile one client; see :func:`profile`."""
+        self._channels = {name: _Moments() for name in self.sites.norms}
+        self._whole = {name: _Moments() for name in (*self.sites.layers, *self.sites.norms)}
+        examples = 0
+        for batch in batches:
+            x = batch if isinstance(batch, Tensor) else batch[0]
+            dtype = self._like.dtype if x.is_floating_point() else x.dtype
+            self._model(x.to(self._like.device, dtype))
+            examples += len(x)
+        if examples == 0:
+            raise ValueError("there is no example to profile; give at least one batch")
+        divergence = [self._divergence(name) for name in self.sites.norms]
+        moments = [self._layer_moments(name) for name in self.sites.layers]
+        for what, names, values in (
+            ("divergence", self.sites.norms, divergence),
+            ("moments", self.sites.layers, moments),
+        ):
+            for name, value in zip(names, values, strict=True):
+                if not bool(value.isfinite().all()):
+                    raise ValueError(
+                        f"{what} of layer {name!r} is not finite; the data or the model holds NaN or "
+                        "infinity: check both"
+                    )
+        like = self._like
+        return Profile(
+            torch.stack(divergence).to(like) if divergence else like.new_zeros(0),
+            torch.stack(moments).to(like) if moments else like.new_zeros(0, 2),
+            examples,
+            self.sites,
+        )
+
+    def _divergence(self, name: str) -> Tensor:
+        norm, seen = self._norms[name], self._channels[name]
+        if seen.count == 0:  # a layer that evaluation mode never runs says nothing about the data
+            return torch.zeros((), dtype=torch.float64, device=self._like.device)
+        mean, var = norm.running_mean, norm.running_var
+        assert isinstance(mean, Tensor) and isinstance(var, Tensor)
+        kl = symmetric_kl(mean.double(), var.double() + EPS, seen.mean, seen.variance() + EPS)
+        return kl.mean()
+
+    def _layer_moments(self, name: str) -> Tensor:
+        seen = self._whole[name]
+        if seen.count == 0:
+            return torch.tensor([0.0, EPS**0.5], dtype=torch.float64, device=self._like.device)
+        return torch.cat([seen.mean, (seen.variance() + EPS).sqrt()])
+
+
+def profile(
+    model: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    sites: Sites | None = None,
+) -> Profile:
+    """Profile a client's data in one pass through the global model.
+
+    Parameters
+    ----------
+    model
+        The global model, with plain batch-norm. Evaluated in evaluation mode on its own running
+        statistics; neither its tensors, its hooks nor its training flags are touched.
+    batches
+        Batches of inputs (n, ...), or tuples whose first entry is one; labels are not read. How the
+        data is cut into batches does not matter, a batch of one example included.
+    sites
+        Sites that the profile must belong to; by default those of the model.
+
+    Returns
+    -------
+    Profile
+        A layer that never runs in evaluation mode (an auxiliary head, say) gets divergence 0 and
+        moments (0, sqrt(eps)).
+
+    Raises
+    ------
+    ValueError
+        If there is no example, a statistic is not finite, or ``sites`` are another model's.
+
+    Notes
+    -----
+    Per channel, the client's N(m_c, v_c + eps) against the global N(m_g, v_g + eps), eps = 1e-5,
+    v_c unbiased over all samples and positions. Sums are kept in float64.
+    """
+    profiler = Profiler(model)
+    if sites is not None and sites != profiler.sites:
+        raise ValueError("sites belong to another model: names of layers or parameters differ")
+    return profiler(batches)

@@ -1,0 +1,307 @@
+"""The inner loop: fine-tuning under given hyperparameters.
+
+theta_{k+1} = theta_k - eta (.) grad L_train(theta_k; beta), plain SGD on mini-batches, one learning
+rate per parameter tensor, cross-entropy (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
+Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedl2p.core.clientdata import Augment, ClientData, Examples
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.mixing import fold
+from fedl2p.core.net import Net, NetState, Statistics
+from fedl2p.seeds import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLoop:
+    """How a client fine-tunes, apart from its hyperparameters.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the client's training part; 0 leaves the model as it is.
+    batch_size
+        Examples per step; the last batch of an epoch may be smaller.
+    statistics
+        How the client's running batch-norm statistics start: ``corrected`` (bias removed, our
+        default) or ``published`` (mean 0, variance 1, as in the reference).
+    """
+
+    epochs: int = 15
+    batch_size: int = 32
+    statistics: Statistics = "corrected"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"epochs is {self.epochs}, but must be 0 or more")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
+
+
+class DivergedError(ArithmeticError):
+    """Fine-tuning ended in values that are not finite."""
+
+
+class Batches(Protocol):
+    """The batches of C clients' inner steps, each (x, y) of shapes (C, b, ...) and (C, b)."""
+
+    def __len__(self) -> int:
+        """Return the number of inner steps."""
+
+    def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
+        """Return the batch of a step; the same one at every call."""
+
+
+class EpochBatches:
+    """Batches of a cohort whose clients hold equally many examples, drawn by index.
+
+    Parameters
+    ----------
+    examples
+        One per client, all of the same length n.
+    seeds
+        One per client; the order of its batches depends on it alone.
+    epochs, batch_size
+        As in :class:`InnerLoop`.
+    augment
+        One per client, applied to its batches; None for none.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Examples],
+        seeds: Sequence[int],
+        *,
+        epochs: int,
+        batch_size: int,
+        augment: Sequence[Augment | None] = (),
+    ) -> None:
+        self._x = torch.stack([e.x for e in examples])
+        self._y = torch.stack([e.y for e in examples])
+        self._seeds = list(seeds)
+        self._size = batch_size
+        self._augment = list(augment) if any(augment) else []
+        self._per_epoch = -(-self._x.shape[1] // batch_size)
+        self._steps = epochs * self._per_epoch
+        self._orders: dict[int, Tensor] = {}
+        self._rows = torch.arange(len(examples), device=self._x.device).unsqueeze(1)
+
+    def __len__(self) -> int:
+        """Return epochs x batches per epoch."""
+        return self._steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of a step; steps beyond the last go on with further epochs."""
+        epoch, position = divmod(step, self._per_epoch)
+        chosen = self._order(epoch)[:, position * self._size : (position + 1) * self._size]
+        x, y = self._x[self._rows, chosen], self._y[self._rows, chosen]
+        if self._augment:
+            x = torch.stack([self._augmented(c, step, x[c]) for c in range(len(x))])
+        return x, y
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            n = self._x.shape[1]
+            drawn = [torch.randperm(n, generator=generator(s, "order", epoch)) for s in self._seeds]
+            self._orders[epoch] = torch.stack(drawn).to(self._x.device)
+        return self._orders[epoch]
+
+    def _augmented(self, client: int, step: int, x: Tensor) -> Tensor:
+        augment = self._augment[client]
+        # a generator per step, not per run: a step can be computed again (checkpointing)
+        return x if augment is None else augment(x, generator(self._seeds[client], "augment", step))
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each client, shape (C,), in nats."""
+    clients, examples = y.shape
+    each = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+    return each.view(clients, examples).mean(1)
+
+
+def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Spread rates of shape (C, P) over the parameter tensors, each broadcast to (C, 1, ...)."""
+    return {
+        name: rate[:, i].view(-1, *(1,) * (p.dim() - 1)) for i, (name, p) in enumerate(params.items())
+    }
+
+
+@dataclass(frozen=True)
+class Step:
+    """One inner step: the state after it, its gradients (by name), its losses (C,)."""
+
+    state: NetState
+    grads: dict[str, Tensor]
+    losses: Tensor
+
+
+def train_gradient(
+    net: Net, state: NetState, mix: Tensor, batch: tuple[Tensor, Tensor], *, create_graph: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Return gradients of the training loss by name, the new running statistics, the losses (C,).
+
+    ``state.params`` must require gradients.
+    """
+    with torch.enable_grad():
+        logits, stats = net.logits(state, mix, batch[0], training=True)
+        losses = cross_entropy(logits, batch[1])
+        grads = torch.autograd.grad(
+            losses.sum(),
+            list(state.params.values()),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return dict(zip(state.params, grads, strict=True)), stats, losses
+
+
+def inner_step(
+    net: Net,
+    state: NetState,
+    mix: Tensor,
+    rate: Tensor,
+    batch: tuple[Tensor, Tensor],
+    *,
+    create_graph: bool = False,
+) -> Step:
+    """Take one step of SGD, differentiable in state, mix and rate if ``create_graph``."""
+    if not create_graph:
+        leaf = {k: v.detach().requires_grad_() for k, v in state.params.items()}
+        state = NetState(leaf, state.stats)
+    grads, stats, losses = train_gradient(net, state, mix, batch, create_graph=create_graph)
+    rates = per_tensor(rate, state.params)
+    with torch.set_grad_enabled(create_graph):
+        params = {k: p - rates[k] * grads[k] for k, p in state.params.items()}
+    after = NetState(params, stats)
+    return Step(after if create_graph else after.detach(), grads, losses)
+
+
+def run_inner_loop(
+    net: Net,
+    hyperparams: Hyperparams,
+    batches: Batches,
+    *,
+    statistics: Statistics,
+    start: NetState | None = None,
+) -> NetState:
+    """Fine-tune C clients from the global model (or ``start``), without a graph."""
+    mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
+    state = net.start(len(mix), statistics) if start is None else start
+    for k in range(len(batches)):
+        state = inner_step(net, state, mix, rate, batches[k]).state
+    return state
+
+
+def finite(state: NetState) -> Tensor:
+    """Tell for each client whether all its tensors are finite, shape (C,), bool."""
+    flags = [v.isfinite().flatten(1).all(1) for v in (*state.params.values(), *state.stats.values())]
+    return torch.stack(flags).all(0)
+
+
+def finetune(
+    model: nn.Module,
+    hyperparams: Hyperparams,
+    data: ClientData | tuple[Tensor, Tensor],
+    *,
+    epochs: int = 15,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> nn.Module:
+    """Fine-tune a copy of a model under given hyperparameters.
+
+    Parameters
+    ----------
+    model
+        The global model; the argument is untouched.
+    hyperparams
+        For one client: mix of shape (B,), rate of shape (P,).
+    data
+        The client's data, of which the training part is used, or a pair (x, y).
+    epochs
+        Passes over the training part.
+    batch_size
+        Examples per step.
+    seed
+        Determines the order of the batches and the augmentation.
+
+    Returns
+    -------
+    nn.Module
+        An instance of the model's own class with plain batch-norm that holds the mixed statistics.
+
+    Raises
+    ------
+    DivergedError
+        If a parameter or statistic ends up not finite; a smaller rate helps.
+    """
+    net = Net(model)
+    if hyperparams.sites != net.sites:
+        raise ValueError(
+            "the hyperparameters were made for another model: their names of norm layers or "
+            "parameter tensors differ from this model's"
+        )
+    data = as_client_data(data)
+    inner = InnerLoop(epochs=epochs, batch_size=batch_size)
+    batches = batches_of(net, [data], [seed], inner)
+    stacked = on(net, Hyperparams.stack([hyperparams]))
+    state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
+    return folded(net, state, stacked, 0)
+
+
+def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
+    """Accept a pair (x, y) as a client with only a training part."""
+    return data if isinstance(data, ClientData) else ClientData(Examples(*data))
+
+
+def batches_of(
+    net: Net, data: Sequence[ClientData], seeds: Sequence[int], inner: InnerLoop
+) -> EpochBatches:
+    """Return the inner batches of clients with equally many training examples."""
+    return EpochBatches(
+        [d.train.to(net.device) for d in data],
+        seeds,
+        epochs=inner.epochs,
+        batch_size=inner.batch_size,
+        augment=[d.augment for d in data],
+    )
+
+
+def on(net: Net, hyperparams: Hyperparams) -> Hyperparams:
+    """Return the hyperparameters in the net's device and dtype."""
+    return Hyperparams(
+        hyperparams.mix.to(net.device, net.dtype),
+        hyperparams.rate.to(net.device, net.dtype),
+        hyperparams.sites,
+    )
+
+
+def folded(net: Net, state: NetState, hyperparams: Hyperparams, client: int) -> nn.Module:
+    """Fold one client's fine-tuned state into a copy of the user's model.
+
+    Raises
+    ------
+    DivergedError
+        If its tensors are not all finite.
+    """
+    if not finite(state)[client]:
+        raise DivergedError(
+            f"fine-tuning diverged: rates up to {hyperparams.rate[client].max():.3g} gave values that "
+            "are not finite; use smaller rates or fewer epochs"
+        )
+    mix = dict(zip(net.sites.norms, hyperparams.mix[client], strict=True))
+    return fold(
+        net.plain,
+        {k: v[client] for k, v in state.params.items()},
+        mix,
+        net.client_stats(state.stats, client),
+    )

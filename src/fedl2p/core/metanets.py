@@ -1,0 +1,342 @@
+"""The meta-nets: from a client's profile to its fine-tuning hyperparameters.
+
+BNNet reads the divergences and writes a mix per norm layer; LRNet reads the input moments and writes
+a rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.2, equations 2 and 3). What
+differs from the paper is a setting of :class:`MetaNetsConfig`; ``MetaNetsConfig.published()`` gives
+the paper's. Shapes: C clients, B norms, L layers, P parameter tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.profiles import Profile
+from fedl2p.core.sites import Sites
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaNetsConfig:
+    """The form of the meta-nets.
+
+    Parameters
+    ----------
+    hidden
+        Width of the two hidden layers of each net.
+    inputs
+        How the profile enters. ``raw``: as it is (published). ``log1p``: divergences through
+        log(1 + x), since a dead channel alone gives thousands of nats. ``scaled``: log1p, then a
+        learnable shift and scale per entry, which lives in the nets, so that no profile leaves a
+        client. ``standardised``: log1p, then the mean and standard deviation over clients, which
+        one round of averaging must collect first (it shows the server the clients' profiles).
+    rates
+        ``linear``: rate = base x clamp(LRNet), base a learnable number per tensor, as published (a
+        base may turn negative; the rate is then cut at 0). ``log``: rate = exp(log base + LRNet),
+        kept within [min_rate, max_rate].
+    clamp
+        Gradient of the bounds on mix and rate. ``straight-through``: 1 everywhere (published).
+        ``inward``: 0 where a step would lead further outside, so that an entry at its bound does
+        not wind up behind it.
+    initial
+        ``published``: every weight Xavier-normal with gain 0.1, every bias 0.5 (BNNet) or 1.0
+        (LRNet): the output then hardly depends on the client. ``sensitive``: hidden layers
+        Kaiming-normal with zero bias, last layer scaled by ``gain``: it does.
+    gain
+        Standard deviation scale of the last layers under ``sensitive``.
+    constant
+        Leave the profile out: the nets are replaced by their last bias alone, one learned mix per
+        norm and one learned rate per tensor for all clients (an ablation).
+    base_rate
+        Learning rate per tensor before learning.
+    initial_mix
+        Mix before learning under ``sensitive``; the published one is about 0.5 too.
+    min_rate, max_rate
+        Bounds of the rate (``log``), or of the multiplier LRNet in [0, max_rate] (``linear``).
+    """
+
+    hidden: int = 100
+    inputs: Literal["raw", "log1p", "scaled", "standardised"] = "scaled"
+    rates: Literal["linear", "log"] = "log"
+    clamp: Literal["straight-through", "inward"] = "inward"
+    initial: Literal["published", "sensitive"] = "sensitive"
+    gain: float = 0.1
+    constant: bool = False
+    base_rate: float = 1e-2
+    initial_mix: float = 0.5
+    min_rate: float = 1e-5
+    max_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise ValueError(f"hidden is {self.hidden}, but must be 1 or more units")
+        if not 0 < self.base_rate < math.inf:
+            raise ValueError(f"base_rate is {self.base_rate}, but must be positive and finite")
+        if not 0 <= self.initial_mix <= 1:
+            raise ValueError(f"initial_mix is {self.initial_mix}, but must be in [0, 1]")
+        if not 0 < self.min_rate < self.max_rate:
+            raise ValueError(
+                f"min_rate {self.min_rate} and max_rate {self.max_rate} must be 0 < min < max"
+            )
+        if self.rates == "log" and not self.min_rate <= self.base_rate <= self.max_rate:
+            raise ValueError(
+                f"base_rate {self.base_rate} must lie within [{self.min_rate}, {self.max_rate}]"
+            )
+
+    @classmethod
+    def published(cls, *, base_rate: float = 1e-3) -> MetaNetsConfig:
+        """Return the paper's form (settings of the public reference implementation)."""
+        return cls(
+            inputs="raw",
+            rates="linear",
+            clamp="straight-through",
+            initial="published",
+            base_rate=base_rate,
+            max_rate=1e3,
+        )
+
+
+def clamp_straight_through(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with gradient 1 everywhere."""
+    return x.clamp(low, high).detach() + (x - x.detach())
+
+
+class _ClampInward(torch.autograd.Function):
+    """Clamp whose gradient is 0 where descent would lead further outside, else 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        x, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        outward = ((x >= ctx.high) & (grad < 0)) | ((x <= ctx.low) & (grad > 0))
+        return torch.where(outward, torch.zeros_like(grad), grad), None, None
+
+
+def clamp_inward(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with gradient 1, but 0 where a descent step would lead further outside."""
+    result: Tensor = _ClampInward.apply(x, low, high)
+    return result
+
+
+class _Mlp(nn.Module):
+    """inputs -> hidden -> hidden -> outputs with ReLU, as published."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden1 = nn.Linear(inputs, hidden)
+        self.hidden2 = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.hidden1(x))
+        return self.out(torch.relu(self.hidden2(x)))  # type: ignore[no-any-return]
+
+
+class _InputScale(nn.Module):
+    """A learnable shift and scale per profile entry."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(entries))
+        self.scale = nn.Parameter(torch.ones(entries))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.shift) * self.scale
+
+
+class MetaNets(nn.Module):
+    """BNNet, LRNet and the learnable base rates.
+
+    Parameters
+    ----------
+    sites
+        Of the model whose fine-tuning they steer. Without norm layers only rates are learned.
+    config
+        Their form; keyword arguments of :class:`MetaNetsConfig` may be given instead.
+    seed
+        Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        sites: Sites,
+        *,
+        config: MetaNetsConfig | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        if config is not None and settings:
+            raise ValueError("give either a config or its single settings, not both")
+        self.sites = sites
+        self.config = config or MetaNetsConfig(**settings)
+        norms, layers, params = len(sites.norms), len(sites.layers), len(sites.params)
+        hidden = self.config.hidden
+        if self.config.constant:
+            self.mix_bias = nn.Parameter(torch.full((norms,), self.config.initial_mix))
+            self.rate_bias = nn.Parameter(torch.zeros(params))
+            if self.config.rates == "linear":
+                nn.init.ones_(self.rate_bias)
+        else:
+            if norms:
+                self.bnnet = _Mlp(norms, hidden, norms)
+            self.lrnet = _Mlp(2 * layers, hidden, params)
+            if self.config.inputs == "scaled":
+                self.divergence_scale = _InputScale(norms)
+                self.moments_scale = _InputScale(2 * layers)
+            if self.config.inputs == "standardised":
+                for name, entries in (("divergence", norms), ("moments", 2 * layers)):
+                    self.register_buffer(f"{name}_mean", torch.zeros(entries))
+                    self.register_buffer(f"{name}_sd", torch.ones(entries))
+            self._initialise(torch.Generator().manual_seed(seed))
+        base = self.config.base_rate
+        self.base = nn.Parameter(
+            torch.full((params,), base if self.config.rates == "linear" else math.log(base))
+        )
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        config = self.config
+        for prefix, net in self.named_children():
+            if not isinstance(net, _Mlp):
+                continue
+            rate = prefix == "lrnet"
+            for layer in (net.hidden1, net.hidden2, net.out):
+                if config.initial == "published":
+                    nn.init.xavier_normal_(layer.weight, gain=0.1, generator=generator)
+                    nn.init.constant_(layer.bias, 1.0 if rate else 0.5)
+                else:
+                    nn.init.kaiming_normal_(layer.weight, generator=generator)
+                    nn.init.zeros_(layer.bias)
+            if config.initial == "sensitive":
+                with torch.no_grad():
+                    net.out.weight.mul_(config.gain)
+                first = (1.0 if config.rates == "linear" else 0.0) if rate else config.initial_mix
+                nn.init.constant_(net.out.bias, first)
+            elif rate and config.rates == "log":
+                nn.init.zeros_(net.out.bias)
+
+    def forward(self, profile: Profile) -> Hyperparams:
+        """Write hyperparameters for a profile, or for a cohort's with a leading dimension C."""
+        if profile.sites != self.sites:
+            raise ValueError(
+                "the profile belongs to another model than the meta-nets: names of layers or "
+                "parameters differ; profile with the model that the meta-nets were learned for"
+            )
+        mix, rate = self.outputs(*self.entries(profile))
+        return Hyperparams(mix, rate, self.sites)
+
+    def entries(self, profile: Profile) -> tuple[Tensor, Tensor]:
+        """Return the nets' inputs: divergences (..., B) and moments, mean and sd in turn (..., 2L)."""
+        like = self.base
+        return profile.divergence.to(like), profile.moments.to(like).flatten(-2)
+
+    def outputs(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mix (..., B) and rate (..., P) for inputs (..., B) and (..., 2L)."""
+        config = self.config
+        clamp = clamp_inward if config.clamp == "inward" else clamp_straight_through
+        if config.constant:
+            raw_mix = self.mix_bias.expand(*divergence.shape[:-1], -1)
+            raw_rate = self.rate_bias.expand(*divergence.shape[:-1], -1)
+        else:
+            divergence, moments = self._prepared(divergence, moments)
+            raw_mix = self.bnnet(divergence) if self.sites.norms else divergence
+            raw_rate = self.lrnet(moments)
+        mix = clamp(raw_mix, 0.0, 1.0)
+        if config.rates == "linear":
+            return mix, (self.base * clamp(raw_rate, 0.0, config.max_rate))
+        low, high = math.log(config.min_rate), math.log(config.max_rate)
+        return mix, clamp(self.base + raw_rate, low, high).exp()
+
+    def _prepared(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.inputs == "raw":
+            return divergence, moments
+        divergence = divergence.log1p()
+        if self.config.inputs == "scaled":
+            return self.divergence_scale(divergence), self.moments_scale(moments)
+        if self.config.inputs == "standardised":
+            divergence = (divergence - self.divergence_mean) / self.divergence_sd
+            moments = (moments - self.moments_mean) / self.moments_sd
+        return divergence, moments
+
+    def per_client(self, weights: Mapping[str, Tensor], profile: Profile) -> Hyperparams:
+        """Write hyperparameters of C clients, each by its own weights of shape (C, ...)."""
+        divergence, moments = self.entries(profile)
+
+        def one(own: dict[str, Tensor], d: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+            called: tuple[Tensor, Tensor] = functional_call(_Outputs(self), _prefixed(own), (d, m))
+            return called
+
+        mix, rate = vmap(one)(dict(weights), divergence, moments)
+        return Hyperparams(mix, rate, self.sites)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (sites and configuration)."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        description = {"config": asdict(self.config), "sites": asdict(self.sites)}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(tensors, path.with_suffix(".safetensors"))
+        path.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> MetaNets:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, damaged, or does not fit the other.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = Path(path)
+        try:
+            description = json.loads(path.with_suffix(".json").read_text())
+            names = {k: tuple(v) for k, v in description["sites"].items()}
+            nets = cls(Sites(**names), config=MetaNetsConfig(**description["config"]))
+            nets.load_state_dict(load_file(path.with_suffix(".safetensors")))
+        except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        except SafetensorError as error:
+            raise _unreadable(path, error) from error
+        return nets
+
+
+class _Outputs(nn.Module):
+    """Makes ``MetaNets.outputs`` callable with swapped weights."""
+
+    def __init__(self, nets: MetaNets) -> None:
+        super().__init__()
+        self.nets = nets
+
+    def forward(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        return self.nets.outputs(divergence, moments)
+
+
+def _prefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"nets.{name}": value for name, value in weights.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"meta-nets at {path} cannot be read ({line}); give the path that save() wrote")

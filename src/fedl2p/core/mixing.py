@@ -1,0 +1,183 @@
+"""Batch-norm that mixes global and client statistics, and how it gets into and out of a model.
+
+A model is copied, every batch-norm layer of the copy is replaced by :class:`MixedBatchNorm`, the copy
+is fine-tuned, and :func:`fold` writes the result into plain batch-norm layers of another copy. The
+user's model is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedl2p.core.sites import is_mixable_norm
+
+_EXPECTED_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
+
+
+class MixedBatchNorm(nn.Module):
+    """A batch-norm layer whose statistics are a mix of the global model's and the client's.
+
+    In training mode it normalises with ``(1 - mix) global + mix batch`` (biased batch variance) and
+    updates the client's running statistics; in evaluation mode with
+    ``(1 - mix) global + mix client``.
+
+    Parameters
+    ----------
+    norm
+        The batch-norm layer that it stands for. Its affine parameters are shared, its running
+        statistics become the global ones.
+
+    Notes
+    -----
+    Lee et al., "FedL2P", NeurIPS 2023, section 3.2. The client's statistics are kept as running
+    sums with the weight of the data in them (``client_weight``): starting all three at zero and
+    dividing by the weight gives a bias-free average (our departure, as in Adam's moments), while
+    mean 0, variance 1 and weight 1 give the published average, of which 0.9^k is still the start
+    after k steps. The layer's own momentum is used (PyTorch's default 0.1 is the published one); a
+    layer with momentum None, PyTorch's cumulative average, takes 0.1 too.
+
+    A batch with one value per channel has no variance: it is normalised with batch variance 0 and
+    does not enter the running statistics.
+    """
+
+    mix: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    client_mean: Tensor
+    client_var: Tensor
+    client_weight: Tensor
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.kind = type(norm).__name__
+        self.eps = float(norm.eps)  # type: ignore[arg-type]
+        self.momentum = 0.1 if norm.momentum is None else float(norm.momentum)  # type: ignore[arg-type]
+        self.num_features = norm.num_features
+        self.weight = norm.weight
+        self.bias = norm.bias
+        mean, var = norm.running_mean, norm.running_var
+        assert isinstance(mean, Tensor) and isinstance(var, Tensor)
+        self.register_buffer("running_mean", mean)
+        self.register_buffer("running_var", var)
+        self.register_buffer("mix", mean.new_zeros(()))
+        self.register_buffer("client_mean", torch.zeros_like(mean))
+        self.register_buffer("client_var", torch.zeros_like(var))
+        self.register_buffer("client_weight", mean.new_zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` of shape (n, channels, ...)."""
+        expected = _EXPECTED_DIMS.get(self.kind)
+        if expected is not None and x.dim() not in expected:
+            raise ValueError(
+                f"{self.kind} expects {' or '.join(f'{d}-d' for d in expected)} input, "
+                f"got shape {tuple(x.shape)}"
+            )
+        if self.training:
+            mean, var = self._observe(x)
+        else:
+            mean, var = self.client_statistics()
+        mean = torch.lerp(self.running_mean, mean, self.mix)
+        var = torch.lerp(self.running_var, var, self.mix)
+        scale = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        per_channel = (-1,) + (1,) * (x.dim() - 2)
+        return x * scale.to(x.dtype).view(per_channel) + shift.to(x.dtype).view(per_channel)
+
+    def _observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the batch's mean and biased variance, and let them enter the running ones."""
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, correction=0)
+        # norms may hold another dtype than the activations (bfloat16 inputs, float32 statistics)
+        var, mean = var.to(self.client_var.dtype), mean.to(self.client_mean.dtype)
+        count = x.numel() // x.shape[1]
+        if count > 1:
+            # Assigned, never written in place: a caller that swaps the buffers in
+            # (torch.func.functional_call) then finds the new ones in its dictionary.
+            self.client_mean = torch.lerp(self.client_mean, mean, self.momentum)
+            unbiased = var * (count / (count - 1))
+            self.client_var = torch.lerp(self.client_var, unbiased, self.momentum)
+            self.client_weight = self.client_weight * (1 - self.momentum) + self.momentum
+        return mean, var
+
+    def client_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the client's mean and variance, or the global ones if no data was seen yet."""
+        return client_statistics(
+            self.client_mean,
+            self.client_var,
+            self.client_weight,
+            (self.running_mean, self.running_var),
+        )
+
+
+def client_statistics(
+    mean: Tensor, var: Tensor, weight: Tensor, unseen: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Divide running sums by the weight of the data in them; ``unseen`` where that is zero."""
+    seen = weight > 0
+    safe = torch.where(seen, weight, torch.ones_like(weight)).unsqueeze(-1)
+    seen = seen.unsqueeze(-1)
+    return torch.where(seen, mean / safe, unseen[0]), torch.where(seen, var / safe, unseen[1])
+
+
+def with_mixed_norms(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` in which every norm site is a :class:`MixedBatchNorm`.
+
+    Shared layers stay shared. Parameter names do not change.
+    """
+    work = copy.deepcopy(model)
+    if is_mixable_norm(work):
+        return MixedBatchNorm(work)
+    made: dict[int, MixedBatchNorm] = {}
+    for module in list(work.modules()):
+        for name, child in list(module._modules.items()):
+            if child is not None and is_mixable_norm(child):
+                # by id: a layer that several parents share must be one layer in the copy too
+                module._modules[name] = made.setdefault(id(child), MixedBatchNorm(child))
+    return work
+
+
+def fold(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    mix: Mapping[str, Tensor],
+    client: Mapping[str, tuple[Tensor, Tensor]],
+) -> nn.Module:
+    """Return a copy of the user's model with new parameters and mixed statistics.
+
+    Parameters
+    ----------
+    model
+        The global model, with plain batch-norm; only read.
+    params
+        New values of the trainable parameter tensors, by name.
+    mix
+        Scalar mix of each norm layer, by name.
+    client
+        The client's mean and variance of each norm layer, by name, shape (channels,) each.
+
+    Returns
+    -------
+    nn.Module
+        An instance of the user's own class whose batch-norm layers are plain and hold
+        ``(1 - mix) global + mix client``; dtype, device and training flags are those of ``model``.
+    """
+    folded = copy.deepcopy(model)
+    values = dict(folded.named_parameters())
+    modules = dict(folded.named_modules())
+    with torch.no_grad():
+        for name, value in params.items():
+            values[name].copy_(value)
+        for name, (mean, var) in client.items():
+            norm = modules[name]
+            norm.running_mean.copy_(torch.lerp(norm.running_mean, mean, mix[name]))  # type: ignore
+            norm.running_var.copy_(torch.lerp(norm.running_var, var, mix[name]))  # type: ignore
+    return folded
+

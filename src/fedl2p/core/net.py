@@ -1,0 +1,185 @@
+"""A model as a pure function of named tensors, for one client or for a cohort at once.
+
+Shapes: C clients, B norm layers, n examples, K classes. Every tensor of a cohort has a leading
+dimension C; one client is a cohort with C = 1. With C > 1 the forward pass runs under
+``torch.func.vmap``; gradients are taken outside of it, of the sum of the clients' losses, which
+leaves each client its own gradient because no client's loss depends on another's parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedl2p.core.mixing import MixedBatchNorm, client_statistics, with_mixed_norms
+from fedl2p.core.sites import find_sites
+
+Statistics = Literal["corrected", "published", "global"]
+
+
+@dataclass(frozen=True)
+class NetState:
+    """What fine-tuning changes: parameters and the client's running statistics, by name.
+
+    ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
+    ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,).
+    """
+
+    params: dict[str, Tensor]
+    stats: dict[str, Tensor]
+
+    def detach(self) -> NetState:
+        """Return the same values outside of any graph."""
+        return NetState(
+            {k: v.detach() for k, v in self.params.items()},
+            {k: v.detach() for k, v in self.stats.items()},
+        )
+
+    def leaves(self) -> NetState:
+        """Return the same values as leaves of a new graph."""
+        return NetState(
+            {k: v.detach().requires_grad_() for k, v in self.params.items()},
+            {k: v.detach().requires_grad_() for k, v in self.stats.items()},
+        )
+
+
+class Net:
+    """A private copy of a model with mixed norms, called as a function of its named tensors.
+
+    Parameters
+    ----------
+    model
+        The global model. It is copied; the caller's is never touched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sites = find_sites(model)
+        self.plain = copy.deepcopy(model)
+        self.module = with_mixed_norms(model)
+        self.stackable = not any(
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
+        )
+        modules = dict(self.module.named_modules())
+        self._norms: dict[str, MixedBatchNorm] = {}
+        for name in self.sites.norms:
+            norm = modules[name]
+            assert isinstance(norm, MixedBatchNorm)
+            self._norms[name] = norm
+        self._theta = {
+            name: p.detach()
+            for name, p in self.module.named_parameters()
+            if name in set(self.sites.params)
+        }
+        by_id = {id(p): name for name, p in self.module.named_parameters()}
+        # A tensor that several layers share has one name in sites.params but several slots.
+        self._slots: dict[str, list[str]] = {name: [] for name in self._theta}
+        for prefix, module in self.module.named_modules():
+            for name, p in module._parameters.items():
+                if p is not None and by_id[id(p)] in self._slots:
+                    self._slots[by_id[id(p)]].append(_join(prefix, name))
+        for p in self.module.parameters():
+            p.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(iter(self._theta.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first trainable parameter."""
+        return next(iter(self._theta.values())).dtype
+
+    def start(self, clients: int, statistics: Statistics = "corrected") -> NetState:
+        """Return the global model's parameters and fresh client statistics for C clients.
+
+        Parameters
+        ----------
+        clients
+            C.
+        statistics
+            How running statistics start: ``corrected`` with weight 0 (no bias), ``published`` at
+            mean 0 and variance 1, ``global`` at the global model's (what plain batch-norm does
+            when training goes on).
+        """
+        stats: dict[str, Tensor] = {}
+        for name, norm in self._norms.items():
+            mean, var = norm.running_mean, norm.running_var
+            zero, one = mean.new_zeros(()), mean.new_ones(())
+            first = {
+                "corrected": (torch.zeros_like(mean), torch.zeros_like(var), zero),
+                "published": (torch.zeros_like(mean), torch.ones_like(var), one),
+                "global": (mean, var, one),
+            }[statistics]
+            for part, value in zip(("mean", "var", "weight"), first, strict=True):
+                stats[_join(name, f"client_{part}")] = value.expand(clients, *value.shape)
+        params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
+        return NetState(params, stats)
+
+    def logits(
+        self, state: NetState, mix: Tensor, x: Tensor, *, training: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the model.
+
+        Parameters
+        ----------
+        state
+            Tensors of C clients.
+        mix
+            Shape (C, B).
+        x
+            Inputs, shape (C, n, ...).
+        training
+            Training mode: batch statistics are mixed and enter the running ones. Otherwise the
+            running ones are mixed.
+
+        Returns
+        -------
+        logits, stats
+            Shape (C, n, K), and the running statistics afterwards.
+        """
+        if self.module.training != training:
+            self.module.train(training)
+        if x.shape[0] == 1:
+            y, stats = self._one(
+                {k: v[0] for k, v in state.params.items()},
+                {k: v[0] for k, v in state.stats.items()},
+                mix[0],
+                x[0],
+            )
+            return y.unsqueeze(0), {k: v.unsqueeze(0) for k, v in stats.items()}
+        run = vmap(self._one)
+        y, stats = run(state.params, state.stats, mix, x)
+        return y, stats
+
+    def _one(
+        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        tensors = {slot: params[name] for name, slots in self._slots.items() for slot in slots}
+        tensors.update(stats)
+        for i, name in enumerate(self.sites.norms):
+            tensors[_join(name, "mix")] = mix[i].to(self._norms[name].mix.dtype)
+        # functional_call writes reassigned buffers back into this dictionary
+        logits = functional_call(self.module, tensors, (x,), tie_weights=False)
+        return logits, {name: tensors[name] for name in stats}
+
+    def client_stats(self, stats: dict[str, Tensor], client: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return one client's mean and variance of each norm layer, for folding."""
+        folded = {}
+        for name, norm in self._norms.items():
+            mean, var, weight = (
+                stats[_join(name, f"client_{part}")][client].detach() for part in ("mean", "var", "weight")
+            )
+            folded[name] = client_statistics(
+                mean, var, weight, (norm.running_mean, norm.running_var)
+            )
+        return folded
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,176 @@
+"""Settings of the methods, gathered so that a study can give all methods the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedl2p.core.hypergrad import HypergradientConfig
+from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.metanets import MetaNetsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a client trains in a federated round of plain training (FedAvg and its like).
+
+    Parameters
+    ----------
+    epochs
+        Passes over the client's training part per round.
+    batch_size
+        Examples per step.
+    rate
+        Learning rate of the first round, plain SGD.
+    decay
+        Factor on the rate at each round of ``decay_rounds``.
+    decay_rounds
+        Rounds from which on the rate is multiplied by ``decay`` once more.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    rate: float = 0.1
+    decay: float = 0.1
+    decay_rounds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"epochs {self.epochs} and batch_size {self.batch_size} must both be 1 or more"
+            )
+        if not self.rate > 0 or not self.decay > 0:
+            raise ValueError(f"rate {self.rate} and decay {self.decay} must both be above 0")
+
+    def rate_in(self, round: int) -> float:
+        """Return the learning rate of a round, counted from 1."""
+        return self.rate * self.decay ** sum(round >= r for r in self.decay_rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The grid that a search tries: every mix with every rate.
+
+    Parameters
+    ----------
+    mixes
+        Mixes in [0, 1], the same in every norm layer.
+    rates
+        Learning rates, the same for every parameter tensor.
+    criterion
+        What is compared on validation data: mean ``loss`` in nats, or ``accuracy`` (ties by loss).
+    """
+
+    mixes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    criterion: Literal["loss", "accuracy"] = "loss"
+
+    def __post_init__(self) -> None:
+        if not self.mixes or not self.rates:
+            raise ValueError("the grid is empty; give at least one mix and one rate")
+        if not all(0 <= m <= 1 for m in self.mixes):
+            raise ValueError(f"mixes are {self.mixes}, but each must be in [0, 1]")
+        if not all(0 < r < float("inf") for r in self.rates):
+            raise ValueError(f"rates are {self.rates}, but each must be positive and finite")
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """All (mix, rate) pairs."""
+        return [(m, r) for m in self.mixes for r in self.rates]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaLearning:
+    """How the meta-nets are learned on a client (FedL2P's outer loop).
+
+    Parameters
+    ----------
+    nets
+        The form of the meta-nets.
+    hypergradient
+        The estimator of the hypergradient.
+    outer_steps
+        Outer steps per client and round; 0 = as many as ``outer_epochs`` passes over the
+        validation part need.
+    outer_epochs
+        Passes over the validation part, one batch per outer step (published: 3).
+    validation_batch
+        Validation examples per outer step; 0 = all of them.
+    rate
+        Learning rate of a client's own meta-steps (plain SGD) for both nets. With a server
+        optimizer (FedAdam) and one outer step, 1.0 sends the clipped hypergradient itself.
+    base_rate
+        The same for the base learning rates.
+    clip
+        ``value``: every entry of a meta-gradient clamped to [-clip_at, clip_at] (published);
+        ``norm``: the whole of it scaled down to norm clip_at; ``none``.
+    clip_at
+        The bound of ``clip``.
+    """
+
+    nets: MetaNetsConfig = field(default_factory=MetaNetsConfig)
+    hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)
+    outer_steps: int = 1
+    outer_epochs: int = 3
+    validation_batch: int = 0
+    rate: float = 1.0
+    base_rate: float = 1.0
+    clip: Literal["value", "norm", "none"] = "norm"
+    clip_at: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("outer_steps", "outer_epochs", "validation_batch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more")
+        if not self.outer_steps and not self.outer_epochs:
+            raise ValueError("outer_steps and outer_epochs are both 0, so nothing would be learned")
+        if not (self.rate > 0 and self.base_rate > 0 and self.clip_at > 0):
+            raise ValueError("rate, base_rate and clip_at must all be above 0")
+
+    @classmethod
+    def published(cls, *, base_rate: float = 1e-3) -> MetaLearning:
+        """Return the paper's settings (those of its public code)."""
+        return cls(
+            nets=MetaNetsConfig.published(base_rate=base_rate),
+            hypergradient=HypergradientConfig(mode="published"),
+            outer_steps=0,
+            outer_epochs=3,
+            validation_batch=32,
+            rate=1e-3,
+            base_rate=1e-4,
+            clip="value",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a study hands to its methods.
+
+    Parameters
+    ----------
+    finetune
+        The inner loop: how every client fine-tunes, in every method that does.
+    finetune_rate
+        Learning rate of plain fine-tuning (methods without a learned or searched one).
+    local
+        Local training of FedAvg and of the local baseline.
+    local_epochs
+        Epochs that the local-only baseline trains on its own data.
+    meta
+        FedL2P's outer loop.
+    grid
+        The grid that searches try.
+    """
+
+    finetune: InnerLoop = field(default_factory=InnerLoop)
+    finetune_rate: float = 1e-3
+    local: LocalTraining = field(default_factory=LocalTraining)
+    local_epochs: int = 50
+    meta: MetaLearning = field(default_factory=MetaLearning)
+    grid: Grid = field(default_factory=Grid)
+
+    def __post_init__(self) -> None:
+        if not self.finetune_rate > 0:
+            raise ValueError(f"finetune_rate is {self.finetune_rate}, but must be above 0")
+        if self.local_epochs < 1:
+            raise ValueError(f"local_epochs is {self.local_epochs}, but must be 1 or more")
