@@ -14,9 +14,13 @@ import fedl2p
 
 SRC = Path(fedl2p.__file__).parent
 
+# What the main job is put together from.
+_BELOW = {"seeds", "core", "method", "methods", "data", "models", "federation", "reporting"}
+
 # room -> rooms it may import. A room is a folder or a top-level file of the package.
 ARROWS: dict[str, set[str]] = {
     "seeds": set(),
+    "config": set(),
     "core": {"seeds"},
     "method": {"core"},
     "methods": {"method", "core", "seeds"},
@@ -24,12 +28,13 @@ ARROWS: dict[str, set[str]] = {
     "models": {"core", "seeds"},
     "federation": {"method", "data", "models", "core", "seeds"},
     "reporting": {"method", "core"},
-    "study": {
-        *("seeds", "core", "method", "methods", "data", "models", "federation", "reporting"),
-    },
+    "rundir": {"config", "data", "reporting"},
+    "stages": {*_BELOW, "rundir", "study"},  # study: for its type alone
+    "study": {*_BELOW, "config", "rundir", "stages"},
+    "newclient": {"core", "data", "models", "reporting", "rundir", "stages", "study"},
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
-    "app": {"study", "federation", "recipes", "method", "methods", "data", "models", "core"},
-    "cli": {"study", "federation", "recipes", "reporting", "data", "models", "core", "seeds"},
+    "app": {*_BELOW, "study", "stages", "recipes"},
+    "cli": {"study", "newclient", "federation", "recipes", "reporting"},
     "__init__": {"core", "method", "federation", "study"},
 }
 
@@ -43,10 +48,14 @@ PACKAGES: dict[str, set[str]] = {
     "models": {"torch"},
     "federation": {"torch", "numpy", "safetensors", "flwr", "rich", "tensorboard"},
     "reporting": {"torch", "numpy", "matplotlib", "jinja2", "markupsafe"},
-    "study": {"torch", "safetensors"},
+    "config": set(),
+    "rundir": {"torch", "safetensors"},
+    "stages": {"torch"},
+    "study": set(),
+    "newclient": {"torch"},
     "recipes": set(),
     "app": {"torch", "flwr"},
-    "cli": {"torch", "numpy", "safetensors", "rich", "tyro"},
+    "cli": {"tyro"},
     "__init__": set(),
 }
 
@@ -77,7 +86,7 @@ def forbidden(room: str, source: str) -> list[str]:
         top, _, rest = name.partition(".")
         if top == "fedl2p":
             target = rest.partition(".")[0]
-            if target != room and target not in ARROWS[room]:
+            if target not in {room, "__version__", *ARROWS[room]}:
                 bad.append(name)
         elif top not in sys.stdlib_module_names and top not in PACKAGES[room]:
             bad.append(name)

@@ -133,9 +133,23 @@ class Method(ABC):
         """
         return "learn"
 
+    @property
+    def preparation(self) -> str | None:
+        """The name of a method whose one round must come first, or None.
+
+        Its final state is handed to :meth:`start`.
+        """
+        return None
+
     @abstractmethod
-    def start(self, model: nn.Module) -> State:
-        """Return the state that travels in the first round. ``model`` is only read."""
+    def start(
+        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
+    ) -> State:
+        """Return the state that travels in the first round.
+
+        ``model`` is only read; ``seed`` is the source of all randomness here; ``prepared`` is the
+        final state of :attr:`preparation`, if there is one.
+        """
 
     @abstractmethod
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
@@ -144,6 +158,13 @@ class Method(ABC):
         ``model`` and ``state`` are only read. A client's update depends on nothing but the model,
         the state and that client: the size of the cohort changes it by rounding at most.
         """
+
+    def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+        """Judge a state without training; updates carry ``weight`` and ``metrics`` only."""
+        return [
+            Update(u.client, weight=u.weight, metrics=u.metrics, failure=u.failure)
+            for u in self.train(model, state, clients)
+        ]
 
     @abstractmethod
     def personalize(

@@ -37,8 +37,10 @@ from torch import Tensor, nn
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import (
     Batches,
+    Step,
     cross_entropy,
     inner_step,
+    noise_of,
     on,
     per_tensor,
     train_gradient,
@@ -174,6 +176,11 @@ def hypergradient(
         hyperparameter.
     """
     net = Net(model)
+    if hyperparams.sites != net.sites:
+        raise ValueError(
+            "the hyperparameters were made for another model: their names of norm layers or "
+            "parameter tensors differ from this model's"
+        )
     result = cohort_hypergradient(
         net,
         on(net, Hyperparams.stack([hyperparams])),
@@ -239,19 +246,21 @@ def _trajectory(problem: _Problem, config: HypergradientConfig) -> Hypergradient
         return _result(end, rate=-_inner(end.v, total))
     rates = per_tensor(problem.rate, end.v)
     weighted = {k: rates[k] * v for k, v in end.v.items()}
-    mixed = _mixed_product(problem, state, weighted, problem.batches[steps - 1])
+    mixed = _mixed_product(problem, state, weighted, steps - 1)
     return _result(end, rate=-_inner(end.v, total), mix=-steps * mixed)
 
 
 def _implicit(problem: _Problem, config: HypergradientConfig) -> Hypergradient:
     state, last, total = _descend(problem, keep_sum=True)
     end = _at_end(problem, state)
-    if len(problem.batches) == 0 or not problem.net.sites.norms:
+    steps = len(problem.batches)
+    if steps == 0 or not problem.net.sites.norms:
         return _result(end, rate=-_inner(end.v, total))
-    batch = problem.following or problem.batches[len(problem.batches) - 1]
+    batch = problem.following or problem.batches[steps - 1]
     leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
     mix = problem.mix.clone().requires_grad_()
-    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True)
+    noise = noise_of(problem.batches, steps)
+    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True, noise=noise)
 
     def hessian_vector(q: Named) -> Named:
         product = _vector_jacobian(grads, leaf.params, q)
@@ -290,12 +299,24 @@ def _descend(problem: _Problem, *, keep_sum: bool) -> tuple[NetState, Named, Nam
     last = {k: torch.zeros_like(p) for k, p in state.params.items()}
     total = {k: torch.zeros_like(p) for k, p in state.params.items()} if keep_sum else {}
     for k in range(len(problem.batches)):
-        step = inner_step(problem.net, state, problem.mix, problem.rate, problem.batches[k])
+        step = _step(problem, state, k)
         state, last = step.state, step.grads
         if keep_sum:
             for name, grad in last.items():
                 total[name] += grad
     return state, last, total
+
+
+def _step(problem: _Problem, state: NetState, k: int) -> Step:
+    """Take inner step k without a graph."""
+    return inner_step(
+        problem.net,
+        state,
+        problem.mix,
+        problem.rate,
+        problem.batches[k],
+        noise=noise_of(problem.batches, k),
+    )
 
 
 def _at_end(problem: _Problem, state: NetState) -> _End:
@@ -310,12 +331,13 @@ def _at_end(problem: _Problem, state: NetState) -> _End:
 
 
 def _mixed_product(
-    problem: _Problem, state: NetState, vector: Named, batch: tuple[Tensor, Tensor]
+    problem: _Problem, state: NetState, vector: Named, step: int
 ) -> Tensor:
-    """Return d/dbeta <g(theta; beta), vector> of the training-mode loss, shape (C, B)."""
+    """Return d/dbeta <g(theta; beta), vector> on the batch of an inner step, shape (C, B)."""
     leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
     mix = problem.mix.clone().requires_grad_()
-    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True)
+    batch, noise = problem.batches[step], noise_of(problem.batches, step)
+    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True, noise=noise)
     return _vector_jacobian(grads, {"mix": mix}, vector)["mix"]
 
 
@@ -366,14 +388,14 @@ def _through_last(problem: _Problem, depth: int, segment: int) -> Hypergradient:
     state = problem.net.start(len(problem.mix), problem.statistics)
     older = {k: torch.zeros_like(p) for k, p in state.params.items()}
     for k in range(cuts[0]):
-        step = inner_step(problem.net, state, problem.mix, problem.rate, problem.batches[k])
+        step = _step(problem, state, k)
         state = step.state
         for name, grad in step.grads.items():
             older[name] += grad
     boundaries = [state]
     for begin, end in zip(cuts[:-2], cuts[1:-1], strict=True):
         for k in range(begin, end):
-            step = inner_step(problem.net, state, problem.mix, problem.rate, problem.batches[k])
+            step = _step(problem, state, k)
             state = step.state
         boundaries.append(state)
 
@@ -410,7 +432,13 @@ def _unroll(
 ) -> NetState:
     for k in range(begin, end):
         state = inner_step(
-            problem.net, state, mix, rate, problem.batches[k], create_graph=True
+            problem.net,
+            state,
+            mix,
+            rate,
+            problem.batches[k],
+            create_graph=True,
+            noise=noise_of(problem.batches, k),
         ).state
     return state
 
@@ -463,7 +491,8 @@ def _vector_jacobian(outputs: Named, inputs: Named, vector: Named) -> Named:
 
 def _inner(a: Named, b: Named) -> Tensor:
     """Return the inner product of each client and parameter tensor, shape (C, P)."""
-    return torch.stack([(a[k] * b[k]).flatten(1).sum(1) for k in b], dim=1)
+    # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
+    return torch.stack([(a[k] * b[k]).unsqueeze(-1).flatten(1).sum(1) for k in b], dim=1)
 
 
 def _inner_all(a: Named, b: Named) -> Tensor:

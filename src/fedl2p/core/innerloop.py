@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from fedl2p.core.clientdata import Augment, ClientData, Examples
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
-from fedl2p.seeds import generator
+from fedl2p.seeds import derive_seed, generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,9 @@ class InnerLoop:
             raise ValueError(f"epochs is {self.epochs}, but must be 0 or more")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
+        if self.statistics not in get_args(Statistics):
+            wanted = ", ".join(get_args(Statistics))
+            raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
 
 
 class DivergedError(ArithmeticError):
@@ -88,7 +91,7 @@ class EpochBatches:
     ) -> None:
         self._x = torch.stack([e.x for e in examples])
         self._y = torch.stack([e.y for e in examples])
-        self._seeds = list(seeds)
+        self.seeds = tuple(seeds)
         self._size = batch_size
         self._augment = list(augment) if any(augment) else []
         self._per_epoch = -(-self._x.shape[1] // batch_size)
@@ -112,20 +115,26 @@ class EpochBatches:
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             n = self._x.shape[1]
-            drawn = [torch.randperm(n, generator=generator(s, "order", epoch)) for s in self._seeds]
+            drawn = [torch.randperm(n, generator=generator(s, "order", epoch)) for s in self.seeds]
             self._orders[epoch] = torch.stack(drawn).to(self._x.device)
         return self._orders[epoch]
 
     def _augmented(self, client: int, step: int, x: Tensor) -> Tensor:
         augment = self._augment[client]
         # a generator per step, not per run: a step can be computed again (checkpointing)
-        return x if augment is None else augment(x, generator(self._seeds[client], "augment", step))
+        return x if augment is None else augment(x, generator(self.seeds[client], "augment", step))
+
+
+def noise_of(batches: Batches, step: int) -> int:
+    """Return the seed of a step's dropout masks: by client and step, the same at every call."""
+    seeds = batches.seeds if isinstance(batches, EpochBatches) else ()
+    return derive_seed("noise", *seeds, step)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return the mean cross-entropy of each client, shape (C,), in nats."""
     clients, examples = y.shape
-    each = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+    each = F.cross_entropy(logits.flatten(0, 1), y.flatten().long(), reduction="none")
     return each.view(clients, examples).mean(1)
 
 
@@ -146,14 +155,20 @@ class Step:
 
 
 def train_gradient(
-    net: Net, state: NetState, mix: Tensor, batch: tuple[Tensor, Tensor], *, create_graph: bool
+    net: Net,
+    state: NetState,
+    mix: Tensor,
+    batch: tuple[Tensor, Tensor],
+    *,
+    create_graph: bool,
+    noise: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Return gradients of the training loss by name, the new running statistics, the losses (C,).
 
-    ``state.params`` must require gradients.
+    ``state.params`` must require gradients. ``noise`` is the seed of dropout's masks.
     """
     with torch.enable_grad():
-        logits, stats = net.logits(state, mix, batch[0], training=True)
+        logits, stats = net.logits(state, mix, batch[0], training=True, noise=noise)
         losses = cross_entropy(logits, batch[1])
         grads = torch.autograd.grad(
             losses.sum(),
@@ -173,12 +188,15 @@ def inner_step(
     batch: tuple[Tensor, Tensor],
     *,
     create_graph: bool = False,
+    noise: int = 0,
 ) -> Step:
     """Take one step of SGD, differentiable in state, mix and rate if ``create_graph``."""
     if not create_graph:
         leaf = {k: v.detach().requires_grad_() for k, v in state.params.items()}
         state = NetState(leaf, state.stats)
-    grads, stats, losses = train_gradient(net, state, mix, batch, create_graph=create_graph)
+    grads, stats, losses = train_gradient(
+        net, state, mix, batch, create_graph=create_graph, noise=noise
+    )
     rates = per_tensor(rate, state.params)
     with torch.set_grad_enabled(create_graph):
         params = {k: p - rates[k] * grads[k] for k, p in state.params.items()}
@@ -198,13 +216,15 @@ def run_inner_loop(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     state = net.start(len(mix), statistics) if start is None else start
     for k in range(len(batches)):
-        state = inner_step(net, state, mix, rate, batches[k]).state
+        state = inner_step(net, state, mix, rate, batches[k], noise=noise_of(batches, k)).state
     return state
 
 
 def finite(state: NetState) -> Tensor:
     """Tell for each client whether all its tensors are finite, shape (C,), bool."""
-    flags = [v.isfinite().flatten(1).all(1) for v in (*state.params.values(), *state.stats.values())]
+    tensors = (*state.params.values(), *state.stats.values())
+    # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
+    flags = [v.isfinite().unsqueeze(-1).flatten(1).all(1) for v in tensors]
     return torch.stack(flags).all(0)
 
 

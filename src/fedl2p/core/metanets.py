@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,10 @@ class MetaNetsConfig:
     def __post_init__(self) -> None:
         if self.hidden < 1:
             raise ValueError(f"hidden is {self.hidden}, but must be 1 or more units")
+        for name in ("inputs", "rates", "clamp", "initial"):
+            value, wanted = getattr(self, name), get_args(get_type_hints(type(self))[name])
+            if value not in wanted:
+                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(wanted)}")
         if not 0 < self.base_rate < math.inf:
             raise ValueError(f"base_rate is {self.base_rate}, but must be positive and finite")
         if not 0 <= self.initial_mix <= 1:
@@ -261,7 +265,8 @@ class MetaNets(nn.Module):
             raw_rate = self.lrnet(moments)
         mix = clamp(raw_mix, 0.0, 1.0)
         if config.rates == "linear":
-            return mix, (self.base * clamp(raw_rate, 0.0, config.max_rate))
+            rate = self.base * clamp(raw_rate, 0.0, config.max_rate)
+            return mix, clamp(rate, 0.0, math.inf)
         low, high = math.log(config.min_rate), math.log(config.max_rate)
         return mix, clamp(self.base + raw_rate, low, high).exp()
 
@@ -314,7 +319,8 @@ class MetaNets(nn.Module):
             description = json.loads(path.with_suffix(".json").read_text())
             names = {k: tuple(v) for k, v in description["sites"].items()}
             nets = cls(Sites(**names), config=MetaNetsConfig(**description["config"]))
-            nets.load_state_dict(load_file(path.with_suffix(".safetensors")))
+            tensors = load_file(path.with_suffix(".safetensors"))
+            nets.to(tensors["base"].dtype).load_state_dict(tensors)
         except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise _unreadable(path, error) from error
         except SafetensorError as error:

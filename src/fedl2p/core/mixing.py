@@ -177,7 +177,8 @@ def fold(
             values[name].copy_(value)
         for name, (mean, var) in client.items():
             norm = modules[name]
-            norm.running_mean.copy_(torch.lerp(norm.running_mean, mean, mix[name]))  # type: ignore
-            norm.running_var.copy_(torch.lerp(norm.running_var, var, mix[name]))  # type: ignore
+            share = mix[name].to(mean.dtype)  # norms may hold another dtype than the mix
+            norm.running_mean.copy_(torch.lerp(norm.running_mean, mean, share))  # type: ignore
+            norm.running_var.copy_(torch.lerp(norm.running_var, var, share))  # type: ignore
     return folded
 

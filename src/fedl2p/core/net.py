@@ -9,6 +9,8 @@ leaves each client its own gradient because no client's loss depends on another'
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +77,8 @@ class Net:
             for name, p in self.module.named_parameters()
             if name in set(self.sites.params)
         }
+        ours = {id(b) for norm in self._norms.values() for b in norm.buffers()}
+        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in ours}
         by_id = {id(p): name for name, p in self.module.named_parameters()}
         # A tensor that several layers share has one name in sites.params but several slots.
         self._slots: dict[str, list[str]] = {name: [] for name in self._theta}
@@ -122,7 +126,7 @@ class Net:
         return NetState(params, stats)
 
     def logits(
-        self, state: NetState, mix: Tensor, x: Tensor, *, training: bool
+        self, state: NetState, mix: Tensor, x: Tensor, *, training: bool, noise: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model.
 
@@ -137,14 +141,34 @@ class Net:
         training
             Training mode: batch statistics are mixed and enter the running ones. Otherwise the
             running ones are mixed.
+        noise
+            Seed of dropout's masks in training mode.
 
         Returns
         -------
         logits, stats
             Shape (C, n, K), and the running statistics afterwards.
+
+        Raises
+        ------
+        ValueError
+            If several clients are to be trained at once in a model with dropout.
         """
         if self.module.training != training:
             self.module.train(training)
+        if training and not self.stackable:
+            if x.shape[0] > 1:
+                raise ValueError(
+                    f"the model has dropout, whose masks belong to one client, but {x.shape[0]} "
+                    "clients came stacked; run them one at a time"
+                )
+            with _drawing_from(noise, x.device):
+                return self._clients(state, mix, x)
+        return self._clients(state, mix, x)
+
+    def _clients(
+        self, state: NetState, mix: Tensor, x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if x.shape[0] == 1:
             y, stats = self._one(
                 {k: v[0] for k, v in state.params.items()},
@@ -162,6 +186,9 @@ class Net:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         tensors = {slot: params[name] for name, slots in self._slots.items() for slot in slots}
         tensors.update(stats)
+        # Copies: a layer that writes its buffers in training (spectral norm, say) must not let one
+        # call change the next, nor one client another.
+        tensors.update((name, buffer.clone()) for name, buffer in self._others.items())
         for i, name in enumerate(self.sites.norms):
             tensors[_join(name, "mix")] = mix[i].to(self._norms[name].mix.dtype)
         # functional_call writes reassigned buffers back into this dictionary
@@ -179,6 +206,17 @@ class Net:
                 mean, var, weight, (norm.running_mean, norm.running_var)
             )
         return folded
+
+
+@contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let layers that use the global generators draw from a seed; then put these back."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        yield
 
 
 def _join(prefix: str, name: str) -> str:

@@ -1,1 +1,46 @@
+"""Federation: Flower carries the messages, this room says what is in them and drives the rounds.
 
+The only room, with ``app``, that imports Flower. ``federate`` runs the rounds of a method,
+``personalize_all`` personalizes clients; both ask ``Nodes``, which stand for clients in this
+process (``InProcessGrid``) or anywhere else that Flower reaches. On the client's side ``Handler``
+answers, the same on every engine. Nothing here knows a particular method.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Flower reports its use to its makers unless told not to before its first import.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+from fedl2p.federation.handlers import Handler
+from fedl2p.federation.inprocess import InProcessGrid
+from fedl2p.federation.listeners import (
+    CsvListener,
+    Listener,
+    ProgressListener,
+    TensorBoardListener,
+)
+from fedl2p.federation.nodes import Nodes, in_process
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.records import Federated, RoundRecord
+from fedl2p.federation.rounds import FederationError, draw_cohort, federate
+from fedl2p.federation.settings import Rounds
+
+__all__ = [
+    "CsvListener",
+    "Federated",
+    "FederationError",
+    "Handler",
+    "InProcessGrid",
+    "Listener",
+    "Nodes",
+    "ProgressListener",
+    "RoundRecord",
+    "Rounds",
+    "TensorBoardListener",
+    "draw_cohort",
+    "federate",
+    "in_process",
+    "personalize_all",
+]

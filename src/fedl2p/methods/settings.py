@@ -160,6 +160,12 @@ class Settings:
         FedL2P's outer loop.
     grid
         The grid that searches try.
+    alone_steps
+        Outer steps of l2p per client: about as many as a client takes part in under FedL2P.
+    alone_optimizer
+        Optimizer of l2p's outer steps; that of FedL2P's server, on the client.
+    alone_rate
+        Learning rate of l2p's outer steps; None for FedL2P's own ``meta.rate``.
     """
 
     finetune: InnerLoop = field(default_factory=InnerLoop)
@@ -168,9 +174,14 @@ class Settings:
     local_epochs: int = 50
     meta: MetaLearning = field(default_factory=MetaLearning)
     grid: Grid = field(default_factory=Grid)
+    alone_steps: int = 15
+    alone_optimizer: Literal["sgd", "adam"] = "adam"
+    alone_rate: float | None = 0.03
 
     def __post_init__(self) -> None:
         if not self.finetune_rate > 0:
             raise ValueError(f"finetune_rate is {self.finetune_rate}, but must be above 0")
+        if self.alone_steps < 0:
+            raise ValueError(f"alone_steps is {self.alone_steps}, but must be 0 or more")
         if self.local_epochs < 1:
             raise ValueError(f"local_epochs is {self.local_epochs}, but must be 1 or more")

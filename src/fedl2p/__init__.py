@@ -1,0 +1,68 @@
+"""FedL2P: learn, across clients, how each client should fine-tune a model.
+
+The names below are the public API. Those that run a federation need the extra ``flower`` and are
+imported on first use, so that personalizing one's own model needs torch alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.hypergrad import hypergradient
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.innerloop import InnerLoop, finetune
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.personal import Personalized, personalize
+from fedl2p.core.profiles import Profile, profile
+from fedl2p.core.sites import Sites, find_sites
+from fedl2p.method import Client, Method, Outcome, Update
+
+if TYPE_CHECKING:
+    from fedl2p.federation.rounds import federate
+    from fedl2p.study import Study, run_study
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "ClientData",
+    "Examples",
+    "Hyperparams",
+    "InnerLoop",
+    "MetaNets",
+    "Method",
+    "Outcome",
+    "Personalized",
+    "Profile",
+    "Sites",
+    "Study",
+    "Update",
+    "federate",
+    "find_sites",
+    "finetune",
+    "hypergradient",
+    "personalize",
+    "profile",
+    "run_study",
+]
+
+_LAZY = {
+    "Study": "fedl2p.study",
+    "run_study": "fedl2p.study",
+    "federate": "fedl2p.federation.rounds",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

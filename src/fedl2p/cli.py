@@ -1,0 +1,393 @@
+"""The command ``fedl2p``: run, personalize, compare, report, recipes.
+
+What a user gets wrong ends in one line on stderr and exit status 2; an interrupted run in one line
+that says how to go on, and exit status 130.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import logging
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
+
+if TYPE_CHECKING:
+    from fedl2p.study import Study
+
+T = TypeVar("T")
+
+_EXTRAS = {
+    "flwr": "flower",
+    "sklearn": "data",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "tyro": "cli",
+    "rich": "cli",
+}
+
+
+class UsageError(Exception):
+    """What the user gave cannot be used; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Personalize:
+    """Personalize the global model of a run for one new client.
+
+    Writes model.safetensors (the state_dict of the personalized plain model), hyperparams.json (its
+    mix per norm layer and rate per parameter tensor, and the profile that led to them) and, if the
+    client has test examples, outcome.json (accuracy before and after).
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run that learned the meta-nets (method fedl2p).
+    data
+        The client's .npz file: arrays x_train, y_train and, if it has them, x_test, y_test.
+    out
+        Folder to write into; made if there is none.
+    seed
+        Seed of the order of its batches.
+    device
+        Where to compute: auto is cuda if there is a GPU, else cpu.
+    """
+
+    run: Path
+    data: Path
+    out: Path
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Show runs of one recipe under several seeds in one table, with 95 % confidence intervals.
+
+    Parameters
+    ----------
+    folders
+        Folders of finished runs that differ in their seeds only.
+    """
+
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Make report.html of a finished run again, from the files in its folder alone.
+
+    Parameters
+    ----------
+    folder
+        Folder of a finished run.
+    """
+
+    folder: Path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; always leaves by SystemExit."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_dispatch(args))
+    except UsageError as problem:
+        _fail(str(problem))
+    except ModuleNotFoundError as problem:
+        _fail(_missing_package(problem))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nfedl2p: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (e.g. `| head`); nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args:
+        raise UsageError(f"a command is missing: one of {', '.join(_COMMANDS)}; see fedl2p --help")
+    command, rest = args[0], args[1:]
+    if command in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if command == "--version":
+        from fedl2p import __version__
+
+        print(f"fedl2p {__version__}")
+        return 0
+    if command not in _COMMANDS:
+        raise UsageError(f"unknown command {command!r}; there are {', '.join(_COMMANDS)}")
+    return _COMMANDS[command](rest)
+
+
+def _overview() -> str:
+    """Return the help of the command as a whole."""
+    lines = ["usage: fedl2p COMMAND ...", "", "Federated learning to personalize.", ""]
+    lines += [f"  {name:<13}{_SUMMARIES[name]}" for name in _COMMANDS]
+    return "\n".join([*lines, "", "fedl2p COMMAND --help explains every field."])
+
+
+# --- run --------------------------------------------------------------------------------------
+
+
+def _run(args: list[str]) -> int:
+    from fedl2p import recipes
+
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+        raise UsageError(
+            "the recipe comes first: fedl2p run RECIPE --out DIR; recipes are "
+            + ", ".join(recipes.names())
+        )
+    name = args.pop(0) if not args[0].startswith("-") else "digits"
+    with _user_errors():
+        default = recipes.get(name)
+    out, resume, study = _parse_run(name, args, default)
+    if resume and (out / "config.json").exists():
+        # What the folder holds is the default, so that going on needs no other field.
+        from fedl2p.study import Study
+
+        with _user_errors():
+            default = Study.load(out)
+        if default.recipe != name:
+            raise UsageError(f"{out} holds a run of {default.recipe!r}, not of {name!r}")
+        out, resume, study = _parse_run(name, args, default)
+    return _run_study(study, out, resume)
+
+
+def _parse_run(name: str, args: list[str], default: Study) -> tuple[Path, bool, Study]:
+    """Parse ``--out``, ``--resume`` and the fields of the recipe's study."""
+    import tyro
+
+    from fedl2p.study import Study
+
+    hints = get_type_hints(Study)
+    # The recipe has been named already; every other field of the study is one of the command.
+    overridable = [f.name for f in dataclasses.fields(Study) if f.name != "recipe"]
+    options = dataclasses.make_dataclass(
+        "Run",
+        [
+            ("out", Path),
+            ("resume", tyro.conf.FlagCreatePairsOff[bool], dataclasses.field(default=False)),
+            *(
+                (field, hints[field], dataclasses.field(default_factory=_always(default, field)))
+                for field in overridable
+            ),
+        ],
+        kw_only=True,
+        namespace={"__doc__": _RUN_HELP + _fields_help(Study)},
+    )
+    chosen = _parse(options, args, prog=f"fedl2p run {name}")
+    with _user_errors():
+        fields = {field: getattr(chosen, field) for field in overridable}
+        return chosen.out, chosen.resume, dataclasses.replace(default, **fields)
+
+
+_RUN_HELP = """Run a recipe: pre-train, learn, personalize every client, report.
+
+Parameters
+----------
+out
+    Folder for the results; made if there is none, refused if it already holds a run.
+resume
+    Go on with the run in the folder, or start it if there is none. Fields that are not given are
+    those of that run.
+"""
+
+
+def _always(study: Study, field: str) -> Callable[[], Any]:
+    return lambda: getattr(study, field)
+
+
+def _fields_help(kind: type) -> str:
+    """Return the descriptions of a class's fields, as they stand in its docstring."""
+    return inspect.cleandoc(kind.__doc__ or "").partition("----------\n")[2]
+
+
+def _run_study(study: Study, out: Path, resume: bool) -> int:
+    from fedl2p.reporting.page import write_page
+    from fedl2p.study import run_study
+
+    again = f"fedl2p run {study.recipe} --out {out} --resume"
+    try:
+        with _user_errors(log=out / "log.txt"), _progress() as listeners:
+            report = run_study(study, out, resume=resume, listeners=listeners)
+            page = write_page(out)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nfedl2p: interrupted; go on with: {again}\n")
+        return 130
+    print(report)
+    print(f"\nreport: {page}")
+    return 0
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[list[Any]]:
+    """Yield the progress bar as a listener, or nothing where no person is looking."""
+    if not sys.stderr.isatty():
+        yield []
+        return
+    from fedl2p.federation import ProgressListener
+
+    with ProgressListener() as progress:
+        yield [progress]
+
+
+# --- the other commands -----------------------------------------------------------------------
+
+
+def _personalize(args: list[str]) -> int:
+    options = _parse(Personalize, args, prog="fedl2p personalize")
+    from fedl2p.newclient import personalize_new_client
+
+    with _user_errors():
+        result = personalize_new_client(
+            options.run, options.data, options.out, seed=options.seed, device=options.device
+        )
+    print(result)
+    return 0
+
+
+def _compare(args: list[str]) -> int:
+    import tyro
+
+    options = _parse(
+        Compare, args, prog="fedl2p compare", config=(tyro.conf.PositionalRequiredArgs,)
+    )
+    from fedl2p.reporting.comparison import compare
+
+    with _user_errors():
+        print(compare(options.folders))
+    return 0
+
+
+def _report(args: list[str]) -> int:
+    import tyro
+
+    options = _parse(Show, args, prog="fedl2p report", config=(tyro.conf.PositionalRequiredArgs,))
+    from fedl2p.reporting.page import write_page
+
+    with _user_errors():
+        print(f"report: {write_page(options.folder)}")
+    return 0
+
+
+def _recipes(args: list[str]) -> int:
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: fedl2p recipes\n\n{_SUMMARIES['recipes']}")
+        return 0
+    if args:
+        raise UsageError(f"fedl2p recipes takes nothing, but was given {args[0]!r}")
+    from fedl2p import recipes
+
+    width = max(map(len, recipes.names()))
+    for name in recipes.names():
+        print(f"{name:<{width}}  {recipes.describe(name)}")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "personalize": _personalize,
+    "compare": _compare,
+    "report": _report,
+    "recipes": _recipes,
+}
+_SUMMARIES = {
+    "run": "run a recipe: fedl2p run RECIPE --out DIR [--FIELD VALUE ...]",
+    "personalize": "a new client: fedl2p personalize --run DIR --data FILE.npz --out DIR",
+    "compare": "one table over several seeds: fedl2p compare DIR DIR ...",
+    "report": "make report.html again: fedl2p report DIR",
+    "recipes": "list the recipes with one line each",
+}
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def _parse(kind: type[T], args: list[str], *, prog: str, **settings: Any) -> T:
+    """Parse a command's fields; tyro's boxed messages become one line."""
+    import tyro
+
+    asks_help = any(arg in ("-h", "--help") for arg in args)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), _wide(not asks_help):
+            return tyro.cli(kind, args=args, prog=prog, **settings)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(one_line(said.getvalue())) from None
+
+
+def one_line(boxed: str) -> str:
+    """Return the message of one of tyro's boxes: what is inside, up to the first rule, in one line.
+
+    Hints at options of similar names, which stand below the first rule, are appended.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = [line.strip("│ ").strip() for line in plain.splitlines()]
+    inside = [line for line in lines if line and not line.startswith(("╭", "╰"))]
+    parts: list[list[str]] = [[]]
+    for line in inside:
+        if set(line) <= {"─"}:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    message = re.sub(r"^Error parsing (\S+):", lambda m: m[1] + ":", " ".join(parts[0]))
+    message = message[:1].lower() + message[1:]
+    for part in parts[1:]:
+        if part[0].startswith("Perhaps you meant"):
+            similar = [line.split()[0] for line in part[1:] if line.startswith("--")]
+            message += f"; perhaps you meant {' or '.join(similar)}"
+    return message or "the command line cannot be understood; see fedl2p --help"
+
+
+@contextlib.contextmanager
+def _wide(wanted: bool) -> Iterator[None]:
+    """Let tyro's boxes be so wide that no word is broken; what it shows is taken apart again."""
+    before = os.environ.get("COLUMNS")
+    if wanted:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if wanted:
+            os.environ.pop("COLUMNS")
+            if before is not None:
+                os.environ["COLUMNS"] = before
+
+
+@contextlib.contextmanager
+def _user_errors(log: Path | None = None) -> Iterator[None]:
+    """Turn the package's errors for users, ValueError, into usage errors; the log keeps the trace."""
+    try:
+        yield
+    except ValueError as problem:
+        logging.getLogger("fedl2p.cli").debug("refused", exc_info=True)
+        raise UsageError(textwrap.shorten(str(problem), 2000)) from problem
+
+
+def _missing_package(problem: ModuleNotFoundError) -> str:
+    package = (problem.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return str(problem)
+    return f"{package} is not installed; install it with: pip install 'fedl2p[{_EXTRAS[package]}]'"
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"fedl2p: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Handwritten digits, seen through a different sensor by each client: the embedded data set.
+
+The images are scikit-learn's copy of the UCI set "Optical Recognition of Handwritten Digits"
+(E. Alpaydin and C. Kaynak 1998, https://doi.org/10.24432/C50P49): 1,797 images of 8 x 8 pixels,
+written by people, part of the installed package, so that nothing is downloaded.
+
+How a client comes about, each step from a generator named after the seed and the client:
+
+1. The images are split once per seed, class by class, into three disjoint pools for training,
+   validation and test, in proportion to the sizes of a client's parts. No image crosses parts.
+2. The client draws a class distribution from Dirichlet(alpha) and, from each pool, its images by
+   that distribution (:func:`fedl2p.data.partition.draw`). Clients share images, within a part.
+3. Each of its images gets a small rotation and shift of its own.
+4. The client's sensor shows them (:mod:`fedl2p.data.sensors`). The kinds go round among the
+   clients; two of them occur among the unseen clients only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.data.partition import class_distribution, draw, label_entropy, stratified_split
+from fedl2p.data.population import Population
+from fedl2p.data.sensors import SENSORS, rotations, see, warp
+from fedl2p.seeds import generator
+
+HIDDEN_SENSORS = ("illumination", "slant")
+"""Kinds of sensor that occur among the unseen clients only."""
+
+SEEN_SENSORS = tuple(kind for kind in SENSORS if kind not in HIDDEN_SENSORS)
+"""Kinds of sensor that occur among the seen clients, and among the unseen ones too."""
+
+PARTS = ("train", "validation", "test")
+
+# Mean and standard deviation of all pixels of the 1,797 images, after division by 16.
+MEAN, SD = 0.3053, 0.3760
+
+# Opened clients kept in memory; one of the default size takes about 80 kB.
+CACHED_CLIENTS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """Handwritten digits with label skew and a sensor per client.
+
+    Parameters
+    ----------
+    seen
+        Number of clients that take part in training.
+    unseen
+        Number of clients that only come afterwards.
+    alpha
+        Concentration of the Dirichlet distribution that each client's class distribution is drawn
+        from: 0.1 is strong label skew, 1000 is none.
+    train
+        Images in a client's training part.
+    validation
+        Images in a client's validation part.
+    test
+        Images in a client's test part.
+    rotation
+        Largest random rotation of a single image, degrees to either side.
+    shift
+        Largest random shift of a single image, pixels along each axis to either side.
+    feature_shift
+        Whether clients see through sensors of different kinds; if not, all see the plain image.
+    severity
+        Smallest and largest severity of a client's sensor, each in [0, 1], drawn uniformly.
+    """
+
+    seen: int = 40
+    unseen: int = 20
+    alpha: float = 1.0
+    train: int = 96
+    validation: int = 64
+    test: int = 128
+    rotation: float = 10.0
+    shift: float = 0.5
+    feature_shift: bool = True
+    severity: tuple[float, float] = (0.3, 1.0)
+
+    def __post_init__(self) -> None:
+        for field in ("seen", *PARTS):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.unseen < 0:
+            raise ValueError(f"unseen must be 0 or more, got {self.unseen}")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be above 0, got {self.alpha}; 1000 gives no label skew")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be 0 to 180 degrees, got {self.rotation}")
+        if not 0 <= self.shift <= 4:
+            raise ValueError(f"shift must be 0 to 4 pixels, got {self.shift}")
+        if not 0 <= self.severity[0] <= self.severity[1] <= 1:
+            raise ValueError(
+                f"severity must be two numbers with 0 <= smallest <= largest <= 1, "
+                f"got {self.severity}"
+            )
+
+    def open(self, seed: int) -> DigitsPopulation:
+        """Return the population under a seed; nothing but its plan is made yet."""
+        return DigitsPopulation(self, seed)
+
+
+class DigitsPopulation(Population):
+    """The clients of :class:`Digits` under one seed; ``seen-00``, ..., ``unseen-00``, ..."""
+
+    def __init__(self, source: Digits, seed: int) -> None:
+        self.source = source
+        self.seed = seed
+        self.classes = 10
+        self.shape = (1, 8, 8)
+        self.seen = _names("seen", source.seen)
+        self.unseen = _names("unseen", source.unseen)
+        self._images, self._labels = load_digits()
+        shares = [getattr(source, part) for part in PARTS]
+        pools = stratified_split(self._labels, shares, generator=self._generator("pools"))
+        self._pools = dict(zip(PARTS, pools, strict=True))
+        self._sensors = self._assign_sensors()
+        self._opened: OrderedDict[str, ClientData] = OrderedDict()
+
+    def open(self, name: str) -> ClientData:
+        """Return the data of one client: images of shape (n, 1, 8, 8), standardised, float32."""
+        self._check(name)
+        if name not in self._opened:
+            self._opened[name] = self._make(name)
+            if len(self._opened) > CACHED_CLIENTS:
+                self._opened.popitem(last=False)
+        self._opened.move_to_end(name)
+        return self._opened[name]
+
+    def about(self, name: str) -> Mapping[str, str | float]:
+        """Return the client's sensor, its severity, and entropy (nats) and mode of its labels."""
+        self._check(name)
+        labels = self._labels[self.indices(name)["train"]]
+        return {
+            "sensor": self._sensors[name],
+            "severity": round(self._severity(name), 4),
+            "label_entropy": round(label_entropy(labels), 4),
+            "top_label": int(torch.bincount(labels).argmax()),
+        }
+
+    def indices(self, name: str) -> dict[str, Tensor]:
+        """Return which of the original images the client holds, by part.
+
+        :meth:`open` reads exactly these, in this order; with ``rotation=0``, ``shift=0`` and
+        ``feature_shift=False`` it returns them unchanged but for the standardisation.
+        """
+        self._check(name)
+        labels = self._labels
+        distribution = class_distribution(
+            self.classes, alpha=self.source.alpha, generator=self._generator(name, "labels")
+        )
+        picked = {}
+        for part, pool in self._pools.items():
+            rng = self._generator(name, part)
+            count = getattr(self.source, part)
+            picked[part] = pool[draw(labels[pool], distribution, count, generator=rng)]
+        return picked
+
+    def _make(self, name: str) -> ClientData:
+        indices = self.indices(name)
+        # The three parts pass the sensor together: it is one and the same sensor.
+        joined = torch.cat([indices[part] for part in PARTS])
+        images = self._jittered(self._images[joined], self._generator(name, "jitter"))
+        images = see(
+            self._sensors[name],
+            images,
+            severity=self._severity(name),
+            generator=self._generator(name, "sensor"),
+        )
+        sizes = [len(indices[part]) for part in PARTS]
+        x = torch.split((images - MEAN) / SD, sizes)
+        y = torch.split(self._labels[joined], sizes)
+        return ClientData(*(Examples(*part) for part in zip(x, y, strict=True)))
+
+    def _jittered(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        if self.source.rotation == 0 and self.source.shift == 0:
+            return images
+        degrees = self.source.rotation * (2 * torch.rand(len(images), generator=rng) - 1)
+        shift = self.source.shift * (2 * torch.rand(len(images), 2, generator=rng) - 1)
+        return warp(images, rotations(degrees), shift)
+
+    def _severity(self, name: str) -> float:
+        if self._sensors[name] == "none":
+            return 0.0
+        low, high = self.source.severity
+        share = torch.rand((), generator=self._generator(name, "severity"), dtype=torch.float64)
+        return low + (high - low) * float(share)
+
+    def _assign_sensors(self) -> dict[str, str]:
+        """Return each client's kind: a round robin over the kinds, shuffled, for either pool."""
+        if not self.source.feature_shift:
+            return dict.fromkeys(self.names, "none")
+        sensors: dict[str, str] = {}
+        for pool, names in (("seen", self.seen), ("unseen", self.unseen)):
+            rng = self._generator("sensors", pool)
+            kinds = [SEEN_SENSORS[i] for i in torch.randperm(len(SEEN_SENSORS), generator=rng)]
+            if pool == "unseen":
+                # In front, so that even a few unseen clients include the hidden kinds.
+                kinds = [*HIDDEN_SENSORS, *kinds]
+            order = torch.randperm(len(names), generator=rng).tolist()
+            sensors |= {names[at]: kinds[i % len(kinds)] for i, at in enumerate(order)}
+        return sensors
+
+    def _generator(self, *what: str) -> torch.Generator:
+        return generator(self.seed, "digits", *what)
+
+    def _check(self, name: str) -> None:
+        if name not in self._sensors:
+            raise KeyError(
+                f"there is no client {name!r}; they are called {self.names[0]} to {self.names[-1]}"
+            )
+
+
+@lru_cache(maxsize=1)
+def load_digits() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's digits: images (1797, 1, 8, 8) in [0, 1], float32, and int64 labels.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the digits come with scikit-learn, which is not installed; pip install 'fedl2p[data]'"
+        ) from error
+    raw = datasets.load_digits()
+    images = torch.from_numpy(np.asarray(raw.images, dtype=np.float32) / 16)
+    return images[:, None], torch.from_numpy(np.asarray(raw.target, dtype=np.int64))
+
+
+def _names(pool: str, count: int) -> tuple[str, ...]:
+    width = max(2, len(str(count - 1)))
+    return tuple(f"{pool}-{i:0{width}d}" for i in range(count))

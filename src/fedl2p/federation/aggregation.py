@@ -1,0 +1,164 @@
+"""Many answers become one state: Flower's strategies, with the dtypes and shapes kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from torch import Tensor
+
+from fedl2p.federation import wire
+from fedl2p.federation.settings import SERVER_OPTIMIZERS, Rounds
+from fedl2p.method import State
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's accepted answer: its tensors, its weight and its metrics."""
+
+    client: str
+    shared: State
+    weight: float
+    metrics: Mapping[str, float]
+
+
+class Aggregator:
+    """Combines the answers of a round, and holds what a server optimizer remembers between rounds.
+
+    Parameters
+    ----------
+    rounds
+        Names the strategy and its settings.
+    buffers
+        Names of tensors that are no parameters (running statistics): a server optimizer averages
+        them instead of stepping, since a step can make a variance negative. Integer tensors are
+        averaged and rounded under every strategy.
+
+    Notes
+    -----
+    FedAdam is Adam with the usual bias correction: Flower 1.41 corrects round r with the exponent
+    r + 1, so it is told the number of steps before this one.
+    """
+
+    def __init__(self, rounds: Rounds, *, buffers: Collection[str] = ()) -> None:
+        self._strategy = _strategy(rounds)
+        self._averaged = frozenset(buffers) if rounds.strategy in SERVER_OPTIMIZERS else frozenset()
+        self._steps = 0
+
+    def combine(self, state: State, replies: Sequence[Reply]) -> State | None:
+        """Return the next state, or None if the strategy finds the answers too few.
+
+        Parameters
+        ----------
+        state
+            The state that was sent; names, shapes and dtypes of the result are the same.
+        replies
+            Checked answers. Their order does not matter: they are sorted by client first, since
+            the order of a floating-point sum does.
+        """
+        ordered = sorted(replies, key=lambda reply: reply.client)
+        stepped = [
+            name
+            for name, tensor in state.items()
+            if tensor.is_floating_point() and name not in self._averaged
+        ]
+        averaged = [name for name in state if name not in set(stepped)]
+        combined: dict[str, Tensor] = {}
+        for strategy, names in ((self._strategy, stepped), (flower.FedAvg(), averaged)):
+            if not names:
+                continue
+            if isinstance(strategy, flower.FedAdam | flower.FedYogi):
+                strategy.current_arrays = {name: wire.payload(state[name]) for name in names}
+            if type(strategy) is flower.MultiKrum:
+                trusted = len(ordered) - strategy.num_malicious_nodes
+                strategy.num_nodes_to_select = max(1, trusted)
+            with _quiet_flower():
+                arrays, _ = strategy.aggregate_train(self._steps, _messages(ordered, names))
+            if arrays is None:
+                return None
+            combined |= {name: torch.from_numpy(np.array(arrays[name].numpy())) for name in names}
+        self._steps += 1
+        return {name: _like(combined[name], tensor) for name, tensor in state.items()}
+
+    def memory(self) -> State:
+        """Return what a server optimizer remembers, as tensors."""
+        memory: State = {"steps": torch.tensor(self._steps)}
+        for moment in ("m_t", "v_t"):
+            for name, array in (getattr(self._strategy, moment, None) or {}).items():
+                memory[f"{moment}/{name}"] = torch.from_numpy(np.array(array))
+        return memory
+
+    def remember(self, memory: State) -> None:
+        """Set what :meth:`memory` returned."""
+        self._steps = int(memory["steps"])
+        for moment in ("m_t", "v_t"):
+            arrays = {
+                name.removeprefix(f"{moment}/"): tensor.numpy()
+                for name, tensor in memory.items()
+                if name.startswith(f"{moment}/")
+            }
+            if arrays:
+                setattr(self._strategy, moment, arrays)
+
+
+def _strategy(rounds: Rounds) -> flower.FedAvg:
+    adaptive: dict[str, Any] = {
+        "eta": rounds.server_rate,
+        "beta_1": rounds.server_beta1,
+        "beta_2": rounds.server_beta2,
+        "tau": rounds.server_tau,
+    }
+    match rounds.strategy:
+        case "fedavg":
+            return flower.FedAvg()
+        case "fedadam":
+            return flower.FedAdam(**adaptive)
+        case "fedyogi":
+            return flower.FedYogi(**adaptive)
+        case "fedmedian":
+            return flower.FedMedian()
+        case "fedtrimmedavg":
+            return flower.FedTrimmedAvg(beta=rounds.trim)
+        case "krum":
+            return flower.Krum(num_malicious_nodes=rounds.hostile)
+        case "multikrum":
+            return flower.MultiKrum(num_malicious_nodes=rounds.hostile)
+        case "bulyan":
+            return flower.Bulyan(num_malicious_nodes=rounds.hostile)
+
+
+def _messages(replies: Sequence[Reply], names: Sequence[str]) -> list[Message]:
+    messages = []
+    for reply in replies:
+        arrays = ArrayRecord()
+        for name in names:
+            arrays[name] = wire.TensorArray(reply.shared[name])
+        metrics = MetricRecord({wire.WEIGHT: float(reply.weight)})
+        content = RecordDict({wire.ARRAYS: arrays, wire.METRICS: metrics})
+        messages.append(Message(content, dst_node_id=1, message_type=wire.TRAIN))
+    return messages
+
+
+def _like(value: Tensor, old: Tensor) -> Tensor:
+    if not (old.is_floating_point() or old.is_complex()):
+        value = value.round()
+    return value.to(dtype=old.dtype).reshape(old.shape)
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    # Every aggregation would write "Received n results" to the console; our records say that.
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

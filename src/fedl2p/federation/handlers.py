@@ -1,0 +1,304 @@
+"""The client's side: what happens on a node when messages arrive, on every engine alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from torch import nn
+
+from fedl2p.core.clientdata import ClientData
+from fedl2p.data.population import Population
+from fedl2p.federation import wire
+from fedl2p.federation.checks import not_finite, objection
+from fedl2p.federation.clientfiles import write_strategy
+from fedl2p.method import Client, Method, Outcome, State, Update
+
+log = logging.getLogger("fedl2p")
+
+# Global models that a process remembers. A study has two: the initial and the pre-trained one.
+_REMEMBERED = 4
+
+T = TypeVar("T", Update, Outcome)
+
+Answer = RecordDict | str
+"""The content of a reply, or in one line why there is none."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all messages of one call ask for."""
+
+    action: str
+    method: str
+    stage: str
+    round: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One client's part of a call."""
+
+    message: Message
+    context: Context
+    client: str
+    seed: int
+
+
+class Handler:
+    """Answers messages for the clients that live in this process.
+
+    Parameters
+    ----------
+    build
+        Returns the model; called once. Its weights are those that every node has from the start;
+        others arrive with a message, once per node, and are then known by their content hash.
+    population
+        Opens the data of the clients.
+    methods
+        Methods by name.
+    device
+        Where the models, states and data are.
+    folder
+        Where the files that stay with the clients are written (see
+        :func:`~fedl2p.federation.clientfiles.write_strategy`); None to write none.
+    live
+        True if replies may carry the tensors themselves (in process), False to encode them.
+    keep_open
+        How many clients' data stay in memory between calls; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        build: Callable[[], nn.Module],
+        population: Population,
+        methods: Mapping[str, Method],
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+        live: bool = True,
+        keep_open: int | None = None,
+    ) -> None:
+        self.population = population
+        self.methods = dict(methods)
+        self.folder = folder
+        self.live = live
+        self.device = torch.device(device)
+        self.model = build().to(self.device)
+        self._models: dict[str, State] = {}
+        self._loaded = self.remember(dict(self.model.state_dict()))
+
+        def open_data(name: str) -> ClientData:
+            return population.open(name).to(self.device)
+
+        self._open: Callable[[str], ClientData] = lru_cache(maxsize=keep_open)(open_data)
+
+    def remember(self, weights: State) -> str:
+        """Keep a copy of a global model's weights and return their content hash."""
+        key = wire.content_hash(weights)
+        if key not in self._models:
+            while len(self._models) >= _REMEMBERED:
+                del self._models[next(iter(self._models))]
+            self._models[key] = {name: t.detach().clone() for name, t in weights.items()}
+        return key
+
+    def handle(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """Answer messages that ask for the same: one of a SuperNode, or a cohort in process.
+
+        Parameters
+        ----------
+        messages
+            Messages of one action, method, round and state; each to another client.
+        contexts
+            The contexts of these clients, in the same order; their ``state`` holds what the
+            clients keep and is updated.
+
+        Returns
+        -------
+        list of Message
+            One reply per message, in order. A client that fails gets an error reply that says why;
+            the others are not concerned.
+        """
+        if messages[0].metadata.message_type == wire.QUERY:
+            pairs = zip(messages, contexts, strict=True)
+            return [
+                Message(self._introduce(context), reply_to=message) for message, context in pairs
+            ]
+        job = _job(messages[0])
+        if any(_job(message) != job for message in messages[1:]):
+            raise ValueError(
+                "messages that ask for different things cannot be answered in one call"
+            )
+        for message in messages:
+            self._receive_model(message)
+        if job.model not in self._models:
+            error = Error(wire.MODEL_UNKNOWN, f"model {job.model} is not here; send its weights")
+            return [Message(error, reply_to=message) for message in messages]
+        tasks = [
+            Task(m, c, client_name(c, self.population), _config_int(m, "seed"))
+            for m, c in zip(messages, contexts, strict=True)
+        ]
+        answers = self._attempt(self._work(job, messages[0]), tasks)
+        return [_reply(task, answer) for task, answer in zip(tasks, answers, strict=True)]
+
+    def _introduce(self, context: Context) -> RecordDict:
+        known = ConfigRecord(
+            {"client": client_name(context, self.population), "models": list(self._models)}
+        )
+        return RecordDict({wire.CONFIG: known})
+
+    def _receive_model(self, message: Message) -> None:
+        record = message.content.get(wire.MODEL)
+        if not isinstance(record, ArrayRecord) or _job(message).model in self._models:
+            return
+        self.remember(wire.to_state(record))
+
+    def _work(self, job: Job, message: Message) -> Callable[[Sequence[Task]], list[Answer]]:
+        """Return the function that answers any number of clients of this job."""
+        if job.method not in self.methods:
+            text = f"method {job.method!r} is not here; there are {', '.join(self.methods)}"
+            return lambda tasks: [text for _ in tasks]
+        method = self.methods[job.method]
+        record = message.content[wire.ARRAYS]
+        assert isinstance(record, ArrayRecord)
+
+        def work(tasks: Sequence[Task]) -> list[Answer]:
+            model, state = self._load(job.model), wire.to_state(record, device=self.device)
+            clients = [self._client(job, task) for task in tasks]
+            if job.action == wire.TRAIN:
+                updates = _in_order(clients, method.train(model, state, clients))
+                pairs = zip(tasks, updates, strict=True)
+                return [self._trained(job, state, task, update) for task, update in pairs]
+            if job.action == wire.VALIDATE:
+                updates = _in_order(clients, method.validate(model, state, clients))
+                return [update.failure or _metrics(update) for update in updates]
+            outcomes = _in_order(clients, method.personalize(model, state, clients))
+            return [self._personalized(job, outcome) for outcome in outcomes]
+
+        return work
+
+    def _attempt(
+        self, work: Callable[[Sequence[Task]], list[Answer]], tasks: Sequence[Task]
+    ) -> list[Answer]:
+        """Answer a cohort; if that raises, one client at a time, so that only the culprits fail."""
+        try:
+            return work(tasks)
+        except Exception as error:
+            if len(tasks) > 1:
+                return [answer for task in tasks for answer in self._attempt(work, [task])]
+            log.debug("client %s raised", tasks[0].client, exc_info=True)
+            return [f"{type(error).__name__}: {error}".partition("\n")[0]]
+
+    def _load(self, key: str) -> nn.Module:
+        if key != self._loaded:
+            self._loaded = ""  # unknown while it is half done
+            self.model.load_state_dict(self._models[key])
+            self._loaded = key
+        return self.model
+
+    def _client(self, job: Job, task: Task) -> Client:
+        return Client(
+            name=task.client,
+            data=self._open(task.client),
+            kept={k: v.to(self.device) for k, v in kept(task.context, job.method).items()},
+            seed=task.seed,
+            round=job.round,
+        )
+
+    def _trained(self, job: Job, state: State, task: Task, update: Update) -> Answer:
+        failure = update.failure or objection(
+            update.shared, like=state, weight=update.weight, metrics=update.metrics
+        )
+        if failure is None and (name := not_finite(update.kept)) is not None:
+            failure = f"tensor {name!r} that it keeps holds NaN or infinity"
+        if failure is not None:
+            return failure
+        keep(task.context, job.method, update.kept, live=self.live)
+        content = _metrics(update)
+        content[wire.ARRAYS] = wire.to_record(update.shared, live=self.live)
+        return content
+
+    def _personalized(self, job: Job, outcome: Outcome) -> Answer:
+        if outcome.failure is not None:
+            return outcome.failure
+        if self.folder is not None:
+            write_strategy(self.folder, job.method, outcome)
+        numbers = {name: getattr(outcome, name) for name in OUTCOME_NUMBERS}
+        return RecordDict({wire.METRICS: MetricRecord(numbers)})
+
+
+OUTCOME_NUMBERS = (
+    *("num_train", "num_test", "accuracy_before", "accuracy"),
+    *("loss_before", "loss", "seconds"),
+)
+"""What of an :class:`~fedl2p.method.Outcome` travels, besides the failure."""
+
+
+def client_name(context: Context, population: Population) -> str:
+    """Return which client a node is.
+
+    Its configuration says ``client`` (a SuperNode of its own) or ``partition-id`` (simulation: the
+    position in the population).
+    """
+    name = context.node_config.get("client")
+    if name is not None:
+        return str(name)
+    return population.names[int(context.node_config["partition-id"])]
+
+
+def kept(context: Context, method: str) -> State:
+    """Return what a client has kept for a method; empty if nothing."""
+    record = context.state.get(f"kept.{method}")
+    return wire.to_state(record) if isinstance(record, ArrayRecord) else {}
+
+
+def keep(context: Context, method: str, state: State, *, live: bool) -> None:
+    """Replace what a client keeps for a method."""
+    context.state.pop(f"kept.{method}", None)
+    if state:
+        context.state[f"kept.{method}"] = wire.to_record(state, live=live)
+
+
+def _job(message: Message) -> Job:
+    config = message.content[wire.CONFIG]
+    assert isinstance(config, ConfigRecord)
+    return Job(
+        action=message.metadata.message_type,
+        method=str(config["method"]),
+        stage=str(config["stage"]),
+        round=_config_int(message, "round"),
+        model=str(config["model"]),
+    )
+
+
+def _config_int(message: Message, key: str) -> int:
+    config = message.content[wire.CONFIG]
+    value = config[key]
+    assert isinstance(value, int)
+    return value
+
+
+def _metrics(update: Update) -> RecordDict:
+    return RecordDict(
+        {wire.METRICS: MetricRecord({wire.WEIGHT: float(update.weight), **update.metrics})}
+    )
+
+
+def _in_order(clients: Sequence[Client], answers: Sequence[T]) -> Sequence[T]:
+    asked, answered = [c.name for c in clients], [a.client for a in answers]
+    if asked != answered:
+        raise ValueError(f"the method was asked for {asked} but answered for {answered}")
+    return answers
+
+
+def _reply(task: Task, answer: Answer) -> Message:
+    if isinstance(answer, str):
+        return Message(Error(wire.CLIENT_FAILED, answer), reply_to=task.message)
+    return Message(answer, reply_to=task.message)

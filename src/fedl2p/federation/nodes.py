@@ -1,0 +1,272 @@
+"""The server's side of the wire: which node is which client, and one question to many of them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedl2p.data.population import Population
+from fedl2p.federation import wire
+from fedl2p.federation.handlers import Handler
+from fedl2p.federation.inprocess import InProcessGrid
+from fedl2p.method import Method, State
+
+log = logging.getLogger("fedl2p")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model's weights that do not change for a whole stage, and their content hash."""
+
+    weights: State
+    key: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Frozen:
+        """Take the weights of a model."""
+        weights = dict(model.state_dict())
+        return cls(weights, wire.content_hash(weights))
+
+
+@dataclass
+class Answers:
+    """What came back for one question.
+
+    Parameters
+    ----------
+    contents
+        Reply by client, for the clients that answered.
+    failures
+        Reason by client, for the others.
+    bytes_down, bytes_up
+        Bytes of all messages to and from the clients.
+    """
+
+    contents: dict[str, RecordDict] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+class Nodes:
+    """The nodes of a Flower grid by client name, and what each is known to have.
+
+    Keep one for a whole study: it remembers which node has which global model, so that a model
+    travels to each node once.
+
+    Parameters
+    ----------
+    grid
+        Any Flower grid: :class:`~fedl2p.federation.inprocess.InProcessGrid`, or the one that a
+        ServerApp gets.
+    timeout
+        Seconds to wait for the replies to one question; None to wait for all.
+    """
+
+    def __init__(self, grid: Grid, *, timeout: float | None = None) -> None:
+        self.grid = grid
+        self.timeout = timeout
+        self._ids: dict[str, int] = {}
+        self._have: dict[str, set[str]] = {}
+
+    @property
+    def _local(self) -> InProcessGrid | None:
+        return self.grid if isinstance(self.grid, InProcessGrid) else None
+
+    @property
+    def _live(self) -> bool:
+        return self._local is not None and self._local.handler.live
+
+    def meet(self) -> tuple[str, ...]:
+        """Ask every node who it is and which models it has; return the client names, sorted.
+
+        Raises
+        ------
+        ValueError
+            If two nodes say that they are the same client.
+        """
+        asked = [
+            Message(RecordDict(), node, wire.QUERY, group_id="query")
+            for node in self.grid.get_node_ids()
+        ]
+        self._ids.clear()
+        for reply in self.grid.send_and_receive(asked, timeout=self.timeout):
+            if reply.has_error():
+                log.warning("node %d: %s", reply.metadata.src_node_id, reply.error.reason)
+                continue
+            said = reply.content.config_records[wire.CONFIG]
+            name, models = str(said["client"]), said["models"]
+            if name in self._ids:
+                raise ValueError(
+                    f"two nodes say that they are client {name!r}; give each node its own client"
+                )
+            self._ids[name] = reply.metadata.src_node_id
+            self._have[name] = set(map(str, models if isinstance(models, list) else []))
+        return tuple(sorted(self._ids))
+
+    def ask(
+        self,
+        action: str,
+        seeds: Mapping[str, int],
+        *,
+        method: str,
+        stage: str,
+        round: int,
+        state: State,
+        model: Frozen,
+    ) -> Answers:
+        """Ask many clients the same and wait for the answers.
+
+        Parameters
+        ----------
+        action
+            A message type of :mod:`~fedl2p.federation.wire`.
+        seeds
+            Seed by client name, for the clients to ask; the order is that of the messages.
+        method, stage, round
+            What to do.
+        state
+            Travels with every message.
+        model
+            Travels to the nodes that do not have it.
+
+        Raises
+        ------
+        ValueError
+            If no node is one of the clients.
+        """
+        self._find(list(seeds))
+        job: dict[str, str | int] = {
+            "method": method,
+            "stage": stage,
+            "round": round,
+            "model": model.key,
+        }
+        content = RecordDict({wire.ARRAYS: wire.to_record(state, live=self._live)})
+        answers = Answers()
+        unknown = self._exchange(action, seeds, job, content, model, answers)
+        if unknown:
+            # A node may have forgotten a model (a new process); it says so and is sent it again.
+            for name in unknown:
+                self._have[name].discard(model.key)
+            again = {name: seeds[name] for name in unknown}
+            for name in self._exchange(action, again, job, content, model, answers):
+                answers.failures[name] = f"does not accept the weights of model {model.key}"
+        for name in seeds:
+            if name not in answers.contents:
+                answers.failures.setdefault(name, "no answer")
+        return answers
+
+    def has_model(self, key: str) -> tuple[str, ...]:
+        """Return the clients whose nodes have been sent a model, sorted."""
+        return tuple(sorted(name for name, keys in self._have.items() if key in keys))
+
+    def kept(self, method: str) -> dict[str, State]:
+        """Return what the clients in this process keep; nodes elsewhere keep it to themselves."""
+        return {} if self._local is None else self._local.kept(method)
+
+    def restore(
+        self,
+        method: str,
+        kept: Mapping[str, State],
+        *,
+        model: Frozen,
+        has_model: Sequence[str] = (),
+    ) -> None:
+        """Put the clients in this process where a checkpoint says they were.
+
+        Nodes elsewhere are left alone: they say themselves what they have.
+        """
+        if self._local is None:
+            return
+        if not self._ids:
+            self.meet()
+        self._local.restore(method, kept)
+        if has_model:
+            self._local.handler.remember(model.weights)
+        for name in has_model:
+            self._have.setdefault(name, set()).add(model.key)
+
+    def _find(self, names: Sequence[str]) -> None:
+        if any(name not in self._ids for name in names):
+            self.meet()
+        absent = [name for name in names if name not in self._ids]
+        if absent:
+            raise ValueError(
+                f"no node is client {absent[0]!r} ({len(absent)} of {len(names)} are missing); "
+                f"{len(self._ids)} nodes answered"
+            )
+
+    def _exchange(
+        self,
+        action: str,
+        seeds: Mapping[str, int],
+        job: Mapping[str, str | int],
+        content: RecordDict,
+        model: Frozen,
+        answers: Answers,
+    ) -> list[str]:
+        """Send once and sort the replies; return the clients that lack the model."""
+        sent: dict[int, str] = {}
+        messages = []
+        weights = None
+        for name, seed in seeds.items():
+            own = RecordDict({**content, wire.CONFIG: ConfigRecord({**job, "seed": seed})})
+            if model.key not in self._have[name]:
+                weights = weights or wire.to_record(model.weights, live=self._live)
+                own[wire.MODEL] = weights
+                self._have[name].add(model.key)
+            sent[self._ids[name]] = name
+            answers.bytes_down += wire.count_bytes(own)
+            # One group is one state: the in-process grid makes cohorts of it.
+            group = f"{job['stage']}.{job['round']}"
+            messages.append(Message(own, self._ids[name], action, group_id=group))
+        unknown = []
+        for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
+            if reply.metadata.src_node_id not in sent:
+                continue  # a second answer of the same node, or one to nobody's question
+            name = sent.pop(reply.metadata.src_node_id)
+            if not reply.has_error():
+                answers.contents[name] = reply.content
+                answers.bytes_up += wire.count_bytes(reply.content)
+            elif reply.error.code == wire.MODEL_UNKNOWN:
+                unknown.append(name)
+            else:
+                answers.failures[name] = reply.error.reason or f"error {reply.error.code}"
+        return unknown
+
+
+def in_process(
+    model: nn.Module,
+    population: Population,
+    methods: Mapping[str, Method],
+    *,
+    cohort: int = 0,
+    device: torch.device | str = "cpu",
+) -> Nodes:
+    """Return nodes in this process, one per client, that have ``model`` from the start.
+
+    Parameters
+    ----------
+    model
+        Copied, so that the caller's model stays as it is.
+    population
+        The clients.
+    methods
+        Methods by name.
+    cohort
+        Most clients per call of a method; 0 for no limit.
+    device
+        Where clients compute.
+    """
+    handler = Handler(
+        build=lambda: copy.deepcopy(model), population=population, methods=methods, device=device
+    )
+    return Nodes(InProcessGrid(handler, cohort=cohort))

@@ -1,0 +1,313 @@
+"""The rounds of a stage: draw clients, ask them, combine their answers, keep the best state.
+
+A round's metrics judge the state that the clients received, so one more pass of messages after the
+last round judges the last state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from torch import nn
+
+from fedl2p.data.population import Population
+from fedl2p.federation import checkpoints, wire
+from fedl2p.federation.aggregation import Aggregator, Reply
+from fedl2p.federation.checks import objection
+from fedl2p.federation.listeners import Listener
+from fedl2p.federation.nodes import Answers, Frozen, Nodes, in_process
+from fedl2p.federation.position import Position, refuse_other_job
+from fedl2p.federation.records import Federated, RoundRecord
+from fedl2p.federation.settings import Rounds
+from fedl2p.method import Method, State
+from fedl2p.seeds import derive_seed, generator
+
+log = logging.getLogger("fedl2p")
+
+
+class FederationError(RuntimeError):
+    """The rounds cannot go on: too many in a row brought too few good answers."""
+
+
+def federate(
+    method: Method,
+    model: nn.Module,
+    population: Population,
+    *,
+    rounds: Rounds,
+    seed: int,
+    stage: str,
+    nodes: Nodes | None = None,
+    listeners: Sequence[Listener] = (),
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> Federated:
+    """Run the federated rounds of one method.
+
+    Parameters
+    ----------
+    method
+        What travels and how clients train.
+    model
+        The frozen model (initial or pre-trained weights). It travels to each node that does not
+        have it, once, and is only read.
+    population
+        The clients; only the seen ones take part.
+    rounds
+        How many rounds, with whom, and how answers are combined.
+    seed
+        The study's seed. The cohorts drawn depend on it and on the round only, so that all methods
+        of a study meet the same clients.
+    stage
+        ``pretrain``, ``learn`` or the method's name: part of every client's seed, and the first
+        column of the records.
+    nodes
+        Where the clients are; None for this process, all clients of a round in one call.
+    listeners
+        Told of the start, every round and the end.
+    checkpoint
+        Folder for this stage's checkpoints, one after every round; None for none.
+    resume
+        Continue from the newest checkpoint, bit for bit as if never stopped. A finished stage
+        returns its result without a message. Without checkpoints it starts from the beginning.
+
+    Returns
+    -------
+    Federated
+        The state kept, and one record per round.
+
+    Raises
+    ------
+    ValueError
+        If the population is too small, a client has no node, or the checkpoints are of another
+        run, all damaged, or there although ``resume`` is False.
+    FederationError
+        If ``rounds.give_up`` rounds in a row had too few good answers; resumable.
+    """
+    names = _seen(population, rounds)
+    nodes = nodes or in_process(model, population, {method.name: method})
+    stage_run = _StageRun(
+        method=method,
+        model=Frozen.of(model),
+        names=names,
+        rounds=rounds,
+        seed=seed,
+        stage=stage,
+        nodes=nodes,
+        aggregator=Aggregator(rounds, buffers=[name for name, _ in model.named_buffers()]),
+        folder=checkpoint,
+    )
+    position = stage_run.resumed() if resume else stage_run.started(model)
+    position = position or stage_run.started(model)
+    for listener in listeners:
+        listener.on_start(stage, rounds.rounds, position.records)
+    try:
+        while not position.finished:
+            stage_run.advance(position)
+            stage_run.save(position)
+            for listener in listeners:
+                listener.on_round(position.records[-1])
+    finally:
+        for listener in listeners:
+            listener.on_end(stage)
+    return position.result(rounds)
+
+
+def draw_cohort(names: Sequence[str], *, size: int, seed: int, round: int) -> list[str]:
+    """Draw the clients of one round, without replacement, sorted by name.
+
+    Parameters
+    ----------
+    names
+        The seen clients in the population's order.
+    size
+        How many; 0 for all.
+    seed, round
+        The draw depends on nothing else.
+    """
+    if size == 0:
+        return sorted(names)
+    order = torch.randperm(len(names), generator=generator(seed, "cohort", round))
+    return sorted(names[i] for i in order[:size].tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class _StageRun:
+    """What does not change during a stage, and the steps of its loop."""
+
+    method: Method
+    model: Frozen
+    names: Sequence[str]
+    rounds: Rounds
+    seed: int
+    stage: str
+    nodes: Nodes
+    aggregator: Aggregator
+    folder: Path | None
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What identifies this stage in a checkpoint."""
+        return {
+            "stage": self.stage,
+            "method": self.method.name,
+            "seed": self.seed,
+            "rounds": dataclasses.asdict(self.rounds),
+            "clients": list(self.names),
+            "model": self.model.key,
+        }
+
+    def started(self, model: nn.Module) -> Position:
+        if self.folder is not None and checkpoints.exist(self.folder):
+            raise ValueError(
+                f"{self.folder} holds checkpoints already; resume, or use another folder"
+            )
+        # A study may use the same nodes for several runs: nobody keeps anything of an earlier one.
+        self.nodes.restore(self.method.name, {}, model=self.model)
+        state = {name: t.detach().cpu() for name, t in self.method.start(model).items()}
+        return Position(state=state, finished=self.rounds.rounds == 0)
+
+    def resumed(self) -> Position | None:
+        saved = None if self.folder is None else checkpoints.load_newest(self.folder)
+        if saved is None or self.folder is None:
+            return None
+        refuse_other_job(self.folder, saved.values["job"], self.job)
+        self.aggregator.remember(saved.groups["server"])
+        self.nodes.restore(
+            self.method.name,
+            {name: saved.groups[f"kept {name}"] for name in saved.values["clients"]},
+            model=self.model,
+            has_model=saved.values["has_model"],
+        )
+        return Position.from_checkpoint(saved)
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint, then complain if the rounds lead nowhere, so that they can resume."""
+        gave_up = position.dry >= self.rounds.give_up
+        if gave_up:
+            position.dry = 0
+        if self.folder is not None:
+            saved = position.to_checkpoint(
+                job=self.job,
+                memory=self.aggregator.memory(),
+                kept=self.nodes.kept(self.method.name),
+                has_model=self.nodes.has_model(self.model.key),
+            )
+            checkpoints.save(self.folder, position.round, saved)
+        if gave_up:
+            raise FederationError(
+                f"{self.stage}: {self.rounds.give_up} rounds in a row had fewer than "
+                f"{self.rounds.min_clients} good answers, the last one round {position.round}; "
+                "the log names the clients and their reasons"
+            )
+
+    def advance(self, position: Position) -> None:
+        """Do one round, or the pass that judges the last state."""
+        start = time.perf_counter()
+        number = position.round + 1
+        judging = number > self.rounds.rounds
+        cohort = draw_cohort(
+            self.names, size=self.rounds.clients_per_round, seed=self.seed, round=number
+        )
+        answers = self.nodes.ask(
+            wire.VALIDATE if judging else wire.TRAIN,
+            {name: derive_seed(self.seed, self.stage, number, name) for name in cohort},
+            method=self.method.name,
+            stage=self.stage,
+            round=number,
+            state=position.state,
+            model=self.model,
+        )
+        replies = _accept(answers, like=None if judging else position.state)
+        for name, reason in sorted(answers.failures.items()):
+            log.warning("%s, round %d: client %s failed: %s", self.stage, number, name, reason)
+        loss, accuracy = _mean("loss", replies), _mean("accuracy", replies)
+        position.judge(loss, patience=0 if judging else self.rounds.patience)
+        position.round = number
+        if judging:
+            position.finished = True
+        elif not position.finished:
+            self._combine(position, replies)
+        position.records.append(
+            RoundRecord(
+                stage=self.stage,
+                round=number,
+                clients=len(cohort),
+                loss=loss,
+                accuracy=accuracy,
+                seconds=time.perf_counter() - start,
+                bytes_down=answers.bytes_down,
+                bytes_up=answers.bytes_up,
+                failures=len(answers.failures),
+            )
+        )
+
+    def _combine(self, position: Position, replies: Sequence[Reply]) -> None:
+        """Make the next state of the replies, or keep the old one if they are too few."""
+        enough = len(replies) >= self.rounds.min_clients
+        state = self.aggregator.combine(position.state, replies) if enough else None
+        if state is None:
+            position.dry += 1
+            log.warning(
+                "%s, round %d: %d good answers are too few, the state stays as it was",
+                *(self.stage, position.round, len(replies)),
+            )
+        else:
+            position.dry = 0
+            position.state, position.made_in = state, position.round
+        # A method without a travelling state has nothing to judge after its last round.
+        position.finished = position.round == self.rounds.rounds and not position.state
+
+
+def _seen(population: Population, rounds: Rounds) -> tuple[str, ...]:
+    if not population.seen:
+        raise ValueError("the population has no seen client, so nobody can take part in rounds")
+    if rounds.clients_per_round > len(population.seen):
+        raise ValueError(
+            f"clients_per_round is {rounds.clients_per_round}, but there are only "
+            f"{len(population.seen)} seen clients; use at most these, or 0 for all"
+        )
+    return tuple(population.seen)
+
+
+def _accept(answers: Answers, *, like: State | None) -> list[Reply]:
+    """Turn good contents into replies sorted by client, and bad ones into failures.
+
+    ``like`` is the state that was sent, or None where no tensors come back.
+    """
+    accepted = []
+    for name in sorted(answers.contents):
+        try:
+            reply = _read(name, answers.contents[name], like)
+            reason = objection(
+                reply.shared, like=like or {}, weight=reply.weight, metrics=reply.metrics
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"its answer cannot be read: {error}"
+        if reason is None:
+            accepted.append(reply)
+        else:
+            answers.failures[name] = reason
+    return accepted
+
+
+def _read(name: str, content: RecordDict, like: State | None) -> Reply:
+    metrics: Mapping[str, Any] = content.metric_records[wire.METRICS]
+    numbers = {key: float(value) for key, value in metrics.items()}
+    shared = {} if like is None else wire.to_state(content.array_records[wire.ARRAYS])
+    return Reply(name, shared, numbers.pop(wire.WEIGHT), numbers)
+
+
+def _mean(metric: str, replies: Sequence[Reply]) -> float:
+    """Return the weighted mean of a metric over the replies that have it; NaN if none has."""
+    pairs = [(r.weight, r.metrics[metric]) for r in replies if metric in r.metrics]
+    total = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / total if pairs else nan

@@ -1,0 +1,84 @@
+"""The settings of one stage of federated rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Strategy = Literal[
+    "fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"
+]
+
+SERVER_OPTIMIZERS = ("fedadam", "fedyogi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How many rounds, with whom, and how their answers become the next state.
+
+    Parameters
+    ----------
+    rounds
+        Most rounds; 0 for none.
+    clients_per_round
+        Clients drawn from the seen ones in each round; 0 for all of them.
+    patience
+        Rounds without a lower validation loss before stopping early; 0 for never.
+    keep
+        Which state is the result: ``best`` (the lowest validation loss) or ``last``.
+    strategy
+        How answers are combined. ``fedavg``: mean weighted by examples; ``fedadam``, ``fedyogi``:
+        that mean's difference to the old state is the gradient of a server optimizer (Reddi et
+        al., ICLR 2021); ``fedmedian``, ``fedtrimmedavg``, ``krum``, ``multikrum``, ``bulyan``:
+        bear some hostile answers.
+    server_rate
+        Learning rate of ``fedadam`` and ``fedyogi``.
+    server_beta1, server_beta2
+        Their decay rates of the first and second moment, in [0, 1).
+    server_tau
+        Their constant below the square root's line, which sets how far they adapt; > 0. Adam's
+        usual epsilon is 1e-8, the published value for federated averages 1e-3.
+    trim
+        Fraction of answers that ``fedtrimmedavg`` cuts off at each end, in [0, 0.5).
+    hostile
+        Hostile answers that ``krum``, ``multikrum`` and ``bulyan`` should bear, a number.
+    min_clients
+        Fewest good answers that make a new state; with fewer the old one stays.
+    give_up
+        Rounds in a row with too few good answers after which the run ends with an error.
+    """
+
+    rounds: int = 20
+    clients_per_round: int = 0
+    patience: int = 0
+    keep: Literal["best", "last"] = "best"
+    strategy: Strategy = "fedavg"
+    server_rate: float = 0.1
+    server_beta1: float = 0.9
+    server_beta2: float = 0.99
+    server_tau: float = 1e-3
+    trim: float = 0.2
+    hostile: int = 1
+    min_clients: int = 1
+    give_up: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "clients_per_round", "patience", "hostile"):
+            _need(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        for name in ("min_clients", "give_up"):
+            _need(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+        for name in ("server_rate", "server_tau"):
+            value = getattr(self, name)
+            _need(math.isfinite(value) and value > 0, name, value, "finite and > 0")
+        for name in ("server_beta1", "server_beta2"):
+            _need(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _need(0 <= self.trim < 0.5, "trim", self.trim, "in [0, 0.5)")
+        _need(self.keep in ("best", "last"), "keep", self.keep, "'best' or 'last'")
+        known = Strategy.__args__  # type: ignore[attr-defined]
+        _need(self.strategy in known, "strategy", self.strategy, f"one of {', '.join(known)}")
+
+
+def _need(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}, but must be {wanted}")

@@ -1,0 +1,155 @@
+"""What methods share: evaluation before and after, fine-tuning a cohort, its outcomes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedl2p.core.cohort import Resident, evaluate, over_stacks, resident
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.innerloop import InnerLoop, batches_of, finite, on, run_inner_loop
+from fedl2p.core.net import Net, NetState
+from fedl2p.core.profiles import Profile
+from fedl2p.method import Client, Outcome, State, Update
+from fedl2p.seeds import derive_seed
+
+PROFILE_BATCH = 256
+DIVERGED = "fine-tuning diverged: parameters are not finite; smaller rates are needed"
+
+ForStack = Callable[[list[int]], tuple[Hyperparams, list[Profile] | None]]
+
+
+def with_state(model: nn.Module, state: State) -> nn.Module:
+    """Return a copy of ``model`` that holds the tensors of ``state``."""
+    copied = copy.deepcopy(model)
+    _, unexpected = copied.load_state_dict(state, strict=False)
+    if unexpected:
+        raise ValueError(f"the state holds {unexpected[0]!r}, which the model has not")
+    return copied
+
+
+def validation_part(client: Client):  # type: ignore[no-untyped-def]
+    """Return the validation part of a client, the training part if it has none."""
+    return client.data.validation or client.data.train
+
+
+def profile_of(work: Resident, client: Client) -> Profile:
+    """Profile a client, or take the profile that it kept from an earlier call."""
+    sites = work.net.sites
+    if "profile.divergence" in client.kept:
+        return Profile(
+            client.kept["profile.divergence"].to(work.net.device),
+            client.kept["profile.moments"].to(work.net.device),
+            len(client.data.train.x),
+            sites,
+        )
+    return work.profiler(client.data.train.x.split(PROFILE_BATCH))
+
+
+def kept_profile(profile: Profile) -> State:
+    """Return a profile as tensors that stay on the client."""
+    return {
+        "profile.divergence": profile.divergence.cpu(),
+        "profile.moments": profile.moments.cpu(),
+    }
+
+
+def judge_global(model: nn.Module, clients: Sequence[Client]) -> list[Update]:
+    """Judge the global model, as it is, on every client's validation part."""
+    net = resident(model).net
+    scores = evaluate_plain(net, clients, [validation_part(c) for c in clients])
+    return [
+        Update(c.name, weight=float(len(validation_part(c).x)), metrics=metrics_of(*score))
+        for c, score in zip(clients, scores, strict=True)
+    ]
+
+
+def metrics_of(loss: float, accuracy: float) -> dict[str, float]:
+    """Return the metrics of an update."""
+    return {"loss": loss, "accuracy": accuracy}
+
+
+def evaluate_plain(net: Net, clients: Sequence[Client], parts) -> list[tuple[float, float]]:  # type: ignore[no-untyped-def]
+    """Evaluate the net's own model, with global statistics, on one part per client."""
+    start = net.start(len(clients), "global")
+    mix = torch.zeros(len(clients), len(net.sites.norms), device=net.device, dtype=net.dtype)
+    return evaluate(net, start, mix, parts)
+
+
+def tune(
+    net: Net, clients: Sequence[Client], hyperparams: Hyperparams, inner: InnerLoop
+) -> NetState:
+    """Fine-tune clients of equal shapes; their batches are the same in every method."""
+    batches = batches_of(
+        net, [c.data for c in clients], [derive_seed(c.seed, "finetune") for c in clients], inner
+    )
+    return run_inner_loop(net, hyperparams, batches, statistics=inner.statistics)
+
+
+def personalize_with(
+    model: nn.Module, clients: Sequence[Client], inner: InnerLoop, choose: ForStack
+) -> list[Outcome]:
+    """Fine-tune every client from ``model`` and evaluate before and after.
+
+    ``choose`` is given the positions of a stack of clients and returns their hyperparameters,
+    stacked, and their profiles if it made any; its time counts.
+    """
+    net = resident(model).net
+    tests = [_test_part(c) for c in clients]
+    before = evaluate_plain(net, clients, tests)
+
+    def stack(members: list[int]) -> list[Outcome]:
+        began = time.perf_counter()
+        hyperparams, profiles = choose(members)
+        hyperparams = on(net, hyperparams)
+        state = tune(net, [clients[i] for i in members], hyperparams, inner)
+        seconds = (time.perf_counter() - began) / len(members)
+        sound = finite(state).tolist()
+        after = evaluate(net, state, hyperparams.mix, [tests[i] for i in members])
+        return [
+            Outcome(
+                clients[i].name,
+                len(clients[i].data.train.x),
+                len(tests[i].x),
+                accuracy_before=before[i][1],
+                accuracy=after[j][1],
+                loss_before=before[i][0],
+                loss=after[j][0],
+                seconds=seconds,
+                hyperparams=hyperparams[j],
+                profile=None if profiles is None else profiles[j],
+                failure=None if sound[j] else DIVERGED,
+            )
+            for j, i in enumerate(members)
+        ]
+
+    return over_stacks(net, [c.data for c in clients], stack)
+
+
+def constant_for(net: Net, mix: float, rate: float) -> ForStack:
+    """Give every client the same mix in all norms and the same rate for all tensors."""
+
+    def choose(members: list[int]) -> tuple[Hyperparams, None]:
+        return Hyperparams.stack([Hyperparams.constant(net.sites, mix=mix, rate=rate)] * len(members)), None
+
+    return choose
+
+
+def pick(points: Sequence[tuple[float, float]], losses: Tensor, accuracies: Tensor, criterion: str):  # type: ignore[no-untyped-def]
+    """Return the grid point of lowest loss, or of highest accuracy (ties by loss)."""
+    losses = losses.nan_to_num(nan=float("inf"), posinf=float("inf"))
+    if criterion == "accuracy":
+        losses = torch.where(accuracies >= accuracies.max(), losses, torch.full_like(losses, float("inf")))
+    return points[int(losses.argmin())]
+
+
+def _test_part(client: Client):  # type: ignore[no-untyped-def]
+    if client.data.test is None:
+        raise ValueError(
+            f"client {client.name!r} has no test part, so it cannot be evaluated; give it one"
+        )
+    return client.data.test

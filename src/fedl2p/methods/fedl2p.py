@@ -1,0 +1,365 @@
+"""FedL2P: Lee, Kim, Li, Qiu, Hospedales, Huszar, Lane, "FedL2P: Federated Learning to Personalize",
+NeurIPS 2023, arXiv 2310.02420, algorithm 1.
+
+Two meta-nets, federated over all clients, read a client's profile and write its fine-tuning
+hyperparameters (equations 2 and 3). In a round, each client of the cohort takes some outer steps: it
+fine-tunes the frozen global model with the hyperparameters that the received nets write for it
+(equation 1), and moves the nets down the hypergradient of its validation loss; the server averages
+the nets by number of validation examples. Nothing else travels.
+
+Departures, all settings of :class:`fedl2p.methods.settings.MetaLearning` whose ``published()`` restores
+the paper's: the estimator of the hypergradient (:mod:`fedl2p.core.hypergrad`), the form of the nets
+(:mod:`fedl2p.core.metanets`), one outer step on the whole validation part whose clipped hypergradient
+a server optimizer (FedAdam) takes up, one profile of clean data that the client keeps, and metrics
+that judge the received nets, so that the best round is chosen on losses measured after aggregation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedl2p.core.clientdata import Examples
+from fedl2p.core.cohort import evaluate, over_stacks, resident
+from fedl2p.core.hypergrad import cohort_hypergradient
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.innerloop import InnerLoop, batches_of, on
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.net import Net
+from fedl2p.core.profiles import Profile
+from fedl2p.core.sites import Sites
+from fedl2p.method import Client, Method, Outcome, State, Update
+from fedl2p.methods.common import (
+    kept_profile,
+    metrics_of,
+    personalize_with,
+    profile_of,
+    tune,
+    validation_part,
+)
+from fedl2p.methods.settings import MetaLearning, Settings
+from fedl2p.seeds import derive_seed, generator
+
+
+class MetaLearner:
+    """The outer loop of C clients of equal shapes, each with meta-net weights of its own.
+
+    Parameters
+    ----------
+    net
+        The frozen global model.
+    nets
+        The meta-nets' form; their weights are given to :meth:`run`.
+    meta, inner
+        Settings of outer and inner loop.
+    """
+
+    def __init__(self, net: Net, nets: MetaNets, meta: MetaLearning, inner: InnerLoop) -> None:
+        self.net, self.nets, self.meta, self.inner = net, nets, meta, inner
+        self.learned = [name for name, _ in nets.named_parameters()]
+
+    def run(
+        self,
+        state: State,
+        clients: Sequence[Client],
+        profiles: Sequence[Profile],
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        *,
+        steps: int | None = None,
+        rate: float | None = None,
+    ) -> tuple[State, list[dict[str, float]]]:
+        """Take the outer steps.
+
+        Parameters
+        ----------
+        state
+            Weights (and buffers) of every client's meta-nets, with a leading dimension C.
+        optimizer, steps, rate
+            By default the settings' own; l2p gives others.
+
+        Returns
+        -------
+        weights, metrics
+            The learned tensors with a leading dimension C, and per client ``loss`` and
+            ``accuracy``: of the received nets where the first step sees the whole validation part,
+            otherwise the mean over the first pass, while they change (as published).
+        """
+        for client in clients:
+            if client.data.validation is None:
+                raise ValueError(
+                    f"client {client.name!r} has no validation part, on which meta-nets are learned; "
+                    "give it one"
+                )
+        held = {k: v.to(self.net.device) for k, v in state.items()}
+        weights = {k: held[k].clone().requires_grad_() for k in self.learned}
+        fixed = {k: v for k, v in held.items() if k not in weights}
+        stepper = self._optimizer(weights, optimizer, rate)
+        stacked = Profile.stack(list(profiles))
+        scores: list[tuple[Tensor, Tensor]] = []
+        validation = self._validation_batches(clients, steps)
+        for step, part in enumerate(validation):
+            hyperparams = self.nets.per_client({**fixed, **weights}, stacked)
+            gradient = self._hypergradient(clients, hyperparams, part, step)
+            scores.append((gradient.loss, gradient.accuracy))
+            outputs = [(hyperparams.mix, gradient.mix), (hyperparams.rate, gradient.rate)]
+            attached = [(h, g.to(h)) for h, g in outputs if h.requires_grad and h.numel()]
+            grads = torch.autograd.grad(
+                [h for h, _ in attached],
+                list(weights.values()),
+                grad_outputs=[g for _, g in attached],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for weight, grad in zip(weights.values(), self._clipped(list(grads)), strict=True):
+                weight.grad = grad
+            stepper.step()
+        first_pass = scores[: max(1, len(validation) // max(1, self.meta.outer_epochs))]
+        loss = torch.stack([s[0] for s in first_pass]).mean(0).tolist()
+        accuracy = torch.stack([s[1] for s in first_pass]).mean(0).tolist()
+        metrics = [metrics_of(*pair) for pair in zip(loss, accuracy, strict=True)]
+        return {k: v.detach() for k, v in weights.items()}, metrics
+
+    def _optimizer(
+        self, weights: State, kind: Literal["sgd", "adam"], rate: float | None
+    ) -> torch.optim.Optimizer:
+        # both are elementwise, so that stacked weights are stepped as C clients would be
+        nets = [v for k, v in weights.items() if k != "base"]
+        nets_rate = self.meta.rate if rate is None else rate
+        base_rate = self.meta.base_rate if rate is None else rate
+        groups = [{"params": nets, "lr": nets_rate}, {"params": [weights["base"]], "lr": base_rate}]
+        if kind == "adam":
+            return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-8)
+        return torch.optim.SGD(groups)
+
+    def _validation_batches(
+        self, clients: Sequence[Client], steps: int | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the validation batch of every outer step, stacked."""
+        parts = [validation_part(c).to(self.net.device) for c in clients]
+        count = len(parts[0].x)
+        size = self.meta.validation_batch or count
+        per_pass = -(-count // size)
+        wanted = self.meta.outer_steps or self.meta.outer_epochs * per_pass
+        wanted = wanted if steps is None else steps
+        if size >= count:
+            whole = _stacked(parts)
+            return [whole] * wanted
+        batches: list[tuple[Tensor, Tensor]] = []
+        for epoch in range(-(-wanted // per_pass)):
+            orders = [
+                torch.randperm(count, generator=generator(c.seed, "validation", epoch))
+                for c in clients
+            ]
+            for begin in range(0, count, size):
+                rows = [o[begin : begin + size].to(self.net.device) for o in orders]
+                batches.append(
+                    _stacked([Examples(p.x[r], p.y[r]) for p, r in zip(parts, rows, strict=True)])
+                )
+        return batches[:wanted]
+
+    def _hypergradient(self, clients, hyperparams, validation, step):  # type: ignore[no-untyped-def]
+        seeds = [derive_seed(c.seed, "inner", step) for c in clients]
+        batches = batches_of(self.net, [c.data for c in clients], seeds, self.inner)
+        return cohort_hypergradient(
+            self.net,
+            on(self.net, Hyperparams(hyperparams.mix.detach(), hyperparams.rate.detach(), hyperparams.sites)),
+            batches,
+            validation,
+            config=self.meta.hypergradient,
+            following=batches[len(batches)],
+            statistics=self.inner.statistics,
+        )
+
+    def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
+        """Clip each client's meta-gradient; entries (published) or its norm."""
+        bound = self.meta.clip_at
+        if self.meta.clip == "value":
+            return [g.clamp(-bound, bound) for g in grads]
+        if self.meta.clip == "norm":
+            norm = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)
+            scale = (bound / norm.clamp_min(1e-30)).clamp(max=1.0)
+            return [g * scale.view(-1, *(1,) * (g.dim() - 1)) for g in grads]
+        return grads
+
+
+def _stacked(parts: Sequence[Examples]) -> tuple[Tensor, Tensor]:
+    return torch.stack([p.x for p in parts]), torch.stack([p.y for p in parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedL2P(Method):
+    """Meta-nets learned by all seen clients together.
+
+    Parameters
+    ----------
+    meta
+        The outer loop.
+    inner
+        The inner loop, in learning and in personalization.
+    """
+
+    meta: MetaLearning
+    inner: InnerLoop
+
+    @property
+    def preparation(self) -> str | None:
+        """Standardised profile inputs need the profiles' moments over clients first."""
+        return "fedl2p-profiles" if self.meta.nets.inputs == "standardised" else None
+
+    def metanets(self, sites: Sites, state: State | None = None, *, seed: int = 0) -> MetaNets:
+        """Return meta-nets, with the weights of ``state`` if given."""
+        nets = MetaNets(sites, config=self.meta.nets, seed=derive_seed(seed, "metanets"))
+        if state is not None:
+            nets.load_state_dict(state)
+        return nets
+
+    def start(
+        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
+    ) -> State:
+        """Return the initial meta-nets."""
+        nets = self.metanets(resident(model).net.sites, seed=seed)
+        state = {k: v.detach().clone() for k, v in nets.state_dict().items()}
+        for name in ("divergence", "moments") if prepared else ():
+            assert prepared is not None
+            mean, square = prepared[f"{name}.mean"], prepared[f"{name}.square"]
+            state[f"{name}_mean"] = mean
+            state[f"{name}_sd"] = (square - mean**2).clamp_min(0).sqrt().clamp_min(1e-3)
+        return state
+
+    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+        """Take every client's outer steps from the received meta-nets."""
+        work = resident(model)
+        learner = MetaLearner(work.net, self.metanets(work.net.sites), self.meta, self.inner)
+        profiles = [profile_of(work, c) for c in clients]
+
+        def stack(members: list[int]) -> list[Update]:
+            own = [clients[i] for i in members]
+            received = {k: v.expand(len(own), *v.shape) for k, v in state.items()}
+            weights, metrics = learner.run(received, own, [profiles[i] for i in members])
+            return [
+                Update(
+                    c.name,
+                    shared={k: weights[k][j].cpu() if k in weights else v for k, v in state.items()},
+                    kept=kept_profile(profiles[i]),
+                    weight=float(len(validation_part(c).x)),
+                    metrics=metrics[j],
+                    failure=_failure({k: v[j] for k, v in weights.items()}, metrics[j]),
+                )
+                for j, (i, c) in enumerate(zip(members, own, strict=True))
+            ]
+
+        return over_stacks(work.net, [c.data for c in clients], stack)
+
+    def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+        """Fine-tune with the received nets and judge on the validation parts."""
+        work = resident(model)
+        nets = self.metanets(work.net.sites, state).to(work.net.device)
+        profiles = [profile_of(work, c) for c in clients]
+
+        def stack(members: list[int]) -> list[Update]:
+            own = [clients[i] for i in members]
+            with torch.no_grad():
+                hyperparams = on(work.net, nets(Profile.stack([profiles[i] for i in members])))
+            tuned = tune(work.net, own, hyperparams, self.inner)
+            parts = [validation_part(c) for c in own]
+            scores = evaluate(work.net, tuned, hyperparams.mix, parts)
+            return [
+                Update(c.name, weight=float(len(part.x)), metrics=metrics_of(*score))
+                for c, part, score in zip(own, parts, scores, strict=True)
+            ]
+
+        return over_stacks(work.net, [c.data for c in clients], stack)
+
+    def personalize(
+        self, model: nn.Module, state: State, clients: Sequence[Client]
+    ) -> list[Outcome]:
+        """Profile, one forward pass of the nets, fine-tune."""
+        work = resident(model)
+        nets = self.metanets(work.net.sites, state).to(work.net.device)
+
+        def choose(members: list[int]) -> tuple[Hyperparams, list[Profile]]:
+            profiles = [profile_of(work, clients[i]) for i in members]
+            with torch.no_grad():
+                return nets(Profile.stack(profiles)), profiles
+
+        return personalize_with(model, clients, self.inner, choose)
+
+
+def _failure(weights: State, metrics: dict[str, float]) -> str | None:
+    if all(bool(w.isfinite().all()) for w in weights.values()):
+        return None
+    return (
+        f"the hypergradient is not finite (validation loss {metrics['loss']:.3g}); "
+        "fine-tuning diverged under the received meta-nets: bound the rates lower"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileMoments(Method):
+    """One round that averages the profile entries and their squares over clients.
+
+    Only for standardised profile inputs. It shows the server every client's profile: use it with
+    secure aggregation or not at all; the default inputs (``scaled``) do without.
+    """
+
+    meta: MetaLearning
+
+    @property
+    def rounds(self) -> Literal["one"]:
+        """One round in which every seen client takes part."""
+        return "one"
+
+    def start(
+        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
+    ) -> State:
+        """Return zeros."""
+        sites = resident(model).net.sites
+        sizes = {"divergence": len(sites.norms), "moments": 2 * len(sites.layers)}
+        return {f"{k}.{m}": torch.zeros(n) for k, n in sizes.items() for m in ("mean", "square")}
+
+    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+        """Return every client's entries and their squares."""
+        work = resident(model)
+        updates = []
+        for client in clients:
+            profile = profile_of(work, client)
+            entries = {
+                "divergence": profile.divergence.log1p().cpu(),
+                "moments": profile.moments.flatten().cpu(),
+            }
+            shared = {f"{k}.mean": v for k, v in entries.items()}
+            shared |= {f"{k}.square": v**2 for k, v in entries.items()}
+            updates.append(
+                Update(
+                    client.name,
+                    shared={k: v.to(state[k]) for k, v in shared.items()},
+                    kept=kept_profile(profile),
+                    weight=1.0,
+                    metrics=metrics_of(0.0, 0.0),
+                )
+            )
+        return updates
+
+    def personalize(
+        self, model: nn.Module, state: State, clients: Sequence[Client]
+    ) -> list[Outcome]:
+        """Refuse: it prepares another method."""
+        raise ValueError("fedl2p-profiles only prepares fedl2p; personalize with fedl2p")
+
+
+def _fedl2p(settings: Settings, name: str = "fedl2p", **nets: bool) -> FedL2P:
+    meta = settings.meta
+    meta = dataclasses.replace(meta, nets=dataclasses.replace(meta.nets, **nets))
+    return FedL2P(name=name, meta=meta, inner=settings.finetune)
+
+
+METHODS = {
+    "fedl2p": _fedl2p,
+    "fedl2p-constant": lambda s: _fedl2p(s, "fedl2p-constant", constant=True),
+}
+PREPARATIONS = {"fedl2p-profiles": lambda s: ProfileMoments(name="fedl2p-profiles", meta=s.meta)}

@@ -1,0 +1,209 @@
+"""Models that the recipes train, and how a study names one.
+
+A model is named ``package.module:callable``; the callable takes the shape of one example and the
+number of classes and returns a ``torch.nn.Module``. The models here are two of that kind; a user's
+own needs nothing of this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fedl2p.seeds import derive_seed
+
+Builder = Callable[[Sequence[int], int], nn.Module]
+"""``builder(shape, classes) -> module``; ``shape`` is that of one example, without the batch."""
+
+
+class SmallConv(nn.Module):
+    """Three blocks of convolution, batch-norm and ReLU, the mean over positions, a linear head.
+
+    Parameters
+    ----------
+    channels
+        Channels of the input images.
+    classes
+        Number of logits.
+    widths
+        Channels of the three blocks; the second halves height and width.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, *, widths: tuple[int, int, int] = (16, 32, 32)
+    ) -> None:
+        super().__init__()
+        one, two, three = widths
+        # A bias before a batch-norm would have no effect.
+        self.conv1 = nn.Conv2d(channels, one, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(one)
+        self.conv2 = nn.Conv2d(one, two, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(two)
+        self.conv3 = nn.Conv2d(two, three, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(three)
+        self.head = nn.Linear(three, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, channels, height, width) to logits (n, classes)."""
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.relu(self.norm3(self.conv3(x)))
+        return cast(Tensor, self.head(x.mean(dim=(2, 3))))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch-norm around a shortcut, which has its own where shapes change."""
+
+    def __init__(self, channels: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels, height, width) to (n, width, height / stride, width / stride)."""
+        h = nn.functional.silu(self.norm1(self.conv1(x)))
+        h = self.norm2(self.conv2(h))
+        return nn.functional.silu(h + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """A stem and two residual blocks, the second with a strided shortcut of its own.
+
+    SiLU makes it smooth everywhere, so that finite differences through many steps mean something.
+
+    Parameters
+    ----------
+    channels
+        Channels of the input images.
+    classes
+        Number of logits.
+    width
+        Channels of the stem and the first block; the second has twice as many.
+    """
+
+    def __init__(self, channels: int, classes: int, *, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.SiLU()
+        )
+        self.blocks = nn.Sequential(
+            ResidualBlock(width, width, stride=1), ResidualBlock(width, 2 * width, stride=2)
+        )
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, channels, height, width) to logits (n, classes)."""
+        return cast(Tensor, self.head(self.blocks(self.stem(x)).mean(dim=(2, 3))))
+
+
+def small_conv(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a :class:`SmallConv` for images of shape (channels, height, width)."""
+    return SmallConv(_channels(shape, "small_conv"), classes)
+
+
+def small_resnet(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a :class:`SmallResNet` for images of shape (channels, height, width)."""
+    return SmallResNet(_channels(shape, "small_resnet"), classes)
+
+
+def load(spec: str, *, shape: Sequence[int], classes: int) -> nn.Module:
+    """Find a model by name and build it; its weights come from torch's global generator.
+
+    Parameters
+    ----------
+    spec
+        ``package.module:callable``, e.g. ``fedl2p.models:small_conv``.
+    shape
+        Shape of one example, without the batch.
+    classes
+        Number of classes.
+
+    Returns
+    -------
+    nn.Module
+        What the callable returned.
+
+    Raises
+    ------
+    ValueError
+        If the module or the callable cannot be found, or it does not return a module. What the
+        callable itself raises is passed on.
+    """
+    model = _find(spec)(tuple(shape), classes)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model {spec!r} returned {type(model).__name__}, not a torch.nn.Module; "
+            "name a function of (shape, classes) that returns a module"
+        )
+    return model
+
+
+def build(spec: str, *, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
+    """Do as :func:`load`, with initial weights that depend on the seed alone.
+
+    Modules draw their initial weights from torch's global CPU generator; it is seeded for this
+    call and left as it was found. Parameters as in :func:`load`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "model"))
+        return load(spec, shape=shape, classes=classes)
+
+
+def _find(spec: str) -> Builder:
+    module_name, colon, name = spec.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(
+            f"model {spec!r} is not of the form package.module:callable, "
+            "e.g. fedl2p.models:small_conv"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, TypeError) as error:  # TypeError: a relative name such as '.models'
+        raise ValueError(
+            f"model {spec!r}: cannot import {module_name!r} ({error}); "
+            "check the spelling and that it is installed or on PYTHONPATH"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        what = "is not callable" if hasattr(module, name) else "does not exist"
+        raise ValueError(
+            f"model {spec!r}: {name!r} {what} in {module_name!r}; "
+            "name a function of (shape, classes) that returns a torch.nn.Module"
+        )
+    _check_takes_two(spec, found)
+    return cast(Builder, found)
+
+
+def _check_takes_two(spec: str, found: Callable[..., object]) -> None:
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some callables written in C do not tell
+        return
+    try:
+        signature.bind((1, 8, 8), 10)
+    except TypeError as error:
+        raise ValueError(
+            f"model {spec!r} cannot be called with (shape, classes): {error}; "
+            "wrap it in a function that takes these two"
+        ) from error
+
+
+def _channels(shape: Sequence[int], name: str) -> int:
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name} wants images of shape (channels, height, width), got examples of shape "
+            f"{tuple(shape)}; name another model or reshape the data"
+        )
+    return shape[0]

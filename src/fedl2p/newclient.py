@@ -1,0 +1,171 @@
+"""A new client of a finished run: personalized in one call from the files of the run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedl2p import models
+from fedl2p.core.clientdata import Examples
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.personal import Personalized, personalize
+from fedl2p.data.npz import read_npz_client
+from fedl2p.stages import find_device
+from fedl2p.study import Study
+from fedl2p.reporting.files import missing, read_json, write_atomically
+from fedl2p.rundir import load_tensors, save_tensors
+
+FILES = ("model.safetensors", "hyperparams.json", "outcome.json")
+"""What is written; outcome.json only for a client with test examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewClient:
+    """One personalized new client.
+
+    Parameters
+    ----------
+    personalized
+        The model, the hyperparameters it was fine-tuned with, and the profile they came from.
+    num_train, num_test
+        Numbers of examples.
+    accuracy_before, accuracy
+        Of the global and of the personalized model on the test part, fractions in [0, 1]; None
+        without test examples.
+    loss_before, loss
+        Mean cross-entropy there, in nats; None without test examples.
+    out
+        The folder that was written.
+    """
+
+    personalized: Personalized
+    num_train: int
+    num_test: int
+    accuracy_before: float | None
+    accuracy: float | None
+    loss_before: float | None
+    loss: float | None
+    out: Path
+
+    def __str__(self) -> str:
+        """Return what happened, for a terminal."""
+        model = f"model: {self.out / FILES[0]}"
+        if self.accuracy_before is None or self.accuracy is None:
+            return f"personalized on {self.num_train} examples; no test examples to judge by\n{model}"
+        return (
+            f"accuracy on {self.num_test} test examples: {100 * self.accuracy_before:.1f} % before, "
+            f"{100 * self.accuracy:.1f} % after personalization on {self.num_train} examples\n{model}"
+        )
+
+
+def personalize_new_client(
+    run: str | Path, data: str | Path, out: str | Path, *, seed: int = 0, device: str = "auto"
+) -> NewClient:
+    """Personalize the global model of a run for a new client, and write the result.
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run of the method fedl2p.
+    data
+        The client's .npz file (see :mod:`fedl2p.data.npz`). All of ``x_train`` fine-tunes.
+    out
+        Folder to write into; made if there is none.
+    seed
+        Of the order of its batches.
+    device
+        auto, cpu or cuda.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, damaged or does not fit the run's model, or if ``out`` already holds
+        a result; nothing is written then.
+    """
+    run, out = Path(run), Path(out)
+    there = [name for name in FILES if (out / name).exists()]
+    if there:
+        raise ValueError(f"{out} already holds {there[0]}; give another folder")
+    study, model, metanets = load_run(run)
+    world = read_json(run / "population.json")
+    client = read_npz_client(
+        data, shape=tuple(world["shape"]), classes=int(world["classes"]), split=False
+    )
+    where = find_device(device)
+    model, metanets, client = model.to(where), metanets.to(where), client.to(where)
+    inner = study.settings.finetune
+    personalized = personalize(
+        model, metanets, client, epochs=inner.epochs, batch_size=inner.batch_size, seed=seed
+    )
+    before = _judge(model, client.test)
+    after = _judge(personalized.model, client.test)
+    result = NewClient(
+        personalized=personalized,
+        num_train=len(client.train.y),
+        num_test=len(client.test.y) if client.test else 0,
+        accuracy_before=before and before[0],
+        accuracy=after and after[0],
+        loss_before=before and before[1],
+        loss=after and after[1],
+        out=out,
+    )
+    _write(result)
+    return result
+
+
+def load_run(run: Path) -> tuple[Study, nn.Module, MetaNets]:
+    """Return the study of a finished run, its global model and its meta-nets.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or damaged.
+    """
+    study = Study.load(run)
+    for name in ("population.json", "global.safetensors", "metanets.safetensors", "metanets.json"):
+        if not (run / name).exists():
+            raise missing(run / name)
+    world = read_json(run / "population.json")
+    model = models.load(study.model, shape=tuple(world["shape"]), classes=int(world["classes"]))
+    try:
+        model.load_state_dict(load_tensors(run / "global.safetensors"))
+    except RuntimeError:
+        raise ValueError(
+            f"the weights in {run / 'global.safetensors'} do not fit the model {study.model}; give "
+            "the folder of an unchanged run"
+        ) from None
+    return study, model.eval(), MetaNets.load(run / "metanets")
+
+
+@torch.no_grad()
+def _judge(model: nn.Module, test: Examples | None) -> tuple[float, float] | None:
+    """Return accuracy and mean cross-entropy on the test examples, if there are any."""
+    if test is None:
+        return None
+    logits = torch.cat([model.eval()(x) for x in test.x.split(256)])
+    accuracy = (logits.argmax(1) == test.y).double().mean().item()
+    return accuracy, F.cross_entropy(logits, test.y).item()
+
+
+def _write(result: NewClient) -> None:
+    personalized = result.personalized
+    profile = personalized.profile
+    strategy = {
+        **personalized.hyperparams.by_name(),
+        "divergence": dict(zip(profile.sites.norms, profile.divergence.tolist(), strict=True)),
+        "moments": dict(zip(profile.sites.layers, profile.moments.tolist(), strict=True)),
+    }
+    result.out.mkdir(parents=True, exist_ok=True)
+    save_tensors(result.out / FILES[0], personalized.model.state_dict())
+    write_atomically(result.out / FILES[1], json.dumps(strategy, indent=1) + "\n")
+    if result.num_test:
+        numbers = (
+            *("num_train", "num_test", "accuracy_before", "accuracy", "loss_before", "loss"),
+        )
+        outcome = {name: getattr(result, name) for name in numbers}
+        write_atomically(result.out / FILES[2], json.dumps(outcome, indent=1) + "\n")

@@ -1,0 +1,30 @@
+"""The digits recipe in miniature: every stage and method, in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedl2p.core.innerloop import InnerLoop
+from fedl2p.data.digits import Digits
+from fedl2p.methods.settings import Grid
+from fedl2p.recipes import digits
+from fedl2p.study import Study
+
+
+def recipe() -> Study:
+    """Return the digits study with few clients, few rounds and little data."""
+    full = digits.recipe()
+    return dataclasses.replace(
+        full,
+        data=Digits(seen=6, unseen=4, train=48, validation=24, test=32),
+        pretrain=dataclasses.replace(full.pretrain, rounds=20, clients_per_round=4),
+        learn=dataclasses.replace(full.learn, rounds=3, clients_per_round=4),
+        settings=dataclasses.replace(
+            full.settings,
+            finetune=InnerLoop(epochs=3, batch_size=16),
+            local_epochs=5,
+            alone_steps=3,
+            alone_rate=0.01,
+            grid=Grid(mixes=(0.0, 1.0), rates=(0.01, 0.1)),
+        ),
+    )

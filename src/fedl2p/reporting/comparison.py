@@ -1,0 +1,250 @@
+"""Several runs that differ in their seed only, in one table with 95 % intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedl2p.reporting.files import read_json
+from fedl2p.reporting.intervals import Interval, mean_interval
+from fedl2p.reporting.report import POOLS, Pool, Report, Summary
+from fedl2p.reporting.texttable import columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method on one pool of clients, over the seeds.
+
+    Parameters
+    ----------
+    method, pool
+        As in a report.
+    accuracy, worst_decile
+        Mean over seeds and half-width of its 95 % t-interval; fractions.
+    difference
+        Accuracy of the reference method minus this one's, paired by seed; None for the reference
+        itself, or if it did not run.
+    above
+        Number of seeds in which the reference is strictly above this method; None likewise.
+    """
+
+    method: str
+    pool: Pool
+    accuracy: Interval
+    worst_decile: Interval
+    difference: Interval | None
+    above: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The table over seeds. ``str()`` gives it for a terminal, :meth:`to_dict` for JSON."""
+
+    recipe: str
+    reference: str
+    seeds: tuple[int, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, fractions in [0, 1]; an interval of one seed is null."""
+        return {
+            "recipe": self.recipe,
+            "reference": self.reference,
+            "seeds": list(self.seeds),
+            "confidence": 0.95,
+            "methods": [
+                {
+                    "method": line.method,
+                    "pool": line.pool,
+                    **_plain("accuracy", line.accuracy),
+                    **_plain("accuracy_worst_decile", line.worst_decile),
+                    **_plain("difference", line.difference),
+                    "seeds_above": line.above,
+                }
+                for line in self.lines
+            ],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """Return the table in percent, one block per pool of clients."""
+        seeds = ", ".join(map(str, self.seeds))
+        out = [f"{self.recipe}: mean over {_count(len(self.seeds), 'seed')} ({seeds})"]
+        heads = ("method", "accuracy %", "worst tenth %", f"{self.reference} minus it", "above in")
+        for pool in POOLS:
+            cells = [self._cells(line) for line in self.lines if line.pool == pool]
+            if cells:
+                out += ["", f"{pool} clients", *columns([heads, *cells])]
+        if len(self.seeds) > 1:
+            out += [
+                "",
+                "± is the 95 % t-interval over seeds; differences in points, paired by seed",
+            ]
+        else:
+            out += ["", "one seed: no intervals; compare several runs that differ in --seed"]
+        return "\n".join([*out, *(f"note: {note}" for note in self.notes)])
+
+    def _cells(self, line: Line) -> tuple[str, ...]:
+        above = "" if line.above is None else f"{line.above} of {len(self.seeds)}"
+        difference = "" if line.difference is None else _percent(line.difference, sign=True)
+        return line.method, _percent(line.accuracy), _percent(line.worst_decile), difference, above
+
+
+def compare(folders: Sequence[str | Path], *, reference: str = "fedl2p") -> Comparison:
+    """Compare runs of one study under several seeds.
+
+    Parameters
+    ----------
+    folders
+        Run folders; everything in their ``config.json`` but seeds must be the same.
+    reference
+        The method from which each other one is subtracted. Where it did not run, the comparison
+        has no differences and says so in its notes.
+
+    Raises
+    ------
+    ValueError
+        If there is no folder, if settings or methods differ (the first differences are named), if
+        two folders have the same seed, or if a file is missing or damaged.
+    """
+    if not folders:
+        raise ValueError("no run folder to compare; name at least one")
+    paths = [Path(folder) for folder in folders]
+    configs = [read_json(path / "config.json") for path in paths]
+    reports = [Report.load(path) for path in paths]
+    for path, config, report in zip(paths[1:], configs[1:], reports[1:], strict=True):
+        _check_same_study(
+            paths[0], _settings(configs[0], reports[0]), path, _settings(config, report)
+        )
+    _check_seeds(paths, reports)
+    order = sorted(range(len(reports)), key=lambda i: reports[i].seed)
+    tables = [{(s.method, s.pool): s for s in reports[i].methods} for i in order]
+    _check_methods([paths[i] for i in order], tables)
+    return Comparison(
+        recipe=reports[0].recipe,
+        reference=reference,
+        seeds=tuple(reports[i].seed for i in order),
+        lines=tuple(_line(method, pool, reference, tables) for method, pool in tables[0]),
+        notes=_notes(reference, paths, reports),
+    )
+
+
+def _line(
+    method: str,
+    pool: Pool,
+    reference: str,
+    tables: Sequence[dict[tuple[str, Pool], Summary]],
+) -> Line:
+    accuracies = [table[method, pool].accuracy for table in tables]
+    difference, above = None, None
+    if method != reference and (reference, pool) in tables[0]:
+        gaps = [
+            table[reference, pool].accuracy - own
+            for table, own in zip(tables, accuracies, strict=True)
+        ]
+        difference, above = mean_interval(gaps), sum(gap > 0 for gap in gaps)
+    return Line(
+        method=method,
+        pool=pool,
+        accuracy=mean_interval(accuracies),
+        worst_decile=mean_interval([table[method, pool].accuracy_worst_decile for table in tables]),
+        difference=difference,
+        above=above,
+    )
+
+
+def _settings(config: dict[str, Any], report: Report) -> dict[str, str]:
+    # A seed may stand at any depth (a data source may have its own): it is what may differ.
+    flat = {
+        key: value for key, value in flatten(config).items() if key.rsplit(".", 1)[-1] != "seed"
+    }
+    return {"recipe": "", **flat} | {"recipe": report.recipe}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as ``{"learn.rounds": "25", ...}``; plain lists stay whole."""
+    if isinstance(value, dict) and value:
+        out: dict[str, str] = {}
+        for key, inner in value.items():
+            out |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return out
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        return flatten({str(i): inner for i, inner in enumerate(value)}, prefix)
+    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+
+
+def _check_same_study(
+    first: Path, first_settings: dict[str, str], other: Path, other_settings: dict[str, str]
+) -> None:
+    keys = dict.fromkeys([*first_settings, *other_settings])
+    different = [
+        f"{key} is {first_settings.get(key, 'absent')} in {first} "
+        f"but {other_settings.get(key, 'absent')} in {other}"
+        for key in keys
+        if first_settings.get(key) != other_settings.get(key)
+    ]
+    if different:
+        more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+        raise ValueError(
+            f"these runs differ in more than the seed: {'; '.join(different[:3])}{more}; "
+            f"compare runs of the same settings only"
+        )
+
+
+def _check_seeds(paths: Sequence[Path], reports: Sequence[Report]) -> None:
+    by_seed: dict[int, Path] = {}
+    for path, report in zip(paths, reports, strict=True):
+        if report.seed in by_seed:
+            raise ValueError(
+                f"{by_seed[report.seed]} and {path} both have seed {report.seed}; "
+                f"give one run folder per seed"
+            )
+        by_seed[report.seed] = path
+
+
+def _check_methods(
+    paths: Sequence[Path], tables: Sequence[dict[tuple[str, Pool], Summary]]
+) -> None:
+    for path, table in zip(paths[1:], tables[1:], strict=True):
+        for key in dict.fromkeys([*tables[0], *table]):
+            if key not in table or key not in tables[0]:
+                without = path if key not in table else paths[0]
+                raise ValueError(
+                    f"{without} has no result of {key[0]} on {key[1]} clients, but others have; "
+                    f"run it again, or leave that folder out"
+                )
+
+
+def _notes(reference: str, paths: Sequence[Path], reports: Sequence[Report]) -> tuple[str, ...]:
+    notes = []
+    if all(summary.method != reference for summary in reports[0].methods):
+        notes.append(f"{reference} did not run here, so there are no differences")
+    for path, report in zip(paths, reports, strict=True):
+        if report.failures:
+            notes.append(f"{_count(len(report.failures), 'client')} without a result in {path}")
+        for package, version in report.versions.items():
+            first = reports[0].versions.get(package, "absent")
+            if version != first:
+                notes.append(f"{package} is {first} in {paths[0]} but {version} in {path}")
+    return tuple(notes)
+
+
+def _plain(name: str, interval: Interval | None) -> dict[str, Any]:
+    if interval is None or not math.isfinite(interval.mean):
+        return {name: None, f"{name}_interval": None}
+    bounds = interval.bounds
+    return {name: interval.mean, f"{name}_interval": list(bounds) if bounds else None}
+
+
+def _percent(interval: Interval, *, sign: bool = False) -> str:
+    mean = f"{100 * interval.mean:+.2f}" if sign else f"{100 * interval.mean:.2f}"
+    return mean if interval.half is None else f"{mean} ± {100 * interval.half:.2f}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,67 @@
+"""What people call the methods, one line on each, and their role in a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """How a report speaks of a method.
+
+    Parameters
+    ----------
+    label
+        Its name in tables.
+    line
+        What it does with a client, in one line.
+    role
+        ``learned``: meta-nets choose the strategy; ``fixed``: one strategy for every client;
+        ``search``: a search per client; ``other``: anything else.
+    """
+
+    label: str
+    line: str
+    role: Literal["learned", "fixed", "search", "other"]
+
+
+_NAMES = {
+    "fedl2p": MethodName(
+        "FedL2P",
+        "meta-nets, learned by federation, give every client its own mix and rates",
+        "learned",
+    ),
+    "l2p": MethodName(
+        "L2P, without federation",
+        "the same meta-nets, but every client learns its own alone",
+        "learned",
+    ),
+    "fedavg": MethodName("FedAvg", "one global model for all, no fine-tuning", "fixed"),
+    "finetuning-global": MethodName(
+        "Fine-tuning, global statistics",
+        "batch-norm keeps the global model's statistics; one rate for all",
+        "fixed",
+    ),
+    "finetuning-client": MethodName(
+        "Fine-tuning, client statistics",
+        "batch-norm takes the client's own statistics; one rate for all",
+        "fixed",
+    ),
+    "bestfixed": MethodName(
+        "One mix and rate for all",
+        "the pair of a grid that is best for the seen clients together, on validation data",
+        "fixed",
+    ),
+    "gridsearch": MethodName(
+        "Grid search per client",
+        "every client tries every mix and rate of a grid on its validation part",
+        "search",
+    ),
+    "local": MethodName("Local training", "every client trains alone from scratch", "other"),
+}
+
+
+def method_name(method: str) -> MethodName:
+    """Return how to speak of a method; one that is not known here goes by its own name."""
+    return _NAMES.get(method, MethodName(method, "", "other"))

@@ -1,0 +1,280 @@
+"""The page ``report.html``: one file that opens offline, made from a run folder alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedl2p.reporting import findings, words
+from fedl2p.reporting.clientviews import (
+    ClientView,
+    best_method,
+    client_views,
+    focus_of,
+    group_views,
+    kind_key,
+    label,
+    main_pool,
+    rival_of,
+)
+from fedl2p.reporting.comparison import flatten
+from fedl2p.reporting.curves import curve
+from fedl2p.reporting.dotstrips import strips
+from fedl2p.reporting.files import damaged, write_atomically
+from fedl2p.reporting.methodnames import method_name
+from fedl2p.reporting.report import POOLS, Pool, Summary
+from fedl2p.reporting.runfolder import RoundLine, RunFolder, read_run
+from fedl2p.reporting.strategypanels import gutter, strategy_panels
+
+
+def write_page(folder: str | Path) -> Path:
+    """Write ``report.html`` into a run folder, from the files in it.
+
+    Parameters
+    ----------
+    folder
+        A finished run, of this machine or another, made now or earlier.
+
+    Returns
+    -------
+    Path
+        The page. It loads nothing from outside itself.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the file and what to do, if a file is missing or damaged.
+    ModuleNotFoundError
+        If jinja2 is not installed; the line says how to install it.
+    """
+    run = read_run(folder)
+    if not run.report.methods:
+        raise damaged(run.path / "clients.csv", "it has no client with a result")
+    path = run.path / "report.html"
+    write_atomically(path, _render(page_content(run)))
+    return path
+
+
+def page_content(run: RunFolder) -> dict[str, Any]:
+    """Return everything that the template shows, in words, numbers and markup."""
+    focus = focus_of(run)
+    method = focus or best_method(run)
+    rival = rival_of(run, method)
+    views = client_views(run, method, rival=rival)
+    groups = group_views(views)
+    return {
+        "report": run.report,
+        "headline": findings.headline(run, method),
+        "cards": findings.cards(run, method),
+        "statements": findings.statements(run, method, views),
+        "method": label(method),
+        "learned": focus is not None,
+        "pools": [_pool_head(run, pool) for pool in POOLS if _table(run, pool)],
+        "comparison": _comparison(run, method),
+        "failures": _failures(run),
+        "kind": kind_key(run),
+        "has_pools": len({view.pool for view in views}) == 2,
+        "gains": strips(
+            groups, lambda view: view.gain, label=f"gain of each client under {label(method)}"
+        ),
+        "rival": label(rival) if rival else None,
+        "against_sentence": findings.against_sentence(method, rival, views) if rival else "",
+        "against": strips(
+            groups, lambda view: view.against, label="difference of each client to the rival"
+        )
+        if rival
+        else "",
+        "gutter": gutter(groups),
+        "panels": strategy_panels(groups) if focus else [],
+        "with_strategy": sum(view.strategy is not None for view in views),
+        "with_mix": any(view.strategy and view.strategy.mix for view in views),
+        "stages": _stages(run.rounds),
+        "single_rounds": _single_rounds(run.rounds),
+        "cost": _cost(run),
+        "clients": _clients(views),
+        "settings": flatten(run.config),
+    }
+
+
+def _render(content: Mapping[str, Any]) -> str:
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the page needs {error.name}, which is not installed; run pip install 'fedl2p[report]'"
+        ) from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedl2p.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # The markup of figures is escaped where it is made; everything else is escaped here.
+    environment.filters["markup"] = Markup
+    environment.filters["points"] = words.points
+    environment.filters["percent"] = words.percent
+    return environment.get_template("report.html").render(content) + "\n"
+
+
+def _failures(run: RunFolder) -> list[tuple[str, str, str, str]]:
+    """Return client, pool, reason and the methods for which it is so."""
+    methods: dict[tuple[str, str, str], list[str]] = {}
+    for row in run.report.failures:
+        methods.setdefault((row.client, row.pool, row.failure or ""), []).append(label(row.method))
+    return [(*key, "; ".join(names)) for key, names in methods.items()]
+
+
+def _table(run: RunFolder, pool: Pool) -> list[Summary]:
+    return [summary for summary in run.report.methods if summary.pool == pool]
+
+
+def _pool_head(run: RunFolder, pool: Pool) -> dict[str, Any]:
+    counts = [summary.clients for summary in _table(run, pool)]
+    return {"pool": pool, "clients": max(counts)}
+
+
+def _comparison(run: RunFolder, method: str) -> list[dict[str, Any]]:
+    """Return the lines of the table, the most accurate on the main pool first."""
+    tables = {pool: {s.method: s for s in _table(run, pool)} for pool in POOLS}
+    methods = list(dict.fromkeys(summary.method for summary in run.report.methods))
+    main = tables[main_pool(run)]
+
+    def order(name: str) -> float:
+        accuracy = main[name].accuracy if name in main else math.nan
+        return -accuracy if math.isfinite(accuracy) else 1.0
+
+    best = {
+        pool: max((s.accuracy for s in table.values() if math.isfinite(s.accuracy)), default=None)
+        for pool, table in tables.items()
+    }
+    return [
+        {
+            "label": label(name),
+            "line": method_name(name).line,
+            "focus": name == method,
+            "cells": [_cells(tables[pool].get(name), best[pool]) for pool in POOLS if tables[pool]],
+        }
+        for name in sorted(methods, key=order)
+    ]
+
+
+_COLUMNS = ("before", "after", "worst", "loss", "seconds", "clients")
+
+
+def _cells(summary: Summary | None, best: float | None) -> dict[str, Any]:
+    if summary is None:
+        empty: dict[str, Any] = dict.fromkeys(_COLUMNS, words.NO_NUMBER)
+        return empty | {"best": False}
+    return {
+        "before": words.percent(summary.accuracy_before),
+        "after": words.percent(summary.accuracy),
+        "worst": words.percent(summary.accuracy_worst_decile),
+        "loss": f"{summary.loss:.3f}" if math.isfinite(summary.loss) else "not finite",
+        "seconds": words.seconds(summary.seconds_per_client),
+        "clients": str(summary.clients),
+        "best": summary.accuracy == best,
+    }
+
+
+def _by_stage(rounds: Sequence[RoundLine]) -> dict[str, list[RoundLine]]:
+    stages: dict[str, list[RoundLine]] = {}
+    for line in rounds:
+        stages.setdefault(line.stage, []).append(line)
+    return stages
+
+
+_STAGE_NAMES = {
+    "pretrain": "Pre-training the global model",
+    "learn": "Learning the meta-nets",
+}
+
+
+def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
+    """Return the curves of every stage of several rounds."""
+    out = []
+    for stage, lines in _by_stage(rounds).items():
+        if len(lines) < 2:
+            continue
+        # A round judges the state that it received, so round 1 has no training behind it.
+        xs = [float(line.round - 1) for line in lines]
+        losses = [line.loss for line in lines]
+        finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
+        best = min(finite, key=lambda i: losses[i]) if finite else None
+        name = _STAGE_NAMES.get(stage, label(stage))
+        note = (
+            f"{len(lines)} rounds, {words.span([line.clients for line in lines])} clients a round"
+        )
+        if best is not None:
+            at = lines[best]
+            note += (
+                f"; lowest loss {at.loss:.3f} nats after {at.round - 1} rounds, "
+                f"accuracy there {words.percent(at.accuracy)} %"
+            )
+        failed = sum(line.failures for line in lines)
+        if failed:
+            note += f"; {failed} answers of clients failed and were left out"
+        accuracies = [line.accuracy for line in lines]
+        marked = best if best is not None and math.isfinite(accuracies[best]) else None
+        out.append(
+            {
+                "name": name,
+                "note": note,
+                "loss": curve(xs, losses, label=f"{name}: loss by round", percent=False, best=best),
+                "accuracy": curve(
+                    xs, accuracies, label=f"{name}: accuracy by round", percent=True, best=marked
+                ),
+            }
+        )
+    return out
+
+
+def _single_rounds(rounds: Sequence[RoundLine]) -> str:
+    names = [
+        _STAGE_NAMES.get(stage, label(stage))
+        for stage, lines in _by_stage(rounds).items()
+        if len(lines) == 1
+    ]
+    return ", ".join(names)
+
+
+def _cost(run: RunFolder) -> list[dict[str, str]]:
+    """Return seconds and bytes by stage, the whole run last; what is unknown stays empty."""
+    report = run.report
+    stages = dict.fromkeys([*report.bytes_per_client_round, *report.seconds])
+    names = {**_STAGE_NAMES, "personalize": "Personalizing the clients", "total": "Whole run"}
+    last = sorted(stages, key=lambda stage: stage == "total")
+    out = []
+    for stage in last:
+        ways = report.bytes_per_client_round.get(stage, {})
+        out.append(
+            {
+                "stage": names.get(stage, label(stage)),
+                "seconds": f"{report.seconds[stage]:,.1f}" if stage in report.seconds else "",
+                "down": words.bytes_of(ways["down"]) if "down" in ways else "",
+                "up": words.bytes_of(ways["up"]) if "up" in ways else "",
+            }
+        )
+    return out
+
+
+def _clients(views: Sequence[ClientView]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": view.name,
+            "pool": view.pool,
+            "about": ", ".join(
+                f"{v:.2g}" if isinstance(v, float) else str(v) for v in view.about.values()
+            ),
+            "train": view.row.num_train,
+            "test": view.row.num_test,
+            "before": view.row.accuracy_before,
+            "after": view.row.accuracy,
+            "gain": view.gain,
+            "against": view.against,
+        }
+        for view in sorted(views, key=lambda view: (-view.gain, view.name))
+    ]

@@ -1,0 +1,305 @@
+"""The stages of the main job, in the order in which :func:`fedl2p.study.run_study` calls them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fedl2p import __version__, methods, models
+from fedl2p.core.sites import find_sites
+from fedl2p.data.population import Population
+from fedl2p.federation import (
+    CsvListener,
+    Federated,
+    Handler,
+    InProcessGrid,
+    Listener,
+    Nodes,
+    RoundRecord,
+    Rounds,
+    federate,
+    personalize_all,
+)
+from fedl2p.method import Method, State
+from fedl2p.methods.fedl2p import FedL2P
+from fedl2p.reporting.files import read_json, write_atomically
+from fedl2p.reporting.report import Report, Row
+from fedl2p.rundir import RunDir, load_tensors, save_tensors
+from fedl2p.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from fedl2p.study import Study
+
+log = logging.getLogger(__name__)
+
+_ONE_ROUND = Rounds(rounds=1, clients_per_round=0, keep="last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What does not change during a run."""
+
+    study: Study
+    folder: RunDir
+    resume: bool
+    listeners: tuple[Listener, ...]
+    population: Population
+    initial: nn.Module
+    given: nn.Module | None
+    methods: tuple[Method, ...]
+    device: torch.device
+    nodes: Nodes
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of the rounds of one method, and their records; both may be empty."""
+
+    state: State
+    records: tuple[RoundRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pretrained(Learned):
+    """The global model besides; ``state`` is FedAvg's, of which it was made."""
+
+    model: nn.Module = field(default_factory=nn.Module)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One method's rows and the wall-clock seconds that they took."""
+
+    rows: tuple[Row, ...]
+    seconds: float
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for here.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, but must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda is not available here; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def prepare(
+    study: Study, out: Path, *, resume: bool, listeners: Sequence[Listener]
+) -> Job:
+    """Check and make everything that can fail before anything is written."""
+    if study.engine == "ray":
+        raise ValueError("engine 'ray' is not available in this version; use in-process")
+    device = find_device(study.device)
+    population = study.data.open(study.seed)
+    for stage in (study.pretrain, study.learn):
+        _check_cohorts(stage, population)
+    initial = models.build(
+        study.model, shape=population.shape, classes=population.classes, seed=study.seed
+    )
+    given = None if study.pretrained is None else _load_weights(initial, study.pretrained)
+    built = tuple(methods.build(name, study.settings) for name in study.methods)
+    folder = RunDir(out)
+    folder.claim(study, resume=resume)
+    folder.describe_population(population)
+    handler = Handler(
+        build=lambda: copy.deepcopy(initial),
+        population=population,
+        methods=_with_preparations(study, built),
+        device=device,
+        folder=folder.path,
+    )
+    return Job(
+        study=study,
+        folder=folder,
+        resume=resume,
+        listeners=(CsvListener(folder.file("rounds.csv")), *listeners),
+        population=population,
+        initial=initial,
+        given=given,
+        methods=built,
+        device=device,
+        nodes=Nodes(InProcessGrid(handler, cohort=study.cohort)),
+    )
+
+
+def pretrain(job: Job) -> Pretrained:
+    """Return the global model, trained by FedAvg or given, and write global.safetensors."""
+    log.info("%s, seed %d, on %s", job.study.recipe, job.study.seed, job.device)
+    fedavg = methods.build("fedavg", job.study.settings)
+    if job.given is not None:
+        end = Pretrained(fedavg.start(job.given), model=job.given)
+    else:
+        done = _federate(job, fedavg, job.initial, rounds=job.study.pretrain, stage="pretrain")
+        model = copy.deepcopy(job.initial)
+        model.load_state_dict(done.state, strict=False)
+        end = Pretrained(done.state, done.records, model)
+    save_tensors(job.folder.file("global.safetensors"), end.model.state_dict())
+    return end
+
+
+def learn(job: Job, method: Method, model: nn.Module, pretrained: Pretrained) -> Learned:
+    """Return what a method has learned from the seen clients; write FedL2P's meta-nets."""
+    if method.name == "fedavg":  # pre-training was its training
+        return Learned(pretrained.state)
+    if method.rounds == "none":
+        return Learned(method.start(model, seed=derive_seed(job.study.seed, "start", method.name)))
+    records: tuple[RoundRecord, ...] = ()
+    prepared: State | None = None
+    if method.preparation is not None:
+        first = methods.build(method.preparation, job.study.settings)
+        done = _federate(job, first, model, rounds=_ONE_ROUND, stage=first.name)
+        prepared, records = done.state, done.records
+    rounds = {"one": _ONE_ROUND, "pretrain": job.study.pretrain, "learn": job.study.learn}
+    stage = "learn" if method.name == "fedl2p" else method.name
+    done = _federate(
+        job, method, model, rounds=rounds[method.rounds], stage=stage, prepared=prepared
+    )
+    if isinstance(method, FedL2P) and stage == "learn":
+        method.metanets(find_sites(model), done.state).save(job.folder.file("metanets"))
+    return Learned(done.state, records + done.records)
+
+
+def _federate(
+    job: Job,
+    method: Method,
+    model: nn.Module,
+    *,
+    rounds: Rounds,
+    stage: str,
+    prepared: State | None = None,
+) -> Federated:
+    """Run one stage of rounds, or what is left of it."""
+    return federate(
+        method,
+        model,
+        job.population,
+        rounds=rounds,
+        seed=job.study.seed,
+        stage=stage,
+        **({"prepared": prepared} if prepared is not None else {}),  # TEMP
+        nodes=job.nodes,
+        listeners=job.listeners,
+        checkpoint=job.folder.file("checkpoint") / stage,
+        resume=job.resume,
+    )
+
+
+def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Outcomes:
+    """Return one row per client, from the checkpoint if the run had come this far before."""
+    path = job.folder.file("checkpoint") / "outcomes" / f"{method.name}.json"
+    if path.exists():
+        stored = read_json(path)
+        return Outcomes(tuple(Row(**row) for row in stored["rows"]), stored["seconds"])
+    began = time.perf_counter()
+    outcomes = personalize_all(
+        method,
+        model,
+        state,
+        job.population,
+        seed=job.study.seed,
+        nodes=job.nodes,
+        listeners=job.listeners,
+    )
+    seconds = time.perf_counter() - began
+    seen = set(job.population.seen)
+    rows = tuple(
+        Row.of(method.name, "seen" if outcome.client in seen else "unseen", outcome)
+        for outcome in outcomes
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"seconds": seconds, "rows": [asdict(row) for row in rows]}
+    write_atomically(path, json.dumps(content) + "\n")
+    log.info("%s: %d clients personalized in %.1f s", method.name, len(rows), seconds)
+    return Outcomes(rows, seconds)
+
+
+def report(
+    job: Job, pretrained: Pretrained, learned: Sequence[Learned], outcomes: Sequence[Outcomes]
+) -> Report:
+    """Put everything together."""
+    later = [record for done in learned for record in done.records]
+    by_stage = {
+        "pretrain": [r for r in pretrained.records if r.round <= job.study.pretrain.rounds],
+        "learn": [r for r in later if r.stage == "learn" and r.round <= job.study.learn.rounds],
+    }
+    seconds = {
+        "pretrain": math.fsum(record.seconds for record in pretrained.records),
+        "learn": math.fsum(record.seconds for record in later),
+        "personalize": math.fsum(done.seconds for done in outcomes),
+    }
+    return Report(
+        recipe=job.study.recipe,
+        seed=job.study.seed,
+        engine=job.study.engine,
+        device=job.device.type,
+        rows=tuple(row for done in outcomes for row in done.rows),
+        versions=_versions(),
+        seconds={**seconds, "total": math.fsum(seconds.values())},
+        bytes_per_client_round={
+            stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
+        },
+    )
+
+
+def _bytes_per_client(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Return the mean over the training rounds; the global model's one journey is part of it."""
+    clients = sum(record.clients for record in records)
+    return {
+        "down": sum(record.bytes_down for record in records) / clients,
+        "up": sum(record.bytes_up for record in records) / clients,
+    }
+
+
+def _with_preparations(study: Study, built: Sequence[Method]) -> dict[str, Method]:
+    """Return all methods that clients must know, by name."""
+    known = {method.name: method for method in built}
+    needed = ["fedavg", *(method.preparation for method in built if method.preparation)]
+    return known | {name: methods.build(name, study.settings) for name in needed}
+
+
+def _check_cohorts(rounds: Rounds, population: Population) -> None:
+    if rounds.clients_per_round > len(population.seen):
+        raise ValueError(
+            f"clients_per_round is {rounds.clients_per_round}, but there are only "
+            f"{len(population.seen)} seen clients; use at most these, or 0 for all"
+        )
+
+
+def _load_weights(initial: nn.Module, path: Path) -> nn.Module:
+    """Return a copy of the model with the weights of a file."""
+    model = copy.deepcopy(initial)
+    try:
+        model.load_state_dict(load_tensors(path))
+    except RuntimeError as problem:
+        raise ValueError(
+            f"the weights in {path} do not fit the model ({' '.join(str(problem).split())}); give "
+            "weights of the same model, by the names of its state_dict"
+        ) from None
+    return model
+
+
+def _versions() -> dict[str, str]:
+    versions = {"fedl2p": __version__, "python": platform.python_version()}
+    for package in ("torch", "flwr", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

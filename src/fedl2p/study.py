@@ -1,0 +1,167 @@
+"""The main job: what a study is made of, and how it is run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from fedl2p import methods, stages
+from fedl2p.config import from_plain
+from fedl2p.data.population import Population
+from fedl2p.federation import Listener, Rounds
+from fedl2p.methods.settings import Settings
+from fedl2p.reporting.files import read_json
+from fedl2p.reporting.report import Report
+
+METHODS = (
+    "fedavg",
+    "finetuning-global",
+    "finetuning-client",
+    "bestfixed",
+    "local",
+    "gridsearch",
+    "l2p",
+    "fedl2p",
+)
+"""What a study runs unless it says otherwise, in this order."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where clients come from: settings (a frozen dataclass) that open a population."""
+
+    def open(self, seed: int) -> Population:
+        """Return the population under a seed; the same one at every call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One main job, completely: equal studies give equal results.
+
+    Parameters
+    ----------
+    data
+        Where the clients come from.
+    recipe
+        Name of the recipe, for reports.
+    model
+        The model to personalize, as package.module:callable; the callable takes the shape of one
+        example and the number of classes and returns a torch.nn.Module.
+    pretrained
+        A safetensors file with the weights of the global model, by parameter and buffer name; with
+        it nothing is pre-trained. None: pre-train with FedAvg.
+    seed
+        The source of all randomness: data, initial weights, cohorts, batches.
+    methods
+        The methods to compare, by name, in the order of the report.
+    pretrain
+        The rounds that train the global model.
+    learn
+        The rounds that learn how to personalize.
+    settings
+        The settings of the methods.
+    engine
+        What runs the clients: in-process (this process, whole cohorts per call) or ray.
+    device
+        Where models and data are: cpu, cuda, or auto (cuda if there is a GPU).
+    cohort
+        Clients per call in this process, a number; 0 = all of a round at once.
+    """
+
+    data: Source
+    recipe: str = "custom"
+    model: str = "fedl2p.models:small_conv"
+    pretrained: Path | None = None
+    seed: int = 0
+    methods: tuple[str, ...] = METHODS
+    pretrain: Rounds = field(default_factory=Rounds)
+    learn: Rounds = field(default_factory=Rounds)
+    settings: Settings = field(default_factory=Settings)
+    engine: Literal["in-process", "ray"] = "in-process"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cohort: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, but must be 0 or more")
+        if self.cohort < 0:
+            raise ValueError(f"cohort is {self.cohort}, but must be 0 (all clients at once) or more")
+        if not self.methods:
+            raise ValueError(f"there is no method to run; name some of {', '.join(methods.names())}")
+        for name in self.methods:
+            if name not in methods.names():
+                raise ValueError(
+                    f"there is no method {name!r}; there are {', '.join(methods.names())}"
+                )
+            if self.methods.count(name) > 1:
+                raise ValueError(f"method {name!r} is named twice; name each once")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Study:
+        """Return the study of a run's folder, from its config.json.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing or does not fit.
+        """
+        path = Path(folder) / "config.json"
+        plain = read_json(path)
+        try:
+            return from_plain(cls, plain)
+        except ValueError as problem:
+            raise ValueError(f"{path} does not describe a study: {problem}") from None
+
+
+def run_study(
+    study: Study,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Report:
+    """Do the main job: a global model, every method's learning, every client personalized.
+
+    Parameters
+    ----------
+    study
+        What to do.
+    out
+        Folder for the results and checkpoints; None to keep nothing.
+    resume
+        Go on with the run in ``out`` after the last round or method that it finished; start it if
+        there is none.
+    listeners
+        Told of every round, e.g. a progress bar.
+
+    Returns
+    -------
+    Report
+        One row per method and client.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run, or a part of the study cannot be used; nothing is written
+        then.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="fedl2p-") as temporary:
+            return run_study(study, temporary, listeners=listeners)
+    # Everything that can be refused is refused here, before anything is written.
+    job = stages.prepare(study, Path(out), resume=resume, listeners=listeners)
+    with job.folder.logging():
+        # The global model, the same for all methods and frozen from here on.
+        pretrained = stages.pretrain(job)
+        learned, outcomes = [], []
+        for method in job.methods:
+            # A method learns from the seen clients, then personalizes every client, also unseen.
+            model = job.initial if method.starts_from == "scratch" else pretrained.model
+            learned.append(stages.learn(job, method, model, pretrained))
+            outcomes.append(stages.personalize(job, method, model, learned[-1].state))
+        report = stages.report(job, pretrained, learned, outcomes)
+        report.save(job.folder.path)
+    return report
