@@ -222,9 +222,7 @@ def test_loss_and_accuracy_are_those_after_the_inner_loop() -> None:
     problem = nested(3)
     expected = problem.loss_after_training(problem.hyper)
     x, y = problem.validation
-    logits, _ = problem.net.logits(
-        problem.state_after(3), problem.hyper.mix, x, training=False
-    )
+    logits, _ = problem.net.logits(problem.state_after(3), problem.hyper.mix, x, training=False)
     for mode in MODES:
         ours = problem.gradient(mode)
         torch.testing.assert_close(ours.loss, expected)
@@ -275,7 +273,8 @@ def test_truncated_is_exact_through_its_last_steps(steps: int, statistics: Stati
     mix, rate = problem.differences(loss)
     close(ours.mix[0], mix)
     close(ours.rate[0], rate)
-    assert not torch.allclose(ours.rate, problem.gradient("unrolled").rate, rtol=1e-3)
+    exact = problem.gradient("unrolled").mix
+    assert (ours.mix - exact).norm() > 0.01 * exact.norm(), "too short a loop to tell them apart"
 
 
 # ------------------------------------------------------------ last-step and trajectory
@@ -346,12 +345,15 @@ def test_trajectorys_mix_is_direct_less_k_mixed_products(steps: int) -> None:
 
 @pytest.mark.parametrize("mode", ["last-step", "trajectory"])
 def test_with_small_rates_the_cheap_modes_approach_the_exact_rate_gradient(mode: str) -> None:
-    """Curvature enters with the rates, so the error of ``trajectory`` must shrink with them."""
+    """Curvature enters with the rates, so the error of ``trajectory`` must shrink with them.
+
+    Only at mix 0, though: it leaves out that the running statistics follow the weights.
+    """
 
     def error(factor: float) -> float:
         problem = nested(5)
         problem.hyper = Hyperparams(
-            problem.hyper.mix, problem.hyper.rate * factor, problem.net.sites
+            0 * problem.hyper.mix, problem.hyper.rate * factor, problem.net.sites
         )
         exact = problem.gradient("unrolled").rate
         return float((problem.gradient(mode).rate - exact).norm() / exact.norm())
@@ -396,7 +398,9 @@ def test_implicit_is_exact_at_the_optimum_of_a_convex_problem() -> None:
 def test_implicit_before_the_optimum_is_an_approximation() -> None:
     problem = Convex(3)
     exact = problem.gradient("unrolled").mix
-    assert (problem.gradient("implicit", iterations=30).mix - exact).abs().max() > 1e-3 * exact.max()
+    assert (
+        problem.gradient("implicit", iterations=30).mix - exact
+    ).abs().max() > 1e-3 * exact.max()
 
 
 def test_implicit_takes_its_second_derivatives_at_the_following_batch() -> None:
@@ -501,9 +505,7 @@ def test_published_without_terms_by_hand() -> None:
     x, y = problem.batches[-1]
 
     def gradient(shift: float) -> dict[str, Tensor]:
-        leaves = {
-            k: (p + shift * v[k]).detach().requires_grad_() for k, p in state.params.items()
-        }
+        leaves = {k: (p + shift * v[k]).detach().requires_grad_() for k, p in state.params.items()}
         logits, _ = problem.net.logits(
             NetState(leaves, state.stats), problem.hyper.mix, x, training=False
         )
@@ -556,9 +558,7 @@ def test_a_cohort_gives_each_client_what_it_gets_alone(mode: str, statistics: St
 @pytest.mark.parametrize("clients", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_model_without_batch_norm(mode: str, clients: int) -> None:
-    problems = [
-        Problem(settled(mlp(norm=False)), (4,), steps=3, seed=s) for s in range(clients)
-    ]
+    problems = [Problem(settled(mlp(norm=False)), (4,), steps=3, seed=s) for s in range(clients)]
     hyper, batches, validation = cohort_of(problems)
     ours = cohort_hypergradient(
         problems[0].net, hyper, batches, validation, config=HypergradientConfig(mode=mode)

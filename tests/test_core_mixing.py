@@ -56,7 +56,9 @@ def tune(
     sites = net.sites
     mixes = [mix] * len(sites.norms) if isinstance(mix, float) else mix
     rates = [rate if isinstance(rate, float) else rate[name] for name in sites.params]
-    hyper = on(net, Hyperparams(torch.tensor([mixes]).double(), torch.tensor([rates]).double(), sites))
+    hyper = on(
+        net, Hyperparams(torch.tensor([mixes]).double(), torch.tensor([rates]).double(), sites)
+    )
     state = run_inner_loop(net, hyper, batches, statistics=statistics)
     return folded(net, state, hyper, 0), net, state, hyper
 
@@ -68,7 +70,11 @@ def same(ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-6) -> None:
     for name, value in mine.items():
         if "num_batches_tracked" not in name:
             torch.testing.assert_close(
-                value, other[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+                value,
+                other[name],
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
 
 
@@ -113,9 +119,9 @@ def test_mix_0_is_plain_fine_tuning_with_frozen_global_statistics(case) -> None:
     ours, *_ = tune(model, batches, mix=0.0, rate=rates)
     theirs = plain_training(copy.deepcopy(model), batches, rates, frozen_statistics=True)
     same(ours, theirs)
-    assert not torch.equal(
-        next(ours.parameters()), next(model.parameters())
-    ), "nothing moved, so nothing was compared"
+    assert not torch.equal(next(ours.parameters()), next(model.parameters())), (
+        "nothing moved, so nothing was compared"
+    )
 
 
 def test_mix_1_is_plain_batch_norm_training_from_reset_statistics(case) -> None:

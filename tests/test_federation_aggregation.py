@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from federation_toys import same
 from torch import Tensor
 
+from federation_toys import same
 from fedl2p.federation import Rounds
 from fedl2p.federation.aggregation import Aggregator, Reply
 
@@ -46,9 +46,7 @@ def test_integer_means_are_rounded_not_cut() -> None:
 
 def test_the_order_of_replies_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(1)
-    replies = [
-        reply(f"c{i}", i + 1, 0.0, w=torch.randn(3, generator=generator)) for i in range(9)
-    ]
+    replies = [reply(f"c{i}", i + 1, 0.0, w=torch.randn(3, generator=generator)) for i in range(9)]
     forward = Aggregator(Rounds()).combine(STATE, replies)
     backward = Aggregator(Rounds()).combine(STATE, replies[::-1])
     assert forward is not None

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation_toys import Line, Toward, model
 from rich.console import Console
 
+from federation_toys import Line, Toward, model
 from fedl2p.federation import (
     CsvListener,
     ProgressListener,

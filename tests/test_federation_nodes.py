@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from federation_toys import Line, Toward, model, same
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from federation_toys import Line, Toward, model, same
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.sites import find_sites
@@ -24,12 +24,14 @@ from fedl2p.federation import (
     InProcessGrid,
     Nodes,
     Rounds,
+    draw_cohort,
     federate,
     in_process,
     personalize_all,
     wire,
 )
 from fedl2p.federation.handlers import kept
+from fedl2p.federation.nodes import Frozen
 
 
 def make_nodes(population: Line, *methods: Toward, **options: Any) -> Nodes:
@@ -46,9 +48,7 @@ def weights_bytes(of: torch.nn.Module) -> int:
 
 def go(method: Toward, of: torch.nn.Module, population: Line, nodes: Nodes, **rounds: Any) -> Any:
     settings = Rounds(**{"rounds": 3, **rounds})
-    return federate(
-        method, of, population, rounds=settings, seed=0, stage="learn", nodes=nodes
-    )
+    return federate(method, of, population, rounds=settings, seed=0, stage="learn", nodes=nodes)
 
 
 def test_a_model_travels_once_to_each_node_and_then_only_its_hash() -> None:
@@ -61,8 +61,6 @@ def test_a_model_travels_once_to_each_node_and_then_only_its_hash() -> None:
     without = records[-1].bytes_down // 3
     met: set[str] = set()
     for record in records[:3]:
-        from fedl2p.federation import draw_cohort
-
         cohort = set(draw_cohort(population.seen, size=3, seed=0, round=record.round))
         new = cohort - met
         met |= cohort
@@ -147,8 +145,6 @@ def test_the_process_keeps_one_copy_of_the_model_and_clients_train_on_it() -> No
 
 
 def test_a_model_that_does_not_match_its_hash_is_a_failure() -> None:
-    from fedl2p.federation.nodes import Frozen
-
     population, method = Line(seen=2), Toward()
     nodes = make_nodes(population, method)
     wrong = Frozen({"w": torch.zeros(1)}, "0" * 32)
@@ -240,9 +236,7 @@ def test_a_grid_can_be_pushed_and_pulled() -> None:
 
 def test_one_message_at_a_time_through_a_client_app_is_the_same_code_path() -> None:
     population, method = Line(seen=4), Toward(noise=0.5, use_kept=True)
-    handler = Handler(
-        build=model, population=population, methods={method.name: method}, live=False
-    )
+    handler = Handler(build=model, population=population, methods={method.name: method}, live=False)
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:

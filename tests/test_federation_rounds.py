@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from federation_toys import Line, Toward, model, same
 
+from federation_toys import Line, Toward, model, same
 from fedl2p.federation import (
     FederationError,
     Handler,
@@ -37,9 +37,7 @@ def run(
     **rounds: Any,
 ) -> Federated:
     method, population = method or Toward(), population or Line()
-    handler = Handler(
-        build=model, population=population, methods={method.name: method}, live=live
-    )
+    handler = Handler(build=model, population=population, methods={method.name: method}, live=live)
     return federate(
         method,
         model(),
@@ -180,7 +178,7 @@ def test_a_method_without_travelling_state_is_not_trained_twice() -> None:
     calls = []
 
     class Alone(Toward):
-        def start(self, model: Any) -> Any:
+        def start(self, model: Any, **_: Any) -> Any:
             return {}
 
         def train(self, model: Any, state: Any, clients: Any) -> Any:
@@ -269,8 +267,28 @@ def test_a_round_without_enough_good_replies_keeps_the_state(
 
 
 def test_rounds_that_lead_nowhere_end_with_an_error() -> None:
-    with pytest.raises(FederationError, match="learn: 3 rounds in a row .* the last one round 3"):
+    with pytest.raises(FederationError, match=r"learn: 3 rounds in a row .* the last one round 3"):
         run(Toward(bad=("c0", "c1"), how="raise"), Line(2), rounds=9)
+
+
+def test_what_was_prepared_and_a_seed_reach_the_start() -> None:
+    given: list[Any] = []
+
+    class Noting(Toward):
+        def start(self, model: Any, *, seed: int = 0, prepared: Any = None) -> Any:
+            given.append((seed, prepared))
+            return super().start(model)
+
+    federate(
+        Noting(),
+        model(),
+        Line(),
+        rounds=Rounds(rounds=0),
+        seed=4,
+        stage="learn",
+        prepared={"w": torch.ones(1)},
+    )
+    assert given == [(derive_seed(4, "start", "toward"), {"w": torch.ones(1)})]
 
 
 def test_a_population_that_is_too_small_is_refused() -> None:
@@ -294,9 +312,7 @@ def test_a_method_that_answers_for_others_fails_by_name(caplog: pytest.LogCaptur
 def test_the_callers_model_is_left_alone() -> None:
     mine = model()
     before = {k: v.clone() for k, v in mine.state_dict().items()}
-    federate(
-        Toward(), mine, Line(), rounds=Rounds(rounds=1), seed=0, stage="learn"
-    )
+    federate(Toward(), mine, Line(), rounds=Rounds(rounds=1), seed=0, stage="learn")
     assert same(before, dict(mine.state_dict()))
 
 
@@ -319,6 +335,4 @@ def test_personalize_reaches_unseen_clients_and_reads_what_clients_keep() -> Non
     )
     assert [o.client for o in some] == ["c3", "c0"]
     with pytest.raises(ValueError, match="no node is client 'c9'"):
-        personalize_all(
-            method, model(), done.state, population, seed=0, nodes=nodes, names=["c9"]
-        )
+        personalize_all(method, model(), done.state, population, seed=0, nodes=nodes, names=["c9"])

@@ -11,8 +11,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from federation_toys import same
 
+from federation_toys import same
 from fedl2p.federation import checks, wire
 
 STATE = {

@@ -105,7 +105,9 @@ def test_imports_follow_the_arrows(file: Path) -> None:
 
 
 def test_the_rule_catches_a_wrong_arrow() -> None:
-    assert forbidden("core", "def f():\n    from fedl2p.methods import fedavg") == ["fedl2p.methods"]
+    assert forbidden("core", "def f():\n    from fedl2p.methods import fedavg") == [
+        "fedl2p.methods"
+    ]
     assert forbidden("core", "from fedl2p import cli") == ["fedl2p.cli"]
     assert forbidden("methods", "import flwr.app") == ["flwr.app"]
     assert forbidden("core", "import math, torch.nn\nfrom fedl2p.core import sites") == []

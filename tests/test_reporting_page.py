@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fedl2p.reporting.findings import headline, statements
 from fedl2p.reporting.page import write_page
 from fedl2p.reporting.runfolder import read_run
 from fedl2p.reporting.svg import NO_VALUE, TEALS, Scale, nice_ticks, png, shorten
+from fedl2p.reporting.words import seconds
 from syntheticrun import NORMS, make_run
 
 pytest.importorskip("jinja2")
@@ -66,7 +68,7 @@ def test_the_page_has_the_numbers(tmp_path: Path) -> None:
         for value in (summary.accuracy_before, summary.accuracy, summary.accuracy_worst_decile):
             assert f"{100 * value:.1f}" in text
         assert f"{summary.loss:.3f}" in text
-        assert f"{summary.seconds_per_client:.3g}" in text
+        assert f" {seconds(summary.seconds_per_client)} " in text
     for words in ("52.8 kB", "2.13.0", "learn.clients_per_round", "inversion", *NORMS):
         assert words in text
 
@@ -85,6 +87,15 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
 def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     page, _ = page_of(tmp_path)
     assert write_page(tmp_path).read_text(encoding="utf-8") == page
+
+
+def test_a_stage_of_one_round_has_no_curve_and_the_judging_pass_is_no_round(
+    tmp_path: Path,
+) -> None:
+    page, text = page_of(tmp_path)
+    assert "One round only, so no curve: One mix and rate for all." in text
+    assert "25 rounds, 10 clients a round" in text
+    assert page.count("loss by round") == 2
 
 
 def test_the_headline_compares_with_the_best_fixed_strategy_and_the_search(tmp_path: Path) -> None:
@@ -323,6 +334,28 @@ def test_an_image_holds_its_pixels() -> None:
     (length,) = struct.unpack(">I", data[33:37])
     raw = zlib.decompress(data[41 : 41 + length])
     assert raw == bytes([0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 250, 251, 252])
+
+
+def test_seconds_are_short() -> None:
+    values = (0.0, 3.72e-5, 0.0419, 5.372, 47.21, 310.4, float("nan"))
+    assert " ".join(map(seconds, values)) == "0 <0.001 0.042 5.37 47.2 310 \N{EN DASH}"
+
+
+def test_few_clients_allow_no_word_on_distance(tmp_path: Path) -> None:
+    make_run(tmp_path, seen=8, unseen=0)
+    run = read_run(tmp_path)
+    views = client_views(run, "fedl2p", rival=None)
+    near_to_far = sorted(views, key=lambda view: view.distance or 0.0)
+
+    def words(gains: tuple[int, ...]) -> str:
+        mixed = [
+            replace(view, gain=gain / 10) for view, gain in zip(near_to_far, gains, strict=True)
+        ]
+        return " ".join(statements(run, "fedl2p", mixed))
+
+    # rank correlations 1 - 6 * sum d^2 / 504: 0.5 may be chance with 8 clients, 0.98 is not
+    assert "says little about its gain (rank correlation +0.50)" in words((4, 1, 0, 5, 2, 7, 3, 6))
+    assert "the more it gains (rank correlation +0.98)" in words((1, 0, 2, 3, 4, 5, 6, 7))
 
 
 def test_long_names_keep_both_ends() -> None:

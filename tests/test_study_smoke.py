@@ -162,15 +162,20 @@ def small(**changes: Any) -> Study:
     return dataclasses.replace(study, **changes)
 
 
-def test_another_seed_gives_another_result(tmp_path: Path) -> None:
+def test_another_seed_gives_another_result() -> None:
     one = run_study(small(methods=("fedavg",)))
     two = run_study(small(methods=("fedavg",), seed=1))
     assert [r.loss for r in one.rows] != [r.loss for r in two.rows]
 
 
-def test_cohort_size_changes_nothing_but_rounding(tmp_path: Path) -> None:
-    one = run_study(small())
-    two = run_study(small(cohort=1))
+def test_cohort_size_changes_nothing_but_rounding() -> None:
+    # Few rounds, since training amplifies the rounding.
+    study = small()
+    short = {
+        "pretrain": dataclasses.replace(study.pretrain, rounds=2),
+        "learn": dataclasses.replace(study.learn, rounds=1),
+    }
+    one, two = run_study(small(**short)), run_study(small(**short, cohort=1))
     assert [r.loss for r in one.rows] == pytest.approx([r.loss for r in two.rows], rel=1e-3)
 
 
@@ -230,7 +235,7 @@ def test_resuming_equals_an_uninterrupted_run(
     assert not (out / "results.json").exists()
     with pytest.raises(ValueError, match="already holds a run"):
         run_study(small(), out)
-    with pytest.raises(ValueError, match="holds a run of other settings.*seed is 0 and 3"):
+    with pytest.raises(ValueError, match=r"holds a run of other settings.*seed is 0 and 3"):
         run_study(small(seed=3), out, resume=True)
     run_study(small(), out, resume=True)
     assert results(out) == results(uninterrupted)

@@ -10,16 +10,14 @@ import contextlib
 import dataclasses
 import inspect
 import io
-import logging
 import os
 import re
+import shlex
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
     from fedl2p.study import Study
@@ -66,7 +64,7 @@ class Personalize:
     data: Path
     out: Path
     seed: int = 0
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +184,7 @@ def _parse_run(name: str, args: list[str], default: Study) -> tuple[Path, bool, 
         kw_only=True,
         namespace={"__doc__": _RUN_HELP + _fields_help(Study)},
     )
-    chosen = _parse(options, args, prog=f"fedl2p run {name}")
+    chosen: Any = _parse(options, args, prog=f"fedl2p run {name}")
     with _user_errors():
         fields = {field: getattr(chosen, field) for field in overridable}
         return chosen.out, chosen.resume, dataclasses.replace(default, **fields)
@@ -214,31 +212,35 @@ def _fields_help(kind: type) -> str:
 
 
 def _run_study(study: Study, out: Path, resume: bool) -> int:
+    from fedl2p.federation import FederationError
     from fedl2p.reporting.page import write_page
     from fedl2p.study import run_study
 
-    again = f"fedl2p run {study.recipe} --out {out} --resume"
+    again = f"fedl2p run {study.recipe} --out {shlex.quote(str(out))} --resume"
     try:
-        with _user_errors(log=out / "log.txt"), _progress() as listeners:
+        with _user_errors(), _progress(study) as listeners:
             report = run_study(study, out, resume=resume, listeners=listeners)
             page = write_page(out)
     except KeyboardInterrupt:
         sys.stderr.write(f"\nfedl2p: interrupted; go on with: {again}\n")
         return 130
+    except (FederationError, OSError) as problem:
+        sys.stderr.write(f"fedl2p: error: {problem}; go on with: {again}\n")
+        return 1
     print(report)
     print(f"\nreport: {page}")
     return 0
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[list[Any]]:
+def _progress(study: Study) -> Iterator[list[Any]]:
     """Yield the progress bar as a listener, or nothing where no person is looking."""
     if not sys.stderr.isatty():
         yield []
         return
     from fedl2p.federation import ProgressListener
 
-    with ProgressListener() as progress:
+    with ProgressListener(stages=study.stages) as progress:
         yield [progress]
 
 
@@ -322,7 +324,8 @@ def _parse(kind: type[T], args: list[str], *, prog: str, **settings: Any) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide(not asks_help):
-            return tyro.cli(kind, args=args, prog=prog, **settings)
+            parsed: T = tyro.cli(kind, args=args, prog=prog, **settings)
+            return parsed
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -335,18 +338,21 @@ def one_line(boxed: str) -> str:
     Hints at options of similar names, which stand below the first rule, are appended.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = [line.strip("│ ").strip() for line in plain.splitlines()]
-    inside = [line for line in lines if line and not line.startswith(("╭", "╰"))]
+    lines = [line.strip("│ ") for line in plain.splitlines() if line.strip()]
+    # Where the terminal has no box characters, the title is the first line, with a rule below it.
+    lines = (
+        [line for line in lines if not line.startswith(("╭", "╰"))] if "╭" in plain else lines[2:]
+    )
     parts: list[list[str]] = [[]]
-    for line in inside:
-        if set(line) <= {"─"}:
+    for line in lines:
+        if set(line) <= {"─", "-"}:
             parts.append([])
         else:
             parts[-1].append(line)
     message = re.sub(r"^Error parsing (\S+):", lambda m: m[1] + ":", " ".join(parts[0]))
     message = message[:1].lower() + message[1:]
     for part in parts[1:]:
-        if part[0].startswith("Perhaps you meant"):
+        if part and part[0].startswith("Perhaps you meant"):
             similar = [line.split()[0] for line in part[1:] if line.startswith("--")]
             message += f"; perhaps you meant {' or '.join(similar)}"
     return message or "the command line cannot be understood; see fedl2p --help"
@@ -368,13 +374,12 @@ def _wide(wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _user_errors(log: Path | None = None) -> Iterator[None]:
-    """Turn the package's errors for users, ValueError, into usage errors; the log keeps the trace."""
+def _user_errors() -> Iterator[None]:
+    """Turn ValueError, the package's errors for users, into usage errors."""
     try:
         yield
     except ValueError as problem:
-        logging.getLogger("fedl2p.cli").debug("refused", exc_info=True)
-        raise UsageError(textwrap.shorten(str(problem), 2000)) from problem
+        raise UsageError(str(problem)) from problem
 
 
 def _missing_package(problem: ModuleNotFoundError) -> str:

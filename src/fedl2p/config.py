@@ -90,7 +90,9 @@ def _build(kind: Any, plain: object, where: str) -> object:
     if origin is typing.Annotated:
         return _build(typing.get_args(kind)[0], plain, where)
     if origin is typing.Literal:
-        return _expect(plain in typing.get_args(kind), plain, where, f"one of {typing.get_args(kind)}")
+        return _expect(
+            plain in typing.get_args(kind), plain, where, f"one of {typing.get_args(kind)}"
+        )
     if origin in (tuple, list):
         return _build_sequence(origin, typing.get_args(kind), plain, where)
     if dataclasses.is_dataclass(kind) or (isinstance(plain, Mapping) and _KIND in plain):
@@ -126,7 +128,9 @@ def _build_sequence(origin: type, of: tuple[Any, ...], plain: object, where: str
         kinds = list(of)
     else:
         kinds = [of[0]] * len(items)
-    built = [_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, items, strict=True))]
+    built = [
+        _build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, items, strict=True))
+    ]
     return origin(built)
 
 
@@ -139,9 +143,8 @@ def _build_dataclass(kind: Any, plain: object, where: str) -> object:
     known = {field.name for field in dataclasses.fields(kind) if field.init}
     for name in fields:
         if name not in known:
-            raise ValueError(
-                f"unknown field {_join(where, name)!r}; {kind.__name__} has {', '.join(sorted(known))}"
-            )
+            there = ", ".join(sorted(known))
+            raise ValueError(f"unknown field {_join(where, name)!r}; {kind.__name__} has {there}")
     built = {name: _build(hints[name], item, _join(where, name)) for name, item in fields.items()}
     try:
         return kind(**built)

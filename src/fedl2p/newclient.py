@@ -12,13 +12,14 @@ from torch import nn
 
 from fedl2p import models
 from fedl2p.core.clientdata import Examples
+from fedl2p.core.innerloop import DivergedError
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personal import Personalized, personalize
 from fedl2p.data.npz import read_npz_client
-from fedl2p.stages import find_device
-from fedl2p.study import Study
 from fedl2p.reporting.files import missing, read_json, write_atomically
 from fedl2p.rundir import load_tensors, save_tensors
+from fedl2p.stages import find_device
+from fedl2p.study import Study
 
 FILES = ("model.safetensors", "hyperparams.json", "outcome.json")
 """What is written; outcome.json only for a client with test examples."""
@@ -56,10 +57,11 @@ class NewClient:
         """Return what happened, for a terminal."""
         model = f"model: {self.out / FILES[0]}"
         if self.accuracy_before is None or self.accuracy is None:
-            return f"personalized on {self.num_train} examples; no test examples to judge by\n{model}"
+            return f"personalized on {self.num_train} examples; there are none to test on\n{model}"
+        before, after = 100 * self.accuracy_before, 100 * self.accuracy
         return (
-            f"accuracy on {self.num_test} test examples: {100 * self.accuracy_before:.1f} % before, "
-            f"{100 * self.accuracy:.1f} % after personalization on {self.num_train} examples\n{model}"
+            f"accuracy on {self.num_test} test examples: {before:.1f} % before, {after:.1f} % after "
+            f"personalization on {self.num_train} examples\n{model}"
         )
 
 
@@ -99,9 +101,12 @@ def personalize_new_client(
     where = find_device(device)
     model, metanets, client = model.to(where), metanets.to(where), client.to(where)
     inner = study.settings.finetune
-    personalized = personalize(
-        model, metanets, client, epochs=inner.epochs, batch_size=inner.batch_size, seed=seed
-    )
+    try:
+        personalized = personalize(
+            model, metanets, client, epochs=inner.epochs, batch_size=inner.batch_size, seed=seed
+        )
+    except DivergedError as problem:
+        raise ValueError(f"{data}: {problem}; look for extreme values in the data") from None
     before = _judge(model, client.test)
     after = _judge(personalized.model, client.test)
     result = NewClient(

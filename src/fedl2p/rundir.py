@@ -75,7 +75,7 @@ class RunDir:
             write_atomically(self.file("config.json"), json.dumps(to_plain(study), indent=2) + "\n")
         except OSError as problem:
             raise ValueError(
-                f"cannot write into {self.path} ({problem.strerror}); give a folder that can be made"
+                f"cannot write into {self.path} ({problem.strerror}); give another folder"
             ) from None
 
     def holds_run(self) -> bool:
@@ -115,6 +115,9 @@ class RunDir:
         logger.setLevel(min(level or logging.INFO, logging.INFO))
         try:
             yield
+        except BaseException:
+            logger.exception("stopped")
+            raise
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)

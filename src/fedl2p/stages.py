@@ -102,9 +102,7 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def prepare(
-    study: Study, out: Path, *, resume: bool, listeners: Sequence[Listener]
-) -> Job:
+def prepare(study: Study, out: Path, *, resume: bool, listeners: Sequence[Listener]) -> Job:
     """Check and make everything that can fail before anything is written."""
     if study.engine == "ray":
         raise ValueError("engine 'ray' is not available in this version; use in-process")
@@ -195,7 +193,7 @@ def _federate(
         rounds=rounds,
         seed=job.study.seed,
         stage=stage,
-        **({"prepared": prepared} if prepared is not None else {}),  # TEMP
+        prepared=prepared,
         nodes=job.nodes,
         listeners=job.listeners,
         checkpoint=job.folder.file("checkpoint") / stage,

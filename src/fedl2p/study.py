@@ -88,9 +88,13 @@ class Study:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if self.cohort < 0:
-            raise ValueError(f"cohort is {self.cohort}, but must be 0 (all clients at once) or more")
+            raise ValueError(
+                f"cohort is {self.cohort}, but must be 0 (all clients at once) or more"
+            )
         if not self.methods:
-            raise ValueError(f"there is no method to run; name some of {', '.join(methods.names())}")
+            raise ValueError(
+                f"there is no method to run; name some of {', '.join(methods.names())}"
+            )
         for name in self.methods:
             if name not in methods.names():
                 raise ValueError(
@@ -98,6 +102,14 @@ class Study:
                 )
             if self.methods.count(name) > 1:
                 raise ValueError(f"method {name!r} is named twice; name each once")
+
+    @property
+    def stages(self) -> int:
+        """How many stages the run has: rounds of pre-training and methods, personalizations."""
+        built = [methods.build(name, self.settings) for name in self.methods]
+        rounds = [m for m in built if m.rounds != "none" and m.name != "fedavg"]
+        preparations = [m for m in rounds if m.preparation is not None]
+        return (self.pretrained is None) + len(rounds) + len(preparations) + len(built)
 
     @classmethod
     def load(cls, folder: str | Path) -> Study:

@@ -27,6 +27,7 @@ Shapes: C clients, B norms, P parameter tensors, K inner steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -92,8 +93,11 @@ class HypergradientConfig:
         for name in ("steps", "segment", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
-        if self.terms < 0 or self.psi <= 0 or self.damping < 0:
-            raise ValueError("terms and damping must be 0 or more, psi above 0")
+        if not (self.terms >= 0 and 0 < self.psi < math.inf and 0 <= self.damping < math.inf):
+            raise ValueError(
+                f"terms {self.terms} and damping {self.damping} must be 0 or more, psi {self.psi} "
+                "above 0, all finite"
+            )
 
 
 @dataclass(frozen=True)

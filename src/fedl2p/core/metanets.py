@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils import skip_init
 
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
@@ -145,9 +146,10 @@ class _Mlp(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.hidden1 = nn.Linear(inputs, hidden)
-        self.hidden2 = nn.Linear(hidden, hidden)
-        self.out = nn.Linear(hidden, outputs)
+        # without torch's own initialisation, which would draw from the global generator
+        self.hidden1 = nn.utils.skip_init(nn.Linear, inputs, hidden)
+        self.hidden2 = nn.utils.skip_init(nn.Linear, hidden, hidden)
+        self.out = nn.utils.skip_init(nn.Linear, hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.hidden1(x))
@@ -239,16 +241,16 @@ class MetaNets(nn.Module):
 
     def forward(self, profile: Profile) -> Hyperparams:
         """Write hyperparameters for a profile, or for a cohort's with a leading dimension C."""
-        if profile.sites != self.sites:
-            raise ValueError(
-                "the profile belongs to another model than the meta-nets: names of layers or "
-                "parameters differ; profile with the model that the meta-nets were learned for"
-            )
         mix, rate = self.outputs(*self.entries(profile))
         return Hyperparams(mix, rate, self.sites)
 
     def entries(self, profile: Profile) -> tuple[Tensor, Tensor]:
         """Return the nets' inputs: divergences (..., B) and moments, mean and sd in turn (..., 2L)."""
+        if profile.sites != self.sites:
+            raise ValueError(
+                "the profile belongs to another model than the meta-nets: names of layers or "
+                "parameters differ; profile with the model that the meta-nets were learned for"
+            )
         like = self.base
         return profile.divergence.to(like), profile.moments.to(like).flatten(-2)
 

@@ -180,7 +180,8 @@ class DigitsPopulation(Population):
         sizes = [len(indices[part]) for part in PARTS]
         x = torch.split((images - MEAN) / SD, sizes)
         y = torch.split(self._labels[joined], sizes)
-        return ClientData(*(Examples(*part) for part in zip(x, y, strict=True)))
+        train, validation, test = map(Examples, x, y)
+        return ClientData(train, validation, test)
 
     def _jittered(self, images: Tensor, rng: torch.Generator) -> Tensor:
         if self.source.rotation == 0 and self.source.shift == 0:

@@ -198,8 +198,8 @@ def stratified_split(
     labels
         Shape (n,), integer labels.
     shares
-        Relative sizes of the pools, each > 0; the sizes of a class differ from them by less than
-        one example.
+        Relative sizes of the pools, each > 0. Every class follows them to within one example,
+        and every pool has at least one example of every class that has enough for that.
     generator
         Source of the draws.
 
@@ -221,6 +221,9 @@ def stratified_split(
     for members in _members(labels, int(labels.max()) + 1):
         mixed = _some(members, len(members), generator)
         cuts = [round(b * len(mixed)) for b in bounds]
+        if len(mixed) >= len(pools):
+            for i in range(1, len(pools)):
+                cuts[i] = min(max(cuts[i], cuts[i - 1] + 1), len(mixed) - (len(pools) - i))
         for i, pool in enumerate(pools):
             pool.append(mixed[cuts[i] : cuts[i + 1]])
     return [torch.cat(pool).sort().values for pool in pools]

@@ -155,10 +155,8 @@ class Handler:
         return RecordDict({wire.CONFIG: known})
 
     def _receive_model(self, message: Message) -> None:
-        record = message.content.get(wire.MODEL)
-        if not isinstance(record, ArrayRecord) or _job(message).model in self._models:
-            return
-        self.remember(wire.to_state(record))
+        if wire.MODEL in message.content and _job(message).model not in self._models:
+            self.remember(wire.to_state(wire.record_of(message.content, wire.MODEL, ArrayRecord)))
 
     def _work(self, job: Job, message: Message) -> Callable[[Sequence[Task]], list[Answer]]:
         """Return the function that answers any number of clients of this job."""
@@ -166,8 +164,7 @@ class Handler:
             text = f"method {job.method!r} is not here; there are {', '.join(self.methods)}"
             return lambda tasks: [text for _ in tasks]
         method = self.methods[job.method]
-        record = message.content[wire.ARRAYS]
-        assert isinstance(record, ArrayRecord)
+        record = wire.record_of(message.content, wire.ARRAYS, ArrayRecord)
 
         def work(tasks: Sequence[Task]) -> list[Answer]:
             model, state = self._load(job.model), wire.to_state(record, device=self.device)
@@ -267,8 +264,7 @@ def keep(context: Context, method: str, state: State, *, live: bool) -> None:
 
 
 def _job(message: Message) -> Job:
-    config = message.content[wire.CONFIG]
-    assert isinstance(config, ConfigRecord)
+    config = wire.record_of(message.content, wire.CONFIG, ConfigRecord)
     return Job(
         action=message.metadata.message_type,
         method=str(config["method"]),
@@ -279,9 +275,9 @@ def _job(message: Message) -> Job:
 
 
 def _config_int(message: Message, key: str) -> int:
-    config = message.content[wire.CONFIG]
-    value = config[key]
-    assert isinstance(value, int)
+    value = wire.record_of(message.content, wire.CONFIG, ConfigRecord)[key]
+    if not isinstance(value, int):
+        raise ValueError(f"{key} is {value!r} in the message, but must be an integer")
     return value
 
 

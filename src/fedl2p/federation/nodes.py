@@ -101,7 +101,7 @@ class Nodes:
             if reply.has_error():
                 log.warning("node %d: %s", reply.metadata.src_node_id, reply.error.reason)
                 continue
-            said = reply.content.config_records[wire.CONFIG]
+            said = wire.record_of(reply.content, wire.CONFIG, ConfigRecord)
             name, models = str(said["client"]), said["models"]
             if name in self._ids:
                 raise ValueError(
@@ -178,21 +178,33 @@ class Nodes:
         kept: Mapping[str, State],
         *,
         model: Frozen,
-        has_model: Sequence[str] = (),
+        has_model: Sequence[str] | None = None,
     ) -> None:
         """Put the clients in this process where a checkpoint says they were.
 
         Nodes elsewhere are left alone: they say themselves what they have.
+
+        Parameters
+        ----------
+        method
+            Whose kept tensors are set.
+        kept
+            What each client keeps; one that is not named keeps nothing.
+        model
+            The frozen model.
+        has_model
+            The clients that have been sent it, and no others; None to leave that as it is.
         """
         if self._local is None:
             return
         if not self._ids:
             self.meet()
         self._local.restore(method, kept)
-        if has_model:
-            self._local.handler.remember(model.weights)
-        for name in has_model:
-            self._have.setdefault(name, set()).add(model.key)
+        if has_model is None:
+            return
+        self._local.handler.remember(model.weights)
+        for name, keys in self._have.items():
+            (keys.add if name in has_model else keys.discard)(model.key)
 
     def _find(self, names: Sequence[str]) -> None:
         if any(name not in self._ids for name in names):

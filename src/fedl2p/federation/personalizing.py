@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import nan
 from typing import Any
 
-from flwr.app import RecordDict
+from flwr.app import MetricRecord, RecordDict
 from torch import nn
 
 from fedl2p.data.population import Population
@@ -103,7 +103,7 @@ def personalize_all(
 
 def _outcome(name: str, content: RecordDict) -> Outcome:
     try:
-        metrics: Mapping[str, Any] = content.metric_records[wire.METRICS]
+        metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
         numbers: dict[str, Any] = {
             key: int(metrics[key]) if key in _COUNTS else float(metrics[key])
             for key in OUTCOME_NUMBERS

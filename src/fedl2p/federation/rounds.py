@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import nn
 
 from fedl2p.data.population import Population
@@ -46,6 +46,7 @@ def federate(
     seed: int,
     stage: str,
     nodes: Nodes | None = None,
+    prepared: State | None = None,
     listeners: Sequence[Listener] = (),
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -71,6 +72,8 @@ def federate(
         column of the records.
     nodes
         Where the clients are; None for this process, all clients of a round in one call.
+    prepared
+        The final state of ``method.preparation``, handed to ``method.start``.
     listeners
         Told of the start, every round and the end.
     checkpoint
@@ -105,8 +108,7 @@ def federate(
         aggregator=Aggregator(rounds, buffers=[name for name, _ in model.named_buffers()]),
         folder=checkpoint,
     )
-    position = stage_run.resumed() if resume else stage_run.started(model)
-    position = position or stage_run.started(model)
+    position = (stage_run.resumed() if resume else None) or stage_run.started(model, prepared)
     for listener in listeners:
         listener.on_start(stage, rounds.rounds, position.records)
     try:
@@ -165,14 +167,16 @@ class _StageRun:
             "model": self.model.key,
         }
 
-    def started(self, model: nn.Module) -> Position:
+    def started(self, model: nn.Module, prepared: State | None) -> Position:
         if self.folder is not None and checkpoints.exist(self.folder):
             raise ValueError(
                 f"{self.folder} holds checkpoints already; resume, or use another folder"
             )
         # A study may use the same nodes for several runs: nobody keeps anything of an earlier one.
         self.nodes.restore(self.method.name, {}, model=self.model)
-        state = {name: t.detach().cpu() for name, t in self.method.start(model).items()}
+        start_seed = derive_seed(self.seed, "start", self.method.name)
+        state = self.method.start(model, seed=start_seed, prepared=prepared)
+        state = {name: tensor.detach().cpu() for name, tensor in state.items()}
         return Position(state=state, finished=self.rounds.rounds == 0)
 
     def resumed(self) -> Position | None:
@@ -300,9 +304,11 @@ def _accept(answers: Answers, *, like: State | None) -> list[Reply]:
 
 
 def _read(name: str, content: RecordDict, like: State | None) -> Reply:
-    metrics: Mapping[str, Any] = content.metric_records[wire.METRICS]
+    metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
     numbers = {key: float(value) for key, value in metrics.items()}
-    shared = {} if like is None else wire.to_state(content.array_records[wire.ARRAYS])
+    shared: State = {}
+    if like is not None:
+        shared = wire.to_state(wire.record_of(content, wire.ARRAYS, ArrayRecord))
     return Reply(name, shared, numbers.pop(wire.WEIGHT), numbers)
 
 

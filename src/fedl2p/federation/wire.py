@@ -6,7 +6,7 @@ import hashlib
 import json
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ QUERY = "query.who"
 TRAIN = "train.default"
 VALIDATE = "evaluate.validate"
 PERSONALIZE = "evaluate.personalize"
+ACTIONS = (QUERY, TRAIN, VALIDATE, PERSONALIZE)
 
 # Codes of error replies, above Flower's own.
 CLIENT_FAILED = 1001
@@ -34,6 +35,8 @@ WEIGHT = "num-examples"
 # Not public in Flower 1.41, so this is the only place; a runtime that sets it later has its way.
 if getattr(TaskIdentity, "_task_id", None) is None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 _NUMPY = "numpy.ndarray"
 _DTYPES = {
@@ -139,6 +142,20 @@ def _dtype_name(tensor: Tensor) -> str:
     if name not in _DTYPES:
         raise ValueError(f"a tensor of dtype {name} cannot travel; convert it to float32 first")
     return name
+
+
+def record_of(content: RecordDict, key: str, kind: type[Record]) -> Record:
+    """Return a record of a message.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that kind under that key.
+    """
+    record = content.get(key)
+    if not isinstance(record, kind):
+        raise ValueError(f"the message has no {kind.__name__} {key!r}")
+    return record
 
 
 def count_bytes(content: RecordDict) -> int:

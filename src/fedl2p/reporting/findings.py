@@ -151,7 +151,7 @@ def _kinds(key: str, groups: Sequence[Group]) -> str:
     def name(group: Group) -> str:
         size = len(group.clients)
         unit = "client" if size == 1 else "clients"
-        unseen = ", all unseen" if group.only_unseen else ""
+        unseen = (", unseen" if size == 1 else ", all unseen") if group.only_unseen else ""
         return f"{group.label} ({points(group.mean_gain)} points, {size} {unit}{unseen})"
 
     top = groups[: 2 if len(groups) > 3 else 1]
@@ -167,7 +167,7 @@ def _why(views: Sequence[ClientView]) -> list[str]:
     if len(pairs) < 6:
         return []
     rho = rank_correlation([d for _, d in pairs], [view.gain for view, _ in pairs])
-    out = [_distance_and_gain(rho)] if math.isfinite(rho) else []
+    out = [_distance_and_gain(rho, len(pairs))] if math.isfinite(rho) else []
     pairs.sort(key=lambda pair: pair[1])
     third = len(pairs) // 3
     near, far = [v for v, _ in pairs[:third]], [v for v, _ in pairs[-third:]]
@@ -181,11 +181,13 @@ def _why(views: Sequence[ClientView]) -> list[str]:
     return out
 
 
-def _distance_and_gain(rho: float) -> str:
+def _distance_and_gain(rho: float, clients: int) -> str:
+    # Below this a rank correlation is weak, or may be chance (5 %) with so few clients.
+    least = max(0.3, 1.96 / math.sqrt(clients - 1))
     how = f"(rank correlation {signed(rho, '.2f')})"
-    if rho >= 0.3:
+    if rho >= least:
         return f"The farther a client's data lie from the global model, the more it gains {how}."
-    if rho <= -0.3:
+    if rho <= -least:
         return f"The farther a client's data lie from the global model, the less it gains {how}."
     return f"How far a client's data lie from the global model says little about its gain {how}."
 

@@ -187,6 +187,11 @@ def _by_stage(rounds: Sequence[RoundLine]) -> dict[str, list[RoundLine]]:
     return stages
 
 
+def _trained(lines: Sequence[RoundLine]) -> int:
+    """Return the rounds of training: the last line only judges what the one before it made."""
+    return max(line.round for line in lines) - 1
+
+
 _STAGE_NAMES = {
     "pretrain": "Pre-training the global model",
     "learn": "Learning the meta-nets",
@@ -197,7 +202,7 @@ def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
     """Return the curves of every stage of several rounds."""
     out = []
     for stage, lines in _by_stage(rounds).items():
-        if len(lines) < 2:
+        if _trained(lines) < 2:
             continue
         # A round judges the state that it received, so round 1 has no training behind it.
         xs = [float(line.round - 1) for line in lines]
@@ -205,9 +210,8 @@ def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
         finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
         best = min(finite, key=lambda i: losses[i]) if finite else None
         name = _STAGE_NAMES.get(stage, label(stage))
-        note = (
-            f"{len(lines)} rounds, {words.span([line.clients for line in lines])} clients a round"
-        )
+        asked = words.span([line.clients for line in lines[:-1]])
+        note = f"{_trained(lines)} rounds, {asked} clients a round"
         if best is not None:
             at = lines[best]
             note += (
@@ -236,7 +240,7 @@ def _single_rounds(rounds: Sequence[RoundLine]) -> str:
     names = [
         _STAGE_NAMES.get(stage, label(stage))
         for stage, lines in _by_stage(rounds).items()
-        if len(lines) == 1
+        if _trained(lines) < 2
     ]
     return ", ".join(names)
 

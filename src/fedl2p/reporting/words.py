@@ -21,8 +21,13 @@ def points(difference: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return seconds with three digits."""
-    return f"{value:.3g}" if math.isfinite(value) else NO_NUMBER
+    """Return seconds with about three digits, to the millisecond at most."""
+    if not math.isfinite(value):
+        return NO_NUMBER
+    if value < 0.0005:
+        return "<0.001" if value > 0 else "0"
+    decimals = max(0, 2 - math.floor(math.log10(value))) if value >= 1 else 3
+    return f"{value:.{decimals}f}"
 
 
 def signed(value: float, form: str = "g") -> str:

@@ -1,0 +1,90 @@
+"""The Flower app: a ClientApp, message by message, gives the bits of cohorts of one in process."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from federation_toys import same
+from fedl2p import app, methods, models, recipes
+from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate
+from fedl2p.seeds import derive_seed
+
+pytest.importorskip("sklearn")
+
+
+class AppGrid(InProcessGrid):
+    """Hands every message to a ClientApp, as a runtime does."""
+
+    def __init__(self, client: ClientApp, names_of: Handler) -> None:
+        super().__init__(names_of)
+        self.client = client
+
+    def send_and_receive(self, messages: Iterable[Message], **_: Any) -> list[Message]:
+        return [self.client(m, self.contexts[m.metadata.dst_node_id]) for m in messages]
+
+
+def test_a_client_app_gives_the_bits_of_the_process() -> None:
+    study = dataclasses.replace(recipes.get("smoke"), seed=derive_seed("app") % 1000)
+    method = methods.build("fedavg", study.settings)
+    population = study.data.open(study.seed)
+    initial = models.build(
+        study.model, shape=population.shape, classes=population.classes, seed=study.seed
+    )
+    handler = Handler(
+        build=lambda: copy.deepcopy(initial),
+        population=population,
+        methods={method.name: method},
+    )
+    ends = [
+        federate(
+            method,
+            initial,
+            population,
+            rounds=Rounds(rounds=2, clients_per_round=2),
+            seed=study.seed,
+            stage="pretrain",
+            nodes=Nodes(grid),
+        )
+        for grid in (InProcessGrid(handler, cohort=1), AppGrid(app.client_app(study), handler))
+    ]
+    assert same(ends[0].state, ends[1].state)
+    a, b = ([dataclasses.replace(r, seconds=0.0) for r in end.records] for end in ends)
+    assert a == b
+    assert a[-1].failures == 0
+
+
+def context(**config: Any) -> Context:
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
+
+
+def test_the_run_configuration_names_the_study() -> None:
+    assert app.study_of(context(recipe="smoke", seed=7)) == dataclasses.replace(
+        recipes.get("smoke"), seed=7
+    )
+    assert app.study_of(context()) == recipes.get("digits")
+    with pytest.raises(ValueError, match="unknown recipe 'none'"):
+        app.study_of(context(recipe="none"))
+
+
+def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs: list[Any] = []
+
+    def noting(study: Any, out: Any, *, nodes: Nodes) -> None:
+        runs.append((study.recipe, out, nodes.grid))
+
+    monkeypatch.setattr(app, "run_study", noting)
+    study = recipes.get("smoke")
+    grid = InProcessGrid(app.handler_of(study))
+    app.server_app(study, out=tmp_path)(grid, context())
+    app.server(grid, context(recipe="smoke", out="somewhere"))
+    assert runs == [("smoke", tmp_path, grid), ("smoke", Path("somewhere"), grid)]
