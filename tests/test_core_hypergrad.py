@@ -7,10 +7,9 @@ from functools import cache
 
 import pytest
 import torch
-from corenets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
-from nets import nested_net
 from torch import Tensor, nn
 
+from corenets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.hypergrad import (
     MODES,
@@ -23,12 +22,13 @@ from fedl2p.core.hypergrad import (
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import EpochBatches, cross_entropy, run_inner_loop
 from fedl2p.core.net import Net, NetState, Statistics
+from nets import nested_net
 
 Pair = tuple[Tensor, Tensor]
 
 
 class Problem:
-    """One client's bilevel problem: C = 1, K batches, a validation batch, uneven hyperparameters."""
+    """One client's bilevel problem: C = 1, K batches, validation, uneven hyperparameters."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ def test_truncated_at_the_whole_length_is_unrolled(steps: int) -> None:
 @pytest.mark.parametrize("statistics", ["corrected", "published"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_truncated_is_exact_through_its_last_steps(steps: int, statistics: Statistics) -> None:
-    """Finite differences of a loop in which the older steps' gradients and statistics stand still."""
+    """Finite differences of a loop whose older gradients and statistics stand still."""
     problem = nested(5, statistics)
     older = len(problem.batches) - steps
     moved = problem.gradients_along()[:older]

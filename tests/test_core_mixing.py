@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from corenets import (
     NORMS,
     ConvNet,
@@ -18,9 +20,6 @@ from corenets import (
     plain_training,
     settled,
 )
-from nets import NestedNet, nested_net
-from torch import Tensor, nn
-
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.hypergrad import MODES, hypergradient
 from fedl2p.core.hyperparams import Hyperparams
@@ -39,6 +38,7 @@ from fedl2p.core.mixing import MixedBatchNorm, with_mixed_norms
 from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.core.profiles import profile
 from fedl2p.core.sites import find_sites
+from nets import NestedNet, nested_net
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -566,3 +566,19 @@ def test_fine_tuning_with_dropout_depends_on_the_seed_alone() -> None:
     torch.set_rng_state(state)
     run(1)
     assert torch.equal(torch.get_rng_state(), state), "the global generator is the caller's"
+
+
+def test_dropouts_masks_are_drawn_per_client_and_step() -> None:
+    """One example has only one order, so only the masks can differ."""
+    model = settled(nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 3)))
+    data = examples(1, 4)
+
+    def dropped(seed: int, epochs: int) -> Tensor:
+        """Units that no step has moved."""
+        ours = finetune(model, constant(model), data, epochs=epochs, seed=seed)
+        return (ours[2].weight == model[2].weight).all(0)
+
+    one, two = dropped(1, 1), dropped(2, 1)
+    assert 16 < one.sum() < 48
+    assert not torch.equal(one, two)
+    assert dropped(1, 4).sum() < 12, "every step must draw its own mask"

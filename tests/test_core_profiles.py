@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from corenets import ConvNet, SharedNorm, UnusedNorm, examples, mlp, settled
-from nets import nested_net
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from corenets import ConvNet, SharedNorm, UnusedNorm, examples, mlp, settled
 from fedl2p.core.profiles import EPS, Profile, Profiler, profile, symmetric_kl
 from fedl2p.core.sites import find_sites
+from nets import nested_net
 
 
 def by_hand(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

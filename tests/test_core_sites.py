@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from corenets import NORMS, ConvNet, SharedNorm, TiedWeights, mlp
-from nets import nested_net
 from torch import nn
 
+from corenets import NORMS, ConvNet, SharedNorm, TiedWeights, mlp
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.sites import find_sites, is_mixable_norm
+from nets import nested_net
 
 
 def test_layers_three_levels_deep_are_found_in_order() -> None:

@@ -80,6 +80,16 @@ def test_initial_weights_that_nodes_build_themselves_do_not_travel() -> None:
     assert b - a == 5 * weights_bytes(model())
 
 
+def test_what_a_resumed_study_skips_is_not_sent_again() -> None:
+    population, method = Line(unseen=2), Toward()
+    whole, resumed = make_nodes(population, method), make_nodes(population, method)
+    personalize_all(method, model(1), method.start(model()), population, seed=0, nodes=whole)
+    resumed.note_sent(model(1), population.names)
+    a, b = (go(method, model(1), population, nodes).records for nodes in (whole, resumed))
+    assert [r.bytes_down for r in a] == [r.bytes_down for r in b]
+    assert a[0].bytes_down == a[1].bytes_down
+
+
 def test_bytes_are_those_of_the_records() -> None:
     population, method = Line(seen=1), Toward()
     seen: list[int] = []

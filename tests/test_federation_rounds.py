@@ -78,6 +78,7 @@ def test_a_record_judges_the_state_received_and_a_last_pass_judges_the_last_stat
     assert [r.loss for r in done.records] == pytest.approx(
         [loss(torch.zeros(2)), loss(mean), loss(mean)]
     )
+    assert done.best_round == 1  # the first of two equal ones
     assert done.records[2].bytes_up < done.records[1].bytes_up
     assert [r.clients for r in done.records] == [3, 3, 3]
 
@@ -269,6 +270,17 @@ def test_a_round_without_enough_good_replies_keeps_the_state(
 def test_rounds_that_lead_nowhere_end_with_an_error() -> None:
     with pytest.raises(FederationError, match=r"learn: 3 rounds in a row .* the last one round 3"):
         run(Toward(bad=("c0", "c1"), how="raise"), Line(2), rounds=9)
+
+
+def test_only_bad_rounds_in_a_row_end_a_run() -> None:
+    class EveryOther(Toward):
+        def train(self, model: Any, state: Any, clients: Any) -> Any:
+            if clients[0].round % 2:
+                raise OSError("a bad day")
+            return super().train(model, state, clients)
+
+    done = run(EveryOther(), Line(2), rounds=6, give_up=2)
+    assert [r.failures for r in done.records] == [2, 0, 2, 0, 2, 0, 0]
 
 
 def test_what_was_prepared_and_a_seed_reach_the_start() -> None:

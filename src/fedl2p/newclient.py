@@ -60,8 +60,8 @@ class NewClient:
             return f"personalized on {self.num_train} examples; there are none to test on\n{model}"
         before, after = 100 * self.accuracy_before, 100 * self.accuracy
         return (
-            f"accuracy on {self.num_test} test examples: {before:.1f} % before, {after:.1f} % after "
-            f"personalization on {self.num_train} examples\n{model}"
+            f"accuracy on {self.num_test} test examples: {before:.1f} % before, {after:.1f} % "
+            f"after personalization on {self.num_train} examples\n{model}"
         )
 
 

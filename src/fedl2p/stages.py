@@ -98,18 +98,25 @@ def find_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {name!r}, but must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda is not available here; use --device cpu or auto")
+        raise ValueError("device cuda is not available here; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def prepare(study: Study, out: Path, *, resume: bool, listeners: Sequence[Listener]) -> Job:
+def prepare(
+    study: Study,
+    out: Path,
+    *,
+    resume: bool,
+    listeners: Sequence[Listener],
+    nodes: Nodes | None = None,
+) -> Job:
     """Check and make everything that can fail before anything is written."""
-    if study.engine == "ray":
+    if study.engine == "ray" and nodes is None:
         raise ValueError("engine 'ray' is not available in this version; use in-process")
     device = find_device(study.device)
     population = study.data.open(study.seed)
-    for stage in (study.pretrain, study.learn):
-        _check_cohorts(stage, population)
+    for rounds in (study.pretrain, study.learn):
+        _check_cohorts(rounds, population)
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
@@ -118,13 +125,6 @@ def prepare(study: Study, out: Path, *, resume: bool, listeners: Sequence[Listen
     folder = RunDir(out)
     folder.claim(study, resume=resume)
     folder.describe_population(population)
-    handler = Handler(
-        build=lambda: copy.deepcopy(initial),
-        population=population,
-        methods=_with_preparations(study, built),
-        device=device,
-        folder=folder.path,
-    )
     return Job(
         study=study,
         folder=folder,
@@ -135,8 +135,29 @@ def prepare(study: Study, out: Path, *, resume: bool, listeners: Sequence[Listen
         given=given,
         methods=built,
         device=device,
-        nodes=Nodes(InProcessGrid(handler, cohort=study.cohort)),
+        nodes=nodes or _nodes_here(study, population, initial, built, device, folder.path),
     )
+
+
+def _nodes_here(
+    study: Study,
+    population: Population,
+    initial: nn.Module,
+    built: Sequence[Method],
+    device: torch.device,
+    folder: Path,
+) -> Nodes:
+    """Return all clients of the population, in this process."""
+    known = {method.name: method for method in built}
+    needed = ["fedavg", *(method.preparation for method in built if method.preparation)]
+    handler = Handler(
+        build=lambda: copy.deepcopy(initial),
+        population=population,
+        methods=known | {name: methods.build(name, study.settings) for name in needed},
+        device=device,
+        folder=folder,
+    )
+    return Nodes(InProcessGrid(handler, cohort=study.cohort))
 
 
 def pretrain(job: Job) -> Pretrained:
@@ -265,13 +286,6 @@ def _bytes_per_client(records: Sequence[RoundRecord]) -> dict[str, float]:
         "down": sum(record.bytes_down for record in records) / clients,
         "up": sum(record.bytes_up for record in records) / clients,
     }
-
-
-def _with_preparations(study: Study, built: Sequence[Method]) -> dict[str, Method]:
-    """Return all methods that clients must know, by name."""
-    known = {method.name: method for method in built}
-    needed = ["fedavg", *(method.preparation for method in built if method.preparation)]
-    return known | {name: methods.build(name, study.settings) for name in needed}
 
 
 def _check_cohorts(rounds: Rounds, population: Population) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 from fedl2p import methods, stages
 from fedl2p.config import from_plain
 from fedl2p.data.population import Population
-from fedl2p.federation import Listener, Rounds
+from fedl2p.federation import Listener, Nodes, Rounds
 from fedl2p.methods.settings import Settings
 from fedl2p.reporting.files import read_json
 from fedl2p.reporting.report import Report
@@ -134,6 +134,7 @@ def run_study(
     *,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
+    nodes: Nodes | None = None,
 ) -> Report:
     """Do the main job: a global model, every method's learning, every client personalized.
 
@@ -148,6 +149,8 @@ def run_study(
         there is none.
     listeners
         Told of every round, e.g. a progress bar.
+    nodes
+        Where the clients are; None for this process.
 
     Returns
     -------
@@ -162,9 +165,9 @@ def run_study(
     """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="fedl2p-") as temporary:
-            return run_study(study, temporary, listeners=listeners)
+            return run_study(study, temporary, listeners=listeners, nodes=nodes)
     # Everything that can be refused is refused here, before anything is written.
-    job = stages.prepare(study, Path(out), resume=resume, listeners=listeners)
+    job = stages.prepare(study, Path(out), resume=resume, listeners=listeners, nodes=nodes)
     with job.folder.logging():
         # The global model, the same for all methods and frozen from here on.
         pretrained = stages.pretrain(job)

@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.utils import skip_init
 
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
@@ -146,10 +145,11 @@ class _Mlp(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        # without torch's own initialisation, which would draw from the global generator
-        self.hidden1 = nn.utils.skip_init(nn.Linear, inputs, hidden)
-        self.hidden2 = nn.utils.skip_init(nn.Linear, hidden, hidden)
-        self.out = nn.utils.skip_init(nn.Linear, hidden, outputs)
+        # torch's own initialisation, replaced later, draws from the caller's global generator
+        with torch.random.fork_rng(devices=[]):
+            self.hidden1 = nn.Linear(inputs, hidden)
+            self.hidden2 = nn.Linear(hidden, hidden)
+            self.out = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.hidden1(x))

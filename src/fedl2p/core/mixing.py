@@ -76,25 +76,31 @@ class MixedBatchNorm(nn.Module):
                 f"{self.kind} expects {' or '.join(f'{d}-d' for d in expected)} input, "
                 f"got shape {tuple(x.shape)}"
             )
+        per_channel = (-1,) + (1,) * (x.dim() - 2)
         if self.training:
-            mean, var = self._observe(x)
+            mean, var, x = self._observe(x, per_channel)
+            offset = mean  # what x is centred at from here on
         else:
             mean, var = self.client_statistics()
-        mean = torch.lerp(self.running_mean, mean, self.mix)
-        var = torch.lerp(self.running_var, var, self.mix)
-        scale = torch.rsqrt(var + self.eps)
+            offset = torch.zeros_like(mean)
+        scale = torch.rsqrt(torch.lerp(self.running_var, var, self.mix) + self.eps)
+        shift = offset - torch.lerp(self.running_mean, mean, self.mix)
         if self.weight is not None:
             scale = scale * self.weight
-        shift = -mean * scale
+        shift = shift * scale
         if self.bias is not None:
             shift = shift + self.bias
-        per_channel = (-1,) + (1,) * (x.dim() - 2)
         return x * scale.to(x.dtype).view(per_channel) + shift.to(x.dtype).view(per_channel)
 
-    def _observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the batch's mean and biased variance, and let them enter the running ones."""
-        dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dims, correction=0)
+    def _observe(self, x: Tensor, per_channel: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the batch's mean and biased variance and the centred batch; let them enter.
+
+        Two passes of plain means cost half of ``torch.var_mean`` over several dimensions on CPU,
+        and the centred batch is needed anyway.
+        """
+        mean = _channel_mean(x)
+        centred = x - mean.view(per_channel)
+        var = _channel_mean(centred.square())
         # norms may hold another dtype than the activations (bfloat16 inputs, float32 statistics)
         var, mean = var.to(self.client_var.dtype), mean.to(self.client_mean.dtype)
         count = x.numel() // x.shape[1]
@@ -105,7 +111,7 @@ class MixedBatchNorm(nn.Module):
             unbiased = var * (count / (count - 1))
             self.client_var = torch.lerp(self.client_var, unbiased, self.momentum)
             self.client_weight = self.client_weight * (1 - self.momentum) + self.momentum
-        return mean, var
+        return mean, var, centred
 
     def client_statistics(self) -> tuple[Tensor, Tensor]:
         """Return the client's mean and variance, or the global ones if no data was seen yet."""
@@ -115,6 +121,11 @@ class MixedBatchNorm(nn.Module):
             self.client_weight,
             (self.running_mean, self.running_var),
         )
+
+
+def _channel_mean(x: Tensor) -> Tensor:
+    """Return the mean of each channel of a tensor (n, channels, ...)."""
+    return x.flatten(2).mean(2).mean(0) if x.dim() > 2 else x.mean(0)
 
 
 def client_statistics(

@@ -168,6 +168,20 @@ class Nodes:
         """Return the clients whose nodes have been sent a model, sorted."""
         return tuple(sorted(name for name, keys in self._have.items() if key in keys))
 
+    def note_sent(self, model: nn.Module, names: Sequence[str]) -> None:
+        """Take note that clients have been sent a model already.
+
+        For a resumed study that skips a finished part: without it the bytes of later rounds would
+        count the model's journey a second time. Nodes elsewhere say themselves what they have.
+        """
+        if self._local is None:
+            return
+        if not self._ids:
+            self.meet()
+        key = self._local.handler.remember(dict(model.state_dict()))
+        for name in names:
+            self._have[name].add(key)
+
     def kept(self, method: str) -> dict[str, State]:
         """Return what the clients in this process keep; nodes elsewhere keep it to themselves."""
         return {} if self._local is None else self._local.kept(method)

@@ -135,14 +135,20 @@ def group_views(views: Sequence[ClientView]) -> tuple[Group, ...]:
     return tuple(sorted(groups, key=lambda group: (-group.mean_gain, group.label)))
 
 
+def describe_about(about: Mapping[str, str | float]) -> str:
+    """Return what is known of a client, e.g. ``sensor blur, severity 0.7``."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {f'{value:.2g}' if isinstance(value, float) else value}"
+        for key, value in about.items()
+    )
+
+
 def describe(view: ClientView) -> str:
     """Return one line on a client, for tooltips."""
-    known = ", ".join(
-        f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in view.about.items()
-    )
     numbers = f"{100 * view.row.accuracy_before:.1f} → {100 * view.row.accuracy:.1f} %"
-    return " · ".join(part for part in (view.name, view.pool, known, numbers) if part)
+    return " · ".join(
+        part for part in (view.name, view.pool, describe_about(view.about), numbers) if part
+    )
 
 
 def rival_of(run: RunFolder, method: str) -> str | None:

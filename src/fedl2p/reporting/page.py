@@ -12,6 +12,7 @@ from fedl2p.reporting.clientviews import (
     ClientView,
     best_method,
     client_views,
+    describe_about,
     focus_of,
     group_views,
     kind_key,
@@ -192,6 +193,10 @@ def _trained(lines: Sequence[RoundLine]) -> int:
     return max(line.round for line in lines) - 1
 
 
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
 _STAGE_NAMES = {
     "pretrain": "Pre-training the global model",
     "learn": "Learning the meta-nets",
@@ -211,11 +216,11 @@ def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
         best = min(finite, key=lambda i: losses[i]) if finite else None
         name = _STAGE_NAMES.get(stage, label(stage))
         asked = words.span([line.clients for line in lines[:-1]])
-        note = f"{_trained(lines)} rounds, {asked} clients a round"
+        note = f"{_rounds(_trained(lines))}, {asked} clients a round"
         if best is not None:
             at = lines[best]
             note += (
-                f"; lowest loss {at.loss:.3f} nats after {at.round - 1} rounds, "
+                f"; lowest loss {at.loss:.3f} nats after {_rounds(at.round - 1)}, "
                 f"accuracy there {words.percent(at.accuracy)} %"
             )
         failed = sum(line.failures for line in lines)
@@ -270,9 +275,7 @@ def _clients(views: Sequence[ClientView]) -> list[dict[str, Any]]:
         {
             "name": view.name,
             "pool": view.pool,
-            "about": ", ".join(
-                f"{v:.2g}" if isinstance(v, float) else str(v) for v in view.about.values()
-            ),
+            "about": describe_about(view.about),
             "train": view.row.num_train,
             "test": view.row.num_test,
             "before": view.row.accuracy_before,

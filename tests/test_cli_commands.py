@@ -1,0 +1,207 @@
+"""The command from a user's side: what it prints, what it writes, how it stops."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedl2p import cli, models, recipes
+from fedl2p.rundir import load_tensors
+
+SRC = Path(cli.__file__).parent.parent
+
+
+def call(*args: object) -> int:
+    """Run the command in this process and return its exit status."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(arg) for arg in args])
+    return int(stop.value.code or 0)
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    """Run the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedl2p.cli", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    said = capsys.readouterr().out
+    for command in ("run", "personalize", "compare", "report", "recipes"):
+        assert re.search(rf"^  {command} ", said, re.M)
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("fedl2p 0.")
+
+
+def test_recipes_have_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(recipes.names())
+    assert {"digits", "smoke"} <= set(recipes.names())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_every_recipe_is_a_study_of_its_name() -> None:
+    for name in recipes.names():
+        assert recipes.get(name).recipe == name
+
+
+@pytest.mark.parametrize("args", [["run", "digits"], ["run"], ["personalize"], ["compare"]])
+def test_help_explains_every_field(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*args, "--help") == 0
+    said = capsys.readouterr().out
+    lines = [line.strip("│ ") for line in said.splitlines()]
+    options: list[str] = []
+    for line in lines:
+        if re.match(r"--[a-z]|\[\[PATH", line):
+            options.append(line)
+        elif options and not line.startswith(("╭", "╰")):
+            options[-1] += f" {line}"
+    assert options
+    for option in options:
+        # Names and type are at most three words; what follows, up to the default, describes.
+        described = re.sub(r"\((default|required).*", "", option)
+        assert len(described.split()) > 5, f"no description: {option}"
+
+
+def test_help_shows_the_recipes_own_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "smoke", "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--data.seen INT[^(]*\(default: 6\)", said)
+    assert "--recipe" not in said
+
+
+def test_a_run_prints_the_table_and_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = ("--methods", "finetuning-client", "fedl2p", "--learn.rounds", 1, "--seed", 4)
+    process = start("run", "smoke", "--out", out, *changes)
+    said, complained = process.communicate(timeout=120)
+    assert process.returncode == 0, complained
+    assert complained == ""  # no terminal, no progress bar
+    assert "finetuning-client" in said
+    assert said.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert (out / "report.html").stat().st_size > 1000
+    config = json.loads((out / "config.json").read_text())
+    assert config["learn"]["rounds"] == 1
+    assert config["seed"] == 4
+    assert config["methods"] == ["finetuning-client", "fedl2p"]
+
+
+def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a run"
+    args = ("run", "smoke", "--methods", "fedavg", "--pretrain.rounds", 150, "--out", out)
+    process = start(*args)
+    while not list((out / "checkpoint" / "pretrain").glob("*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ""
+    line = complained.strip()
+    assert line == (f"fedl2p: interrupted; go on with: fedl2p run smoke --out '{out}' --resume")
+    with (out / "rounds.csv").open() as file:
+        before = len(list(csv.DictReader(file)))
+    assert before < 151
+    # The line can be followed as it is: the folder knows its fields.
+    assert call("run", "smoke", "--out", out, "--resume") == 0
+    with (out / "rounds.csv").open() as file:
+        assert [int(row["round"]) for row in csv.DictReader(file)] == list(range(1, 152))
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_resume_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", "smoke", "--methods", "fedavg", "--out", out, "--resume") == 0
+    assert (out / "results.json").exists()
+
+
+def test_compare(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare", smoke_run) == 0
+    said = capsys.readouterr().out
+    assert "unseen clients" in said
+    assert "gridsearch" in said
+
+
+def test_report_again(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("report", smoke_run) == 0
+    assert capsys.readouterr().out == f"report: {smoke_run / 'report.html'}\n"
+    assert "</html>" in (smoke_run / "report.html").read_text()
+    (smoke_run / "report.html").unlink()
+
+
+def write_client(path: Path, *, test: bool) -> Path:
+    population = recipes.get("smoke").data.open(7)
+    data = population.open(population.unseen[0])
+    assert data.test is not None
+    arrays = {"x_train": data.train.x.numpy(), "y_train": data.train.y.numpy()}
+    if test:
+        arrays |= {"x_test": data.test.x.numpy(), "y_test": data.test.y.numpy()}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_personalize_a_new_client(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_client(tmp_path / "me.npz", test=True)
+    out = tmp_path / "out"
+    args = ("personalize", "--run", smoke_run, "--data", data, "--out", out)
+    assert call(*args) == 0
+    said = capsys.readouterr().out
+    assert "% before" in said
+    assert str(out / "model.safetensors") in said
+    assert {f.name for f in out.iterdir()} == {
+        *("model.safetensors", "hyperparams.json", "outcome.json"),
+    }
+    outcome = json.loads((out / "outcome.json").read_text())
+    # The file holds a plain state_dict of the recipe's model; judged by it, the same accuracy.
+    model = models.load(recipes.get("smoke").model, shape=(1, 8, 8), classes=10)
+    model.load_state_dict(load_tensors(out / "model.safetensors"))
+    arrays = np.load(data)
+    with torch.no_grad():
+        guesses = model.eval()(torch.from_numpy(arrays["x_test"])).argmax(1).numpy()
+    assert outcome["accuracy"] == pytest.approx((guesses == arrays["y_test"]).mean())
+    strategy = json.loads((out / "hyperparams.json").read_text())
+    assert all(0 <= mix <= 1 for mix in strategy["mix"].values())
+    assert all(rate >= 0 for rate in strategy["rate"].values())
+    # A second time it refuses and changes nothing.
+    before = (out / "model.safetensors").read_bytes()
+    assert call(*args) == 2
+    assert "already holds model.safetensors" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_personalize_without_test_examples(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_client(tmp_path / "me.npz", test=False)
+    out = tmp_path / "out"
+    assert call("personalize", "--run", smoke_run, "--data", data, "--out", out) == 0
+    assert "there are none to test on" in capsys.readouterr().out
+    assert not (out / "outcome.json").exists()
+
+
+def test_personalize_needs_meta_nets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert call("run", "smoke", "--methods", "fedavg", "--out", run) == 0
+    capsys.readouterr()
+    data = write_client(tmp_path / "me.npz", test=True)
+    assert call("personalize", "--run", run, "--data", data, "--out", tmp_path / "out") == 2
+    assert "metanets.safetensors" in capsys.readouterr().err
