@@ -1,0 +1,37 @@
+# make setup | demo | test | bench | lint | clean. The environment is .venv/, made on first use.
+PYTHON ?= python3
+RECIPE ?= digits
+SEED ?= 0
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup demo test bench lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[dev]'
+	@touch $@
+
+# The whole job on real data, into a folder that does not exist yet.
+demo: $(STAMP)
+	@out=runs/$(RECIPE)-$(SEED); n=1; \
+	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/$(RECIPE)-$(SEED)-run$$n; done; \
+	$(BIN)/fedl2p run $(RECIPE) --seed $(SEED) --out "$$out"
+
+# One thread per worker: two workers that each take every core only get in each other's way.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+bench: $(STAMP)
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
