@@ -48,7 +48,10 @@ def nested_net(seed: int = 0, classes: int = 10) -> NestedNet:
     with torch.no_grad():
         for p in net.parameters():
             fan = p[0].numel() if p.dim() > 1 else 1
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * (0.3, fan**-0.5)[p.dim() > 1])
+            p.copy_(
+                torch.randn(p.shape, generator=generator, dtype=p.dtype)
+                * (0.3, fan**-0.5)[p.dim() > 1]
+            )
         for name, p in net.named_parameters():
             if p.dim() == 1 and "weight" in name:
                 p.add_(1.0)

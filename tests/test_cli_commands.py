@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedl2p import cli, models, recipes
+from fedl2p import cli, models, personalize, recipes
+from fedl2p.data.npz import read_npz_client
+from fedl2p.newclient import load_run, personalize_new_client
 from fedl2p.rundir import load_tensors
+from fedl2p.study import METHODS, Study
 
 SRC = Path(cli.__file__).parent.parent
 
@@ -62,10 +66,14 @@ def test_every_recipe_is_a_study_of_its_name() -> None:
         assert recipes.get(name).recipe == name
 
 
-@pytest.mark.parametrize("args", [["run", "digits"], ["run"], ["personalize"], ["compare"]])
+@pytest.mark.parametrize(
+    "args", [["run", "digits"], ["run"], ["run", "npz"], ["personalize"], ["compare"]]
+)
 def test_help_explains_every_field(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*args, "--help") == 0
     said = capsys.readouterr().out
+    assert "`" not in said  # no markup of docstrings
+    assert not re.search(r":(class|func|meth|mod):", said)
     lines = [line.strip("│ ") for line in said.splitlines()]
     options: list[str] = []
     for line in lines:
@@ -186,6 +194,84 @@ def test_personalize_a_new_client(
     assert call(*args) == 2
     assert "already holds model.safetensors" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def write_folder(folder: Path, pools: dict[str, int]) -> Path:
+    """Write clients whose images are neither square nor of our size, one bright bar per class."""
+    draw = np.random.default_rng(0)
+    for pool, clients in pools.items():
+        (folder / pool).mkdir(parents=True)
+        for i in range(clients):
+            arrays: dict[str, np.ndarray] = {}
+            for part, count in (("train", 25), ("test", 9)):
+                y = draw.integers(0, 3, count)
+                x = draw.integers(0, 60, (count, 1, 6, 10), dtype=np.uint8)
+                x[np.arange(count), 0, 2 * y] += 150
+                arrays |= {f"x_{part}": x, f"y_{part}": y}
+            np.savez(folder / pool / f"{pool}-{i}.npz", **arrays)
+    return folder
+
+
+QUICK = (
+    *("--pretrain.rounds", 2, "--learn.rounds", 2, "--settings.local-epochs", 1),
+    *("--settings.finetune.epochs", 1, "--settings.alone-steps", 1),
+    *("--settings.grid.rates", 0.1, "--settings.grid.mixes", 0.0, 1.0),
+)
+
+
+def test_a_users_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_folder(tmp_path / "data", {"seen": 3, "unseen": 1})
+    out = tmp_path / "run"
+    assert call("run", "npz", "--data.path", data, "--out", out, *QUICK) == 0
+    assert "unseen clients" in capsys.readouterr().out
+    world = json.loads((out / "population.json").read_text())
+    assert (world["classes"], world["shape"]) == (3, [1, 6, 10])
+    assert {name: client["pool"] for name, client in world["clients"].items()} == {
+        **{f"seen-{i}": "seen" for i in range(3)},
+        "unseen-0": "unseen",
+    }
+    told = json.loads((out / "results.json").read_text())
+    assert told["failures"] == []
+    assert {(m["method"], m["pool"]) for m in told["methods"]} == {
+        (name, pool) for name in METHODS for pool in ("seen", "unseen")
+    }
+    assert "</html>" in (out / "report.html").read_text()
+    # And one more client afterwards.
+    new = data / "unseen" / "unseen-0.npz"
+    assert call("personalize", "--run", out, "--data", new, "--out", tmp_path / "new") == 0
+    assert json.loads((tmp_path / "new" / "outcome.json").read_text())["num_train"] == 25
+    # The folder remembers where the data lie.
+    capsys.readouterr()
+    assert call("run", "npz", "--out", out, "--resume") == 0
+
+
+def test_personalize_goes_by_the_statistics_of_the_run(smoke_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("population.json", "global.safetensors", "metanets.safetensors", "metanets.json"):
+        shutil.copy(smoke_run / name, run)
+    config = json.loads((smoke_run / "config.json").read_text())
+    assert config["settings"]["finetune"]["statistics"] == "corrected"
+    data = write_client(tmp_path / "me.npz", test=False)
+    models_of = {}
+    for statistics in ("corrected", "published"):
+        config["settings"]["finetune"]["statistics"] = statistics
+        (run / "config.json").write_text(json.dumps(config))
+        new = personalize_new_client(run, data, tmp_path / statistics)
+        models_of[statistics] = new.personalized.model.state_dict()
+    _, model, metanets = load_run(run)
+    client = read_npz_client(data, split=False)
+    inner = Study.load(run).settings.finetune
+    wanted = personalize(
+        model,
+        metanets,
+        client,
+        epochs=inner.epochs,
+        batch_size=inner.batch_size,
+        statistics="published",
+    ).model.state_dict()
+    assert all(torch.equal(models_of["published"][k], v) for k, v in wanted.items())
+    assert not all(torch.equal(models_of["corrected"][k], v) for k, v in wanted.items())
 
 
 def test_personalize_without_test_examples(

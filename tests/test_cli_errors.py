@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedl2p import cli
+from fedl2p import cli, commandline
 
 SRC = Path(cli.__file__).parent.parent
 
@@ -50,6 +50,8 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
         (["run", "smoke", "--out", "x", "--cohort", "-2"], "cohort is -2"),
         (["run", "smoke", "--out", "x", "--learn.rounds", "-3"], "rounds"),
         (["run", "smoke", "--out", "x", "--data.alpha", "0"], "alpha must be above 0"),
+        (["run", "npz", "--out", "x"], "no folder of clients is named; give the one"),
+        (["run", "npz", "--out", "x", "--data.path", "none"], "none is not a folder"),
         (["run", "smoke", "--out", "x", "--methods", "fedl3p"], "fedl3p"),
         (["run", "smoke", "--out", "x", "--methods", "fedavg", "fedavg"], "twice"),
         (["run", "smoke", "--out", "x", "--methods"], "no method"),
@@ -191,5 +193,5 @@ def test_a_folder_that_holds_a_run_is_left_alone(
 )
 def test_boxes_become_one_line(box: str) -> None:
     wanted = "invalid choice 'a' for argument '--b'.; perhaps you meant --bb"
-    assert cli.one_line(box) == wanted
-    assert cli.one_line(box.replace("Invalid", "\x1b[1;31mInvalid\x1b[0m")) == wanted
+    assert commandline.one_line(box) == wanted
+    assert commandline.one_line(box.replace("Invalid", "\x1b[1;31mInvalid\x1b[0m")) == wanted

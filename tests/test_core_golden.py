@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import NestedNet
 from safetensors.torch import load_file
 
 from fedl2p.core.hypergrad import HypergradientConfig, cohort_hypergradient
@@ -15,6 +14,7 @@ from fedl2p.core.innerloop import cross_entropy, run_inner_loop
 from fedl2p.core.metanets import MetaNets, MetaNetsConfig
 from fedl2p.core.net import Net
 from fedl2p.core.profiles import profile
+from nets import NestedNet
 
 LRNET = {"lrnet.hidden1": "first_layer.0", "lrnet.hidden2": "hl_0.0", "lrnet.out": "last_layer"}
 BNNET = {"bnnet.hidden1": "model.0", "bnnet.hidden2": "model.2", "bnnet.out": "model.4"}

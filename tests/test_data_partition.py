@@ -8,9 +8,9 @@ import torch
 from fedl2p.data.partition import (
     class_counts,
     class_distribution,
+    deal,
     draw,
     label_entropy,
-    partition,
     stratified_split,
 )
 
@@ -101,25 +101,25 @@ def test_draw_refuses_an_empty_pool_and_foreign_labels() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.5, 1000.0])
-def test_partition_deals_everything_out_once(alpha: float) -> None:
+def test_dealing_gives_everything_out_once(alpha: float) -> None:
     labels = torch.arange(1000) % 10
-    parts = partition(labels, distributions(20, 10, alpha), 50, generator=rng())
+    parts = deal(labels, distributions(20, 10, alpha), 50, generator=rng())
     assert [len(part) for part in parts] == [50] * 20
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(1000))
 
 
-def test_partition_is_skewed_for_a_small_alpha() -> None:
+def test_dealing_is_skewed_for_a_small_alpha() -> None:
     labels = torch.arange(20_000) % 10
     entropy = {}
     for alpha in (0.1, 1.0, 1000.0):
-        parts = partition(labels, distributions(50, 10, alpha), 50, generator=rng())
+        parts = deal(labels, distributions(50, 10, alpha), 50, generator=rng())
         entropy[alpha] = sum(label_entropy(labels[part]) for part in parts) / 50
     assert entropy[0.1] < 1.0 < entropy[1.0] < 1.95 < entropy[1000.0]
 
 
-def test_partition_says_what_the_pool_can_give() -> None:
+def test_dealing_says_what_the_pool_can_give() -> None:
     with pytest.raises(ValueError, match=r"3 clients x 4 examples .* between 1 and 3"):
-        partition(torch.arange(10), torch.ones(3, 10), 4, generator=rng())
+        deal(torch.arange(10), torch.ones(3, 10), 4, generator=rng())
 
 
 def test_a_split_is_disjoint_complete_and_stratified() -> None:

@@ -32,10 +32,12 @@ ARROWS: dict[str, set[str]] = {
     "stages": {*_BELOW, "rundir", "study"},  # study: for its type alone
     "study": {*_BELOW, "config", "rundir", "stages"},
     "newclient": {"core", "data", "models", "reporting", "rundir", "stages", "study"},
+    "learning": {"core", "data", "federation", "methods"},
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
     "app": {*_BELOW, "study", "stages", "recipes"},
-    "cli": {"study", "newclient", "federation", "recipes", "reporting"},
-    "__init__": {"core", "method", "federation", "study"},
+    "commandline": set(),
+    "cli": {"commandline", "study", "newclient", "federation", "recipes", "reporting"},
+    "__init__": {"core", "method", "federation", "learning", "study"},
 }
 
 # room -> packages outside the standard library that it may import.
@@ -47,14 +49,16 @@ PACKAGES: dict[str, set[str]] = {
     "data": {"torch", "numpy", "sklearn"},
     "models": {"torch"},
     "federation": {"torch", "numpy", "safetensors", "flwr", "rich", "tensorboard"},
-    "reporting": {"torch", "numpy", "matplotlib", "jinja2", "markupsafe"},
+    "reporting": {"torch", "numpy", "jinja2", "markupsafe"},
     "config": set(),
     "rundir": {"torch", "safetensors"},
     "stages": {"torch"},
     "study": set(),
     "newclient": {"torch"},
+    "learning": {"torch"},
     "recipes": set(),
     "app": {"torch", "flwr"},
+    "commandline": {"tyro"},
     "cli": {"tyro"},
     "__init__": set(),
 }
@@ -141,7 +145,7 @@ def run_python(code: str) -> str:
 # None in sys.modules makes an import fail as if the package were not there.
 WITHOUT_EXTRAS = """
     import sys
-    for name in ("flwr", "ray", "sklearn", "rich", "tyro", "matplotlib", "jinja2"):
+    for name in ("flwr", "ray", "sklearn", "rich", "tyro", "jinja2"):
         sys.modules[name] = None
 """
 

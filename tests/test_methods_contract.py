@@ -7,7 +7,6 @@ import dataclasses
 
 import pytest
 import torch
-from nets import nested_net
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
@@ -15,6 +14,7 @@ from fedl2p.core.innerloop import InnerLoop
 from fedl2p.method import Client, Method, Outcome, State
 from fedl2p.methods import build, names
 from fedl2p.methods.settings import Grid, LocalTraining, Settings
+from nets import nested_net
 
 SETTINGS = Settings(
     finetune=InnerLoop(epochs=2, batch_size=8),
@@ -191,8 +191,6 @@ def test_validate_trains_nothing(method: Method) -> None:
 
 def test_a_client_without_test_part_is_refused_by_name(method: Method) -> None:
     model = model_for(method)
-    client = dataclasses.replace(
-        CLIENTS[0], data=dataclasses.replace(CLIENTS[0].data, test=None)
-    )
+    client = dataclasses.replace(CLIENTS[0], data=dataclasses.replace(CLIENTS[0].data, test=None))
     with pytest.raises(ValueError, match=r"client-0.*test"):
         method.personalize(model, learned(method, model), [client])

@@ -204,9 +204,9 @@ def test_the_text_table_has_every_method(tmp_path: Path) -> None:
     assert "without a result: client-007" in table
 
 
-def test_a_report_needs_neither_jinja2_nor_matplotlib() -> None:
+def test_a_report_does_not_need_jinja2() -> None:
     code = (
-        "import sys; sys.modules['jinja2'] = sys.modules['matplotlib'] = None\n"
+        "import sys; sys.modules['jinja2'] = None\n"
         "import fedl2p.reporting.report, fedl2p.reporting.comparison, fedl2p.reporting.page"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

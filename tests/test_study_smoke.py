@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fedl2p import MetaNets, find_sites, methods, models, recipes
-from fedl2p.federation import RoundRecord
+from fedl2p.federation import RoundRecord, draw_cohort
 from fedl2p.reporting.report import Report
 from fedl2p.rundir import load_tensors
 from fedl2p.study import METHODS, Study, run_study
@@ -144,7 +144,8 @@ def test_the_log_names_the_stages(smoke_run: Path) -> None:
     log = (smoke_run / "log.txt").read_text()
     assert "smoke, seed 0" in log
     assert "fedl2p: 10 clients personalized" in log
-    assert logging.getLogger("fedl2p").handlers == []
+    (handler,) = logging.getLogger("fedl2p").handlers  # the log file's has gone again
+    assert isinstance(handler, logging.NullHandler)
 
 
 def test_the_same_seed_gives_the_same_result(smoke_run: Path, tmp_path: Path) -> None:
@@ -221,6 +222,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pretrain", 2),
         ("learn", 1),
         ("learn", 2),
+        ("bestfixed", 0),
         ("bestfixed", 1),
         ("personalize fedl2p", 0),
         ("personalize bestfixed", 0),
@@ -241,6 +243,33 @@ def test_resuming_equals_an_uninterrupted_run(
     assert results(out) == results(uninterrupted)
     assert clients(out) == clients(uninterrupted)
     assert rounds(out) == rounds(uninterrupted)
+
+
+def test_the_model_travels_once_and_is_not_part_of_what_a_round_costs(tmp_path: Path) -> None:
+    """Whoever brings it: the personalization of a baseline, or the learning rounds themselves."""
+    told, learned = [], []
+    for name, methods_run in (("first", ("fedl2p",)), ("later", ("finetuning-client", "fedl2p"))):
+        run_study(small(methods=methods_run), tmp_path / name)
+        told.append(json.loads((tmp_path / name / "results.json").read_text()))
+        lines = [line for line in rounds(tmp_path / name) if line["stage"] == "learn"]
+        learned.append(lines[: small().learn.rounds])
+    first, later = told
+    assert first["bytes_per_client_round"] == later["bytes_per_client_round"]
+    assert first["bytes_model"] == later["bytes_model"] > 0
+    # Meta-nets come and go, with their loss and a few words about the job besides.
+    ways = first["bytes_per_client_round"]["learn"]
+    assert ways["up"] <= ways["down"] < ways["up"] + 200
+    # All that travels is in rounds.csv: here the rounds bring the model, to each client once.
+    journeys = len({c for r in range(1, 4) for c in drawn(r)})
+    down = [sum(int(line["bytes_down"]) for line in lines) for lines in learned]
+    assert down[0] - down[1] == journeys * first["bytes_model"]
+
+
+def drawn(round: int) -> list[str]:
+    """The seen clients of a round of learning."""
+    study = small()
+    seen = study.data.open(0).seen
+    return draw_cohort(seen, size=study.learn.clients_per_round, seed=0, round=round)
 
 
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:

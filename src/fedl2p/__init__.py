@@ -6,6 +6,7 @@ imported on first use, so that personalizing one's own model needs torch alone.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from fedl2p.core.clientdata import ClientData, Examples
@@ -20,9 +21,13 @@ from fedl2p.method import Client, Method, Outcome, Update
 
 if TYPE_CHECKING:
     from fedl2p.federation.rounds import federate
+    from fedl2p.learning import learn
     from fedl2p.study import Study, run_study
 
 __version__ = "0.1.0"
+
+# The package logs under its own name and leaves it to the application what is shown.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "Client",
@@ -42,6 +47,7 @@ __all__ = [
     "find_sites",
     "finetune",
     "hypergradient",
+    "learn",
     "personalize",
     "profile",
     "run_study",
@@ -51,6 +57,7 @@ _LAZY = {
     "Study": "fedl2p.study",
     "run_study": "fedl2p.study",
     "federate": "fedl2p.federation.rounds",
+    "learn": "fedl2p.learning",
 }
 
 

@@ -9,33 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import io
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
+
+from fedl2p.commandline import UsageError, missing_package, parse, user_errors
 
 if TYPE_CHECKING:
     from fedl2p.study import Study
-
-T = TypeVar("T")
-
-_EXTRAS = {
-    "flwr": "flower",
-    "sklearn": "data",
-    "matplotlib": "report",
-    "jinja2": "report",
-    "tyro": "cli",
-    "rich": "cli",
-}
-
-
-class UsageError(Exception):
-    """What the user gave cannot be used; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UsageError as problem:
         _fail(str(problem))
     except ModuleNotFoundError as problem:
-        _fail(_missing_package(problem))
+        _fail(missing_package(problem))
     except KeyboardInterrupt:
         sys.stderr.write("\nfedl2p: interrupted\n")
         sys.exit(130)
@@ -147,14 +132,14 @@ def _run(args: list[str]) -> int:
             + ", ".join(recipes.names())
         )
     name = args.pop(0) if not args[0].startswith("-") else "digits"
-    with _user_errors():
+    with user_errors():
         default = recipes.get(name)
     out, resume, study = _parse_run(name, args, default)
     if resume and (out / "config.json").exists():
         # What the folder holds is the default, so that going on needs no other field.
         from fedl2p.study import Study
 
-        with _user_errors():
+        with user_errors():
             default = Study.load(out)
         if default.recipe != name:
             raise UsageError(f"{out} holds a run of {default.recipe!r}, not of {name!r}")
@@ -184,8 +169,8 @@ def _parse_run(name: str, args: list[str], default: Study) -> tuple[Path, bool, 
         kw_only=True,
         namespace={"__doc__": _RUN_HELP + _fields_help(Study)},
     )
-    chosen: Any = _parse(options, args, prog=f"fedl2p run {name}")
-    with _user_errors():
+    chosen: Any = parse(options, args, prog=f"fedl2p run {name}")
+    with user_errors():
         fields = {field: getattr(chosen, field) for field in overridable}
         return chosen.out, chosen.resume, dataclasses.replace(default, **fields)
 
@@ -218,7 +203,7 @@ def _run_study(study: Study, out: Path, resume: bool) -> int:
 
     again = f"fedl2p run {study.recipe} --out {shlex.quote(str(out))} --resume"
     try:
-        with _user_errors(), _progress(study) as listeners:
+        with user_errors(), _progress(study) as listeners:
             report = run_study(study, out, resume=resume, listeners=listeners)
             page = write_page(out)
     except KeyboardInterrupt:
@@ -248,10 +233,10 @@ def _progress(study: Study) -> Iterator[list[Any]]:
 
 
 def _personalize(args: list[str]) -> int:
-    options = _parse(Personalize, args, prog="fedl2p personalize")
+    options = parse(Personalize, args, prog="fedl2p personalize")
     from fedl2p.newclient import personalize_new_client
 
-    with _user_errors():
+    with user_errors():
         result = personalize_new_client(
             options.run, options.data, options.out, seed=options.seed, device=options.device
         )
@@ -262,12 +247,12 @@ def _personalize(args: list[str]) -> int:
 def _compare(args: list[str]) -> int:
     import tyro
 
-    options = _parse(
+    options = parse(
         Compare, args, prog="fedl2p compare", config=(tyro.conf.PositionalRequiredArgs,)
     )
     from fedl2p.reporting.comparison import compare
 
-    with _user_errors():
+    with user_errors():
         print(compare(options.folders))
     return 0
 
@@ -275,10 +260,10 @@ def _compare(args: list[str]) -> int:
 def _report(args: list[str]) -> int:
     import tyro
 
-    options = _parse(Show, args, prog="fedl2p report", config=(tyro.conf.PositionalRequiredArgs,))
+    options = parse(Show, args, prog="fedl2p report", config=(tyro.conf.PositionalRequiredArgs,))
     from fedl2p.reporting.page import write_page
 
-    with _user_errors():
+    with user_errors():
         print(f"report: {write_page(options.folder)}")
     return 0
 
@@ -311,82 +296,6 @@ _SUMMARIES = {
     "report": "make report.html again: fedl2p report DIR",
     "recipes": "list the recipes with one line each",
 }
-
-
-# --- errors -----------------------------------------------------------------------------------
-
-
-def _parse(kind: type[T], args: list[str], *, prog: str, **settings: Any) -> T:
-    """Parse a command's fields; tyro's boxed messages become one line."""
-    import tyro
-
-    asks_help = any(arg in ("-h", "--help") for arg in args)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), _wide(not asks_help):
-            parsed: T = tyro.cli(kind, args=args, prog=prog, **settings)
-            return parsed
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UsageError(one_line(said.getvalue())) from None
-
-
-def one_line(boxed: str) -> str:
-    """Return the message of one of tyro's boxes: what is inside, up to the first rule, in one line.
-
-    Hints at options of similar names, which stand below the first rule, are appended.
-    """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = [line.strip("│ ") for line in plain.splitlines() if line.strip()]
-    # Where the terminal has no box characters, the title is the first line, with a rule below it.
-    lines = (
-        [line for line in lines if not line.startswith(("╭", "╰"))] if "╭" in plain else lines[2:]
-    )
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if set(line) <= {"─", "-"}:
-            parts.append([])
-        else:
-            parts[-1].append(line)
-    message = re.sub(r"^Error parsing (\S+):", lambda m: m[1] + ":", " ".join(parts[0]))
-    message = message[:1].lower() + message[1:]
-    for part in parts[1:]:
-        if part and part[0].startswith("Perhaps you meant"):
-            similar = [line.split()[0] for line in part[1:] if line.startswith("--")]
-            message += f"; perhaps you meant {' or '.join(similar)}"
-    return message or "the command line cannot be understood; see fedl2p --help"
-
-
-@contextlib.contextmanager
-def _wide(wanted: bool) -> Iterator[None]:
-    """Let tyro's boxes be so wide that no word is broken; what it shows is taken apart again."""
-    before = os.environ.get("COLUMNS")
-    if wanted:
-        os.environ["COLUMNS"] = "10000"
-    try:
-        yield
-    finally:
-        if wanted:
-            os.environ.pop("COLUMNS")
-            if before is not None:
-                os.environ["COLUMNS"] = before
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turn ValueError, the package's errors for users, into usage errors."""
-    try:
-        yield
-    except ValueError as problem:
-        raise UsageError(str(problem)) from problem
-
-
-def _missing_package(problem: ModuleNotFoundError) -> str:
-    package = (problem.name or "").partition(".")[0]
-    if package not in _EXTRAS:
-        return str(problem)
-    return f"{package} is not installed; install it with: pip install 'fedl2p[{_EXTRAS[package]}]'"
 
 
 def _fail(message: str) -> NoReturn:

@@ -142,9 +142,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return the state that travels in the first round.
 
         ``model`` is only read; ``seed`` is the source of all randomness here; ``prepared`` is the

@@ -103,7 +103,13 @@ def personalize_new_client(
     inner = study.settings.finetune
     try:
         personalized = personalize(
-            model, metanets, client, epochs=inner.epochs, batch_size=inner.batch_size, seed=seed
+            model,
+            metanets,
+            client,
+            epochs=inner.epochs,
+            batch_size=inner.batch_size,
+            seed=seed,
+            statistics=inner.statistics,
         )
     except DivergedError as problem:
         raise ValueError(f"{data}: {problem}; look for extreme values in the data") from None

@@ -31,6 +31,7 @@ from fedl2p.federation import (
     RoundRecord,
     Rounds,
     federate,
+    model_bytes,
     personalize_all,
 )
 from fedl2p.method import Method, State
@@ -226,6 +227,8 @@ def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Out
     """Return one row per client, from the checkpoint if the run had come this far before."""
     path = job.folder.file("checkpoint") / "outcomes" / f"{method.name}.json"
     if path.exists():
+        # As if it had been asked just now: the later rounds must not send the model again.
+        job.nodes.note_sent(model, job.population.names)
         stored = read_json(path)
         return Outcomes(tuple(Row(**row) for row in stored["rows"]), stored["seconds"])
     began = time.perf_counter()
@@ -276,14 +279,19 @@ def report(
         bytes_per_client_round={
             stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
         },
+        bytes_model=model_bytes(pretrained.model),
     )
 
 
 def _bytes_per_client(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Return the mean over the training rounds; the global model's one journey is part of it."""
+    """Return the mean over the training rounds, without the frozen model's one journey.
+
+    When a client is sent the frozen model depends on what it was asked first, a baseline's
+    personalization perhaps: that says nothing of the stage.
+    """
     clients = sum(record.clients for record in records)
     return {
-        "down": sum(record.bytes_down for record in records) / clients,
+        "down": sum(record.bytes_down - record.bytes_model for record in records) / clients,
         "up": sum(record.bytes_up for record in records) / clients,
     }
 

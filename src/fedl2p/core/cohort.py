@@ -33,16 +33,21 @@ class Resident:
 
     net: Net
     profiler: Profiler
-    version: tuple[tuple[int, int], ...]
+    version: tuple[tuple[int, int, bool], ...]
 
 
 _residents: WeakKeyDictionary[nn.Module, Resident] = WeakKeyDictionary()
 
 
 def resident(model: nn.Module) -> Resident:
-    """Return the working copies of ``model``; made anew when its tensors have changed."""
+    """Return the working copies of ``model``; made anew when its tensors have changed.
+
+    A change is seen by torch's version counter, by a tensor's place in memory and by its
+    ``requires_grad``. Writing in place through ``tensor.data`` leaves no trace in these and is not
+    seen: write under ``torch.no_grad()`` instead, or into a new model.
+    """
     tensors = [*model.parameters(), *model.buffers()]
-    version = tuple((t.data_ptr(), t._version) for t in tensors)
+    version = tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors)
     known = _residents.get(model)
     if known is None or known.version != version:
         known = Resident(Net(model), Profiler(model), version)
@@ -113,14 +118,14 @@ def evaluate(
         )
         x = torch.stack([examples[i].x for i in members]).to(net.device)
         y = torch.stack([examples[i].y for i in members]).to(net.device)
-        loss, right = 0.0, 0.0
+        losses, rights = [], []
         for begin in range(0, y.shape[1], chunk):
             part = slice(begin, begin + chunk)
             logits, _ = net.logits(own, mix[members], x[:, part], training=False)
-            loss = loss + cross_entropy(logits, y[:, part]) * len(y[0, part])
-            right = right + (logits.argmax(-1) == y[:, part]).sum(1)
+            losses.append(cross_entropy(logits, y[:, part]) * len(y[0, part]))
+            rights.append((logits.argmax(-1) == y[:, part]).sum(1))
         count = y.shape[1]
-        assert isinstance(loss, Tensor) and isinstance(right, Tensor)
-        pairs = zip((loss / count).tolist(), (right / count).tolist(), strict=True)
+        loss, right = torch.stack(losses).sum(0) / count, torch.stack(rights).sum(0) / count
+        pairs = zip(loss.tolist(), right.tolist(), strict=True)
         results.append((members, list(pairs)))
     return in_order(len(examples), iter(results))

@@ -1,9 +1,9 @@
 """Gradients of the validation loss with respect to a client's hyperparameters.
 
-L_val(theta_K(h); beta) with h = (beta, eta) = (mix, rate): how a client should change its mix and its
-rates so that the model fine-tuned with them does better on its validation part. Six estimators, from
-exact to cheap. Write v = dL_val/dtheta_K (evaluation mode), g_k for the k-th inner gradient, "direct"
-for dL_val/dbeta with theta_K and the running statistics held.
+L_val(theta_K(h); beta) with h = (beta, eta) = (mix, rate): how a client should change its mix and
+its rates so that the model fine-tuned with them does better on its validation part. Six estimators,
+from exact to cheap. Write v = dL_val/dtheta_K (evaluation mode), g_k for the k-th inner gradient,
+"direct" for dL_val/dbeta with theta_K and the running statistics held.
 
 =============  ==========================================  =========================================
 mode           d/d eta_p                                   d/d beta
@@ -19,8 +19,8 @@ unrolled       exact                                       exact, running statis
 
 ``published`` is Lee et al., "FedL2P", NeurIPS 2023, section 3.3 (implicit function theorem, Neumann
 series of Lorraine et al., AISTATS 2020) as its public code computes it, for comparison only: the
-series lacks its closing factor psi, the derivative by the rates has the opposite sign of the true one
-where the series converges, and the Hessian is that of the evaluation-mode loss.
+series lacks its closing factor psi, the derivative by the rates has the opposite sign of the true
+one where the series converges, and the Hessian is that of the evaluation-mode loss.
 
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """
@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -44,6 +45,7 @@ from fedl2p.core.innerloop import (
     noise_of,
     on,
     per_tensor,
+    start_of,
     train_gradient,
 )
 from fedl2p.core.net import Net, NetState, Statistics
@@ -61,25 +63,27 @@ class HypergradientConfig:
     Parameters
     ----------
     mode
-        One of the six modes of :mod:`fedl2p.core.hypergrad`.
+        The estimator: last-step and trajectory are first-order and cheap, implicit solves with the
+        Hessian, truncated goes back through the last steps, unrolled through all (exact), published
+        is that of the reference.
     steps
-        T of ``truncated``, in inner steps.
+        T of truncated, in inner steps.
     segment
-        Inner steps whose graph is held at a time in ``unrolled`` and ``truncated``: 1 holds one
+        Inner steps whose graph is held at a time in unrolled and truncated: 1 holds one
         step's graph and every step's weights; larger ones hold fewer weights and larger graphs.
         The result is the same.
     psi
-        Step of the Neumann series (``published``).
+        Step of the Neumann series (published).
     terms
-        Terms of the Neumann series after the first (``published``).
+        Terms of the Neumann series after the first (published).
     damping
-        Added to the Hessian's diagonal (``implicit``).
+        Added to the Hessian's diagonal (implicit).
     iterations
-        Of conjugate gradients at most (``implicit``); they stop early at a relative residual of
+        Of conjugate gradients at most (implicit); they stop early at a relative residual of
         1e-10 or at negative curvature, where the inverse means nothing.
     """
 
-    mode: Mode = "trajectory"
+    mode: Mode = "unrolled"
     steps: int = 5
     segment: int = 1
     psi: float = 0.1
@@ -148,7 +152,7 @@ def hypergradient(
     batches: Sequence[tuple[Tensor, Tensor]],
     validation: tuple[Tensor, Tensor],
     *,
-    mode: Mode = "trajectory",
+    mode: Mode | None = None,
     config: HypergradientConfig | None = None,
     following: tuple[Tensor, Tensor] | None = None,
     statistics: Statistics = "corrected",
@@ -166,7 +170,9 @@ def hypergradient(
     validation
         The validation batch (x, y).
     mode
-        The estimator, see the module's table; ``config`` may be given instead for its settings.
+        The estimator, see the module's table; None for that of ``config``.
+    config
+        The estimator and its settings, instead of ``mode``; None for the defaults.
     following
         The training batch after the last inner step, at which ``published`` and ``implicit`` take
         their second derivatives; by default the last inner batch again.
@@ -178,7 +184,18 @@ def hypergradient(
     dict
         ``{"mix": {norm: value}, "rate": {parameter: value}}``, in nats per unit of the
         hyperparameter.
+
+    Raises
+    ------
+    ValueError
+        If both ``mode`` and ``config`` are given, or the hyperparameters are another model's.
     """
+    if mode is not None and config is not None:
+        raise ValueError(
+            f"mode {mode!r} and a config with mode {config.mode!r} are both given; give one of them"
+        )
+    if config is None:
+        config = HypergradientConfig() if mode is None else HypergradientConfig(mode=mode)
     net = Net(model)
     if hyperparams.sites != net.sites:
         raise ValueError(
@@ -190,7 +207,7 @@ def hypergradient(
         on(net, Hyperparams.stack([hyperparams])),
         [(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
         (validation[0].unsqueeze(0), validation[1].unsqueeze(0)),
-        config=config or HypergradientConfig(mode=mode),
+        config=config,
         following=None if following is None else (following[0][None], following[1][None]),
         statistics=statistics,
     )
@@ -223,9 +240,7 @@ def cohort_hypergradient(
     return _ESTIMATORS[config.mode](problem, config)
 
 
-def validation_loss(
-    problem: _Problem, state: NetState, mix: Tensor
-) -> tuple[Tensor, Tensor]:
+def validation_loss(problem: _Problem, state: NetState, mix: Tensor) -> tuple[Tensor, Tensor]:
     """Return loss and accuracy of C clients on the validation batch in evaluation mode, (C,)."""
     x, y = problem.validation
     logits, _ = problem.net.logits(state, mix, x, training=False)
@@ -243,7 +258,7 @@ def _last_step(problem: _Problem, config: HypergradientConfig) -> Hypergradient:
 
 
 def _trajectory(problem: _Problem, config: HypergradientConfig) -> Hypergradient:
-    state, last, total = _descend(problem, keep_sum=True)
+    state, _, total = _descend(problem, keep_sum=True)
     end = _at_end(problem, state)
     steps = len(problem.batches)
     if steps == 0 or not problem.net.sites.norms:
@@ -255,7 +270,7 @@ def _trajectory(problem: _Problem, config: HypergradientConfig) -> Hypergradient
 
 
 def _implicit(problem: _Problem, config: HypergradientConfig) -> Hypergradient:
-    state, last, total = _descend(problem, keep_sum=True)
+    state, _, total = _descend(problem, keep_sum=True)
     end = _at_end(problem, state)
     steps = len(problem.batches)
     if steps == 0 or not problem.net.sites.norms:
@@ -299,7 +314,7 @@ def _published(problem: _Problem, config: HypergradientConfig) -> Hypergradient:
 
 def _descend(problem: _Problem, *, keep_sum: bool) -> tuple[NetState, Named, Named]:
     """Run the inner loop; return its end, the last gradients and the sum of all gradients."""
-    state = problem.net.start(len(problem.mix), problem.statistics)
+    state = _start(problem)
     last = {k: torch.zeros_like(p) for k, p in state.params.items()}
     total = {k: torch.zeros_like(p) for k, p in state.params.items()} if keep_sum else {}
     for k in range(len(problem.batches)):
@@ -309,6 +324,11 @@ def _descend(problem: _Problem, *, keep_sum: bool) -> tuple[NetState, Named, Nam
             for name, grad in last.items():
                 total[name] += grad
     return state, last, total
+
+
+def _start(problem: _Problem) -> NetState:
+    clients, steps = len(problem.mix), len(problem.batches)
+    return start_of(problem.net, clients, problem.statistics, steps=steps)
 
 
 def _step(problem: _Problem, state: NetState, k: int) -> Step:
@@ -334,9 +354,7 @@ def _at_end(problem: _Problem, state: NetState) -> _End:
     return _End(state.detach(), grads, direct, losses.detach(), accuracy)
 
 
-def _mixed_product(
-    problem: _Problem, state: NetState, vector: Named, step: int
-) -> Tensor:
+def _mixed_product(problem: _Problem, state: NetState, vector: Named, step: int) -> Tensor:
     """Return d/dbeta <g(theta; beta), vector> on the batch of an inner step, shape (C, B)."""
     leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
     mix = problem.mix.clone().requires_grad_()
@@ -388,8 +406,8 @@ def _through_last(problem: _Problem, depth: int, segment: int) -> Hypergradient:
     its turn comes (the last one's is kept from the forward pass).
     """
     total = len(problem.batches)
-    cuts = list(range(total - depth, total, segment)) + [total]
-    state = problem.net.start(len(problem.mix), problem.statistics)
+    cuts = [*range(total - depth, total, segment), total]
+    state = _start(problem)
     older = {k: torch.zeros_like(p) for k, p in state.params.items()}
     for k in range(cuts[0]):
         step = _step(problem, state, k)
@@ -397,7 +415,7 @@ def _through_last(problem: _Problem, depth: int, segment: int) -> Hypergradient:
         for name, grad in step.grads.items():
             older[name] += grad
     boundaries = [state]
-    for begin, end in zip(cuts[:-2], cuts[1:-1], strict=True):
+    for begin, end in pairwise(cuts[:-1]):
         for k in range(begin, end):
             step = _step(problem, state, k)
             state = step.state

@@ -41,11 +41,16 @@ class Hyperparams:
         ):
             if tensor.dim() not in (1, 2) or tensor.shape[-1] != len(names):
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, but the model has {len(names)} entries "
-                    f"for it; give shape ({len(names)},), or (clients, {len(names)})"
+                    f"{name} has shape {tuple(tensor.shape)}, but the model has {len(names)} "
+                    f"entries for it; give shape ({len(names)},), or (clients, {len(names)})"
                 )
         if self.mix.dim() != self.rate.dim():
             raise ValueError("mix and rate must both be for one client or both for a cohort")
+        if self.mix.shape[:-1] != self.rate.shape[:-1]:
+            raise ValueError(
+                f"mix is for {len(self.mix)} clients, but rate for {len(self.rate)}; give both for "
+                "the same clients"
+            )
 
     @classmethod
     def constant(cls, sites: Sites, *, mix: float, rate: float) -> Hyperparams:
@@ -57,7 +62,9 @@ class Hyperparams:
             If ``mix`` is outside [0, 1] or ``rate`` is negative or not finite.
         """
         if not 0.0 <= mix <= 1.0:
-            raise ValueError(f"mix is {mix}, but must be in [0, 1]: 0 = global, 1 = client statistics")
+            raise ValueError(
+                f"mix is {mix}, but must be in [0, 1]: 0 = global, 1 = client statistics"
+            )
         if not 0.0 <= rate < float("inf"):
             raise ValueError(f"rate is {rate}, but a learning rate must be >= 0 and finite")
         return cls(

@@ -7,7 +7,7 @@ Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
@@ -33,8 +33,9 @@ class InnerLoop:
     batch_size
         Examples per step; the last batch of an epoch may be smaller.
     statistics
-        How the client's running batch-norm statistics start: ``corrected`` (bias removed, our
-        default) or ``published`` (mean 0, variance 1, as in the reference).
+        How the client's running batch-norm statistics start: corrected (bias removed, our
+        default), published (mean 0, variance 1, as in the reference), or global (at the global
+        model's, as in plain training).
     """
 
     epochs: int = 15
@@ -103,6 +104,10 @@ class EpochBatches:
         """Return epochs x batches per epoch."""
         return self._steps
 
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the inner steps, and no further ones."""
+        return (self[step] for step in range(len(self)))
+
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch of a step; steps beyond the last go on with further epochs."""
         epoch, position = divmod(step, self._per_epoch)
@@ -141,7 +146,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
     """Spread rates of shape (C, P) over the parameter tensors, each broadcast to (C, 1, ...)."""
     return {
-        name: rate[:, i].view(-1, *(1,) * (p.dim() - 1)) for i, (name, p) in enumerate(params.items())
+        name: rate[:, i].view(-1, *(1,) * (p.dim() - 1))
+        for i, (name, p) in enumerate(params.items())
     }
 
 
@@ -204,6 +210,15 @@ def inner_step(
     return Step(after if create_graph else after.detach(), grads, losses)
 
 
+def start_of(net: Net, clients: int, statistics: Statistics, *, steps: int) -> NetState:
+    """Return the state before the first inner step.
+
+    Without any step the client's statistics are the global ones, since no data will enter them: a
+    model that is not fine-tuned stays as it is, also under ``published`` statistics.
+    """
+    return net.start(clients, statistics if steps else "global")
+
+
 def run_inner_loop(
     net: Net,
     hyperparams: Hyperparams,
@@ -214,7 +229,9 @@ def run_inner_loop(
 ) -> NetState:
     """Fine-tune C clients from the global model (or ``start``), without a graph."""
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
-    state = net.start(len(mix), statistics) if start is None else start
+    if start is None:
+        start = start_of(net, len(mix), statistics, steps=len(batches))
+    state = start
     for k in range(len(batches)):
         state = inner_step(net, state, mix, rate, batches[k], noise=noise_of(batches, k)).state
     return state
@@ -236,6 +253,7 @@ def finetune(
     epochs: int = 15,
     batch_size: int = 32,
     seed: int = 0,
+    statistics: Statistics = "corrected",
 ) -> nn.Module:
     """Fine-tune a copy of a model under given hyperparameters.
 
@@ -253,6 +271,8 @@ def finetune(
         Examples per step.
     seed
         Determines the order of the batches and the augmentation.
+    statistics
+        How the client's running batch-norm statistics start, see :class:`InnerLoop`.
 
     Returns
     -------
@@ -271,7 +291,7 @@ def finetune(
             "parameter tensors differ from this model's"
         )
     data = as_client_data(data)
-    inner = InnerLoop(epochs=epochs, batch_size=batch_size)
+    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
     batches = batches_of(net, [data], [seed], inner)
     stacked = on(net, Hyperparams.stack([hyperparams]))
     state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
@@ -315,8 +335,8 @@ def folded(net: Net, state: NetState, hyperparams: Hyperparams, client: int) -> 
     """
     if not finite(state)[client]:
         raise DivergedError(
-            f"fine-tuning diverged: rates up to {hyperparams.rate[client].max():.3g} gave values that "
-            "are not finite; use smaller rates or fewer epochs"
+            f"fine-tuning diverged: rates up to {hyperparams.rate[client].max():.3g} gave values "
+            "that are not finite; use smaller rates or fewer epochs"
         )
     mix = dict(zip(net.sites.norms, hyperparams.mix[client], strict=True))
     return fold(

@@ -1,16 +1,18 @@
 """The meta-nets: from a client's profile to its fine-tuning hyperparameters.
 
-BNNet reads the divergences and writes a mix per norm layer; LRNet reads the input moments and writes
-a rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.2, equations 2 and 3). What
-differs from the paper is a setting of :class:`MetaNetsConfig`; ``MetaNetsConfig.published()`` gives
-the paper's. Shapes: C clients, B norms, L layers, P parameter tensors.
+BNNet reads the divergences and writes a mix per norm layer; LRNet reads the input moments and
+writes a rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.2, equations 2 and
+3). What differs from the paper is a setting of :class:`MetaNetsConfig`;
+``MetaNetsConfig.published()`` gives the paper's. Shapes: C clients, B norms, L layers, P parameter
+tensors.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -33,57 +35,74 @@ class MetaNetsConfig:
     hidden
         Width of the two hidden layers of each net.
     inputs
-        How the profile enters. ``raw``: as it is (published). ``log1p``: divergences through
-        log(1 + x), since a dead channel alone gives thousands of nats. ``scaled``: log1p, then a
+        How the profile enters. raw: as it is (published). log1p: divergences through
+        log(1 + x), since a dead channel alone gives thousands of nats. scaled: log1p, then a
         learnable shift and scale per entry, which lives in the nets, so that no profile leaves a
-        client. ``standardised``: log1p, then the mean and standard deviation over clients, which
-        one round of averaging must collect first (it shows the server the clients' profiles).
+        client. log (default): log(0.001 + x) + 1.5 instead, then the same; divergences vary over
+        orders of magnitude, and this has about mean 0 and deviation 1 over the clients of the
+        embedded data without anybody having looked at them. standardised: log1p, then the mean
+        and standard deviation over clients, which one round of averaging must collect first (it
+        shows the server the clients' profiles).
+    reads
+        own: BNNet reads the divergences, LRNet the moments (published). whole: both read
+        both. A shift that leaves the moments of whole tensors as they are, such as a rotated
+        image, shows in the divergences only.
     rates
-        ``linear``: rate = base x clamp(LRNet), base a learnable number per tensor, as published (a
-        base may turn negative; the rate is then cut at 0). ``log``: rate = exp(log base + LRNet),
+        linear: rate = base x clamp(LRNet), base a learnable number per tensor, as published (a
+        base may turn negative; the rate is then cut at 0). log: rate = exp(log base + LRNet),
         kept within [min_rate, max_rate].
     clamp
-        Gradient of the bounds on mix and rate. ``straight-through``: 1 everywhere (published).
-        ``inward``: 0 where a step would lead further outside, so that an entry at its bound does
+        Gradient of the bounds on mix and rate. straight-through: 1 everywhere (published).
+        inward: 0 where a step would lead further outside, so that an entry at its bound does
         not wind up behind it.
     initial
-        ``published``: every weight Xavier-normal with gain 0.1, every bias 0.5 (BNNet) or 1.0
-        (LRNet): the output then hardly depends on the client. ``sensitive``: hidden layers
-        Kaiming-normal with zero bias, last layer scaled by ``gain``: it does.
+        published: every weight Xavier-normal with gain 0.1, every bias 0.5 (BNNet) or 1.0
+        (LRNet): the output then hardly depends on the client. sensitive: hidden layers
+        Kaiming-normal with zero bias, last layer scaled by gain: it does.
     gain
-        Standard deviation scale of the last layers under ``sensitive``.
+        Standard deviation scale of the last layers under sensitive.
+    speed
+        How many times faster than a net's weight the parts that all clients share move under an
+        optimizer with steps of equal size (Adam): the base rates in log space, and a mix offset
+        per norm. They are stored divided by it. 1 as published, where there is no mix offset.
     constant
-        Leave the profile out: the nets are replaced by their last bias alone, one learned mix per
-        norm and one learned rate per tensor for all clients (an ablation).
+        Leave the profile out: no nets, only what all clients share, one learned mix per norm and
+        one learned rate per tensor (an ablation).
     base_rate
         Learning rate per tensor before learning.
     initial_mix
-        Mix before learning under ``sensitive``; the published one is about 0.5 too.
-    min_rate, max_rate
-        Bounds of the rate (``log``), or of the multiplier LRNet in [0, max_rate] (``linear``).
+        Mix before learning under sensitive; the published one is about 0.5 too.
+    min_rate
+        Smallest rate under log; linear rates may be 0.
+    max_rate
+        Largest rate under log; under linear the largest factor that LRNet puts on the base rate.
     """
 
     hidden: int = 100
-    inputs: Literal["raw", "log1p", "scaled", "standardised"] = "scaled"
+    inputs: Literal["raw", "log1p", "log", "scaled", "standardised"] = "log"
+    reads: Literal["own", "whole"] = "whole"
     rates: Literal["linear", "log"] = "log"
     clamp: Literal["straight-through", "inward"] = "inward"
     initial: Literal["published", "sensitive"] = "sensitive"
     gain: float = 0.1
+    speed: float = 3.0
     constant: bool = False
-    base_rate: float = 1e-2
-    initial_mix: float = 0.5
+    base_rate: float = 5e-2
+    initial_mix: float = 0.75
     min_rate: float = 1e-5
     max_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
             raise ValueError(f"hidden is {self.hidden}, but must be 1 or more units")
-        for name in ("inputs", "rates", "clamp", "initial"):
+        for name in ("inputs", "reads", "rates", "clamp", "initial"):
             value, wanted = getattr(self, name), get_args(get_type_hints(type(self))[name])
             if value not in wanted:
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(wanted)}")
         if not 0 < self.base_rate < math.inf:
             raise ValueError(f"base_rate is {self.base_rate}, but must be positive and finite")
+        if not 0 < self.speed < math.inf:
+            raise ValueError(f"speed is {self.speed}, but must be positive and finite")
         if not 0 <= self.initial_mix <= 1:
             raise ValueError(f"initial_mix is {self.initial_mix}, but must be in [0, 1]")
         if not 0 < self.min_rate < self.max_rate:
@@ -100,9 +119,11 @@ class MetaNetsConfig:
         """Return the paper's form (settings of the public reference implementation)."""
         return cls(
             inputs="raw",
+            reads="own",
             rates="linear",
             clamp="straight-through",
             initial="published",
+            speed=1.0,
             base_rate=base_rate,
             max_rate=1e3,
         )
@@ -128,7 +149,7 @@ class _ClampInward(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         outward = ((x >= ctx.high) & (grad < 0)) | ((x <= ctx.low) & (grad > 0))
         return torch.where(outward, torch.zeros_like(grad), grad), None, None
@@ -136,7 +157,7 @@ class _ClampInward(torch.autograd.Function):
 
 def clamp_inward(x: Tensor, low: float, high: float) -> Tensor:
     """Clamp with gradient 1, but 0 where a descent step would lead further outside."""
-    result: Tensor = _ClampInward.apply(x, low, high)
+    result: Tensor = _ClampInward.apply(x, low, high)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -181,6 +202,11 @@ class MetaNets(nn.Module):
         Of the initial weights.
     """
 
+    divergence_mean: Tensor
+    divergence_sd: Tensor
+    moments_mean: Tensor
+    moments_sd: Tensor
+
     def __init__(
         self,
         sites: Sites,
@@ -196,16 +222,12 @@ class MetaNets(nn.Module):
         self.config = config or MetaNetsConfig(**settings)
         norms, layers, params = len(sites.norms), len(sites.layers), len(sites.params)
         hidden = self.config.hidden
-        if self.config.constant:
-            self.mix_bias = nn.Parameter(torch.full((norms,), self.config.initial_mix))
-            self.rate_bias = nn.Parameter(torch.zeros(params))
-            if self.config.rates == "linear":
-                nn.init.ones_(self.rate_bias)
-        else:
+        if not self.config.constant:
+            whole = norms + 2 * layers
             if norms:
-                self.bnnet = _Mlp(norms, hidden, norms)
-            self.lrnet = _Mlp(2 * layers, hidden, params)
-            if self.config.inputs == "scaled":
+                self.bnnet = _Mlp(whole if self._whole else norms, hidden, norms)
+            self.lrnet = _Mlp(whole if self._whole else 2 * layers, hidden, params)
+            if self.config.inputs in ("log", "scaled"):
                 self.divergence_scale = _InputScale(norms)
                 self.moments_scale = _InputScale(2 * layers)
             if self.config.inputs == "standardised":
@@ -213,10 +235,11 @@ class MetaNets(nn.Module):
                     self.register_buffer(f"{name}_mean", torch.zeros(entries))
                     self.register_buffer(f"{name}_sd", torch.ones(entries))
             self._initialise(torch.Generator().manual_seed(seed))
-        base = self.config.base_rate
-        self.base = nn.Parameter(
-            torch.full((params,), base if self.config.rates == "linear" else math.log(base))
-        )
+        base, speed = self.config.base_rate, self.config.speed
+        base = base if self.config.rates == "linear" else math.log(base)
+        self.base = nn.Parameter(torch.full((params,), base / speed))
+        if self.config.initial == "sensitive" or self.config.constant:
+            self.base_mix = nn.Parameter(torch.full((norms,), self.config.initial_mix / speed))
 
     def _initialise(self, generator: torch.Generator) -> None:
         config = self.config
@@ -234,10 +257,14 @@ class MetaNets(nn.Module):
             if config.initial == "sensitive":
                 with torch.no_grad():
                     net.out.weight.mul_(config.gain)
-                first = (1.0 if config.rates == "linear" else 0.0) if rate else config.initial_mix
+                first = 1.0 if rate and config.rates == "linear" else 0.0
                 nn.init.constant_(net.out.bias, first)
             elif rate and config.rates == "log":
                 nn.init.zeros_(net.out.bias)
+
+    @property
+    def _whole(self) -> bool:
+        return self.config.reads == "whole"
 
     def forward(self, profile: Profile) -> Hyperparams:
         """Write hyperparameters for a profile, or for a cohort's with a leading dimension C."""
@@ -245,7 +272,7 @@ class MetaNets(nn.Module):
         return Hyperparams(mix, rate, self.sites)
 
     def entries(self, profile: Profile) -> tuple[Tensor, Tensor]:
-        """Return the nets' inputs: divergences (..., B) and moments, mean and sd in turn (..., 2L)."""
+        """Return the nets' inputs: divergences (..., B), and means and sds in turn (..., 2L)."""
         if profile.sites != self.sites:
             raise ValueError(
                 "the profile belongs to another model than the meta-nets: names of layers or "
@@ -259,24 +286,32 @@ class MetaNets(nn.Module):
         config = self.config
         clamp = clamp_inward if config.clamp == "inward" else clamp_straight_through
         if config.constant:
-            raw_mix = self.mix_bias.expand(*divergence.shape[:-1], -1)
-            raw_rate = self.rate_bias.expand(*divergence.shape[:-1], -1)
+            raw_mix = torch.zeros_like(divergence)
+            ones = torch.ones_like if config.rates == "linear" else torch.zeros_like
+            raw_rate = ones(self.base).expand(*divergence.shape[:-1], -1)
         else:
             divergence, moments = self._prepared(divergence, moments)
+            if self._whole:
+                divergence = moments = torch.cat([divergence, moments], dim=-1)
             raw_mix = self.bnnet(divergence) if self.sites.norms else divergence
             raw_rate = self.lrnet(moments)
+        if hasattr(self, "base_mix"):
+            raw_mix = config.speed * self.base_mix + raw_mix
         mix = clamp(raw_mix, 0.0, 1.0)
         if config.rates == "linear":
-            rate = self.base * clamp(raw_rate, 0.0, config.max_rate)
+            rate = config.speed * self.base * clamp(raw_rate, 0.0, config.max_rate)
             return mix, clamp(rate, 0.0, math.inf)
         low, high = math.log(config.min_rate), math.log(config.max_rate)
-        return mix, clamp(self.base + raw_rate, low, high).exp()
+        return mix, clamp(config.speed * self.base + raw_rate, low, high).exp()
 
     def _prepared(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.inputs == "raw":
             return divergence, moments
-        divergence = divergence.log1p()
-        if self.config.inputs == "scaled":
+        if self.config.inputs == "log":
+            divergence = (divergence + 1e-3).log() + 1.5
+        else:
+            divergence = divergence.log1p()
+        if self.config.inputs in ("log", "scaled"):
             return self.divergence_scale(divergence), self.moments_scale(moments)
         if self.config.inputs == "standardised":
             divergence = (divergence - self.divergence_mean) / self.divergence_sd
@@ -295,14 +330,17 @@ class MetaNets(nn.Module):
         return Hyperparams(mix, rate, self.sites)
 
     def save(self, path: str | Path) -> None:
-        """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (sites and configuration)."""
+        """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (sites and configuration).
+
+        Each file is written beside its place and then put there: one that is there is whole.
+        """
         from safetensors.torch import save_file
 
-        path = Path(path)
         description = {"config": asdict(self.config), "sites": asdict(self.sites)}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(tensors, path.with_suffix(".safetensors"))
-        path.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n")
+        weights, about = _files(path)
+        _put(weights, lambda file: save_file(tensors, file))
+        _put(about, lambda file: file.write_text(json.dumps(description, indent=1) + "\n"))
 
     @classmethod
     def load(cls, path: str | Path) -> MetaNets:
@@ -316,12 +354,12 @@ class MetaNets(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = Path(path)
+        weights, about = _files(path)
         try:
-            description = json.loads(path.with_suffix(".json").read_text())
+            description = json.loads(about.read_text())
             names = {k: tuple(v) for k, v in description["sites"].items()}
             nets = cls(Sites(**names), config=MetaNetsConfig(**description["config"]))
-            tensors = load_file(path.with_suffix(".safetensors"))
+            tensors = load_file(weights)
             nets.to(tensors["base"].dtype).load_state_dict(tensors)
         except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise _unreadable(path, error) from error
@@ -345,6 +383,22 @@ def _prefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"nets.{name}": value for name, value in weights.items()}
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _files(path: str | Path) -> tuple[Path, Path]:
+    """Return the two files of meta-nets; a dot in their name is part of it."""
+    path = Path(path)
+    if path.suffix in (".safetensors", ".json"):
+        path = path.with_suffix("")
+    return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
+
+
+def _put(path: Path, write: Callable[[Path], object]) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    write(unfinished)
+    os.replace(unfinished, path)
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"meta-nets at {path} cannot be read ({line}); give the path that save() wrote")
+    return ValueError(
+        f"meta-nets at {path} cannot be read ({line}); give the path that save() wrote"
+    )

@@ -1,8 +1,8 @@
 """Batch-norm that mixes global and client statistics, and how it gets into and out of a model.
 
-A model is copied, every batch-norm layer of the copy is replaced by :class:`MixedBatchNorm`, the copy
-is fine-tuned, and :func:`fold` writes the result into plain batch-norm layers of another copy. The
-user's model is never touched.
+A model is copied, every batch-norm layer of the copy is replaced by :class:`MixedBatchNorm`, the
+copy is fine-tuned, and :func:`fold` writes the result into plain batch-norm layers of another copy.
+The user's model is never touched.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p.core.sites import is_mixable_norm
+from fedl2p.core.sites import check_norms, is_mixable_norm
 
 _EXPECTED_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
 
@@ -51,11 +52,11 @@ class MixedBatchNorm(nn.Module):
     client_var: Tensor
     client_weight: Tensor
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.kind = type(norm).__name__
-        self.eps = float(norm.eps)  # type: ignore[arg-type]
-        self.momentum = 0.1 if norm.momentum is None else float(norm.momentum)  # type: ignore[arg-type]
+        self.eps = norm.eps
+        self.momentum = 0.1 if norm.momentum is None else norm.momentum
         self.num_features = norm.num_features
         self.weight = norm.weight
         self.bias = norm.bias
@@ -68,8 +69,9 @@ class MixedBatchNorm(nn.Module):
         self.register_buffer("client_var", torch.zeros_like(var))
         self.register_buffer("client_weight", mean.new_zeros(()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` of shape (n, channels, ...)."""
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch.nn, for calls by keyword
+        """Normalise ``input`` of shape (n, channels, ...)."""
+        x = input
         expected = _EXPECTED_DIMS.get(self.kind)
         if expected is not None and x.dim() not in expected:
             raise ValueError(
@@ -142,7 +144,14 @@ def with_mixed_norms(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` in which every norm site is a :class:`MixedBatchNorm`.
 
     Shared layers stay shared. Parameter names do not change.
+
+    Raises
+    ------
+    ValueError
+        If a batch-norm layer computes in a way of its own, see
+        :func:`~fedl2p.core.sites.check_norms`.
     """
+    check_norms(model)
     work = copy.deepcopy(model)
     if is_mixable_norm(work):
         return MixedBatchNorm(work)
@@ -189,7 +198,7 @@ def fold(
         for name, (mean, var) in client.items():
             norm = modules[name]
             share = mix[name].to(mean.dtype)  # norms may hold another dtype than the mix
-            norm.running_mean.copy_(torch.lerp(norm.running_mean, mean, share))  # type: ignore
-            norm.running_var.copy_(torch.lerp(norm.running_var, var, share))  # type: ignore
+            assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
+            norm.running_mean.copy_(torch.lerp(norm.running_mean, mean, share))
+            norm.running_var.copy_(torch.lerp(norm.running_var, var, share))
     return folded
-

@@ -63,6 +63,7 @@ class Net:
         self.sites = find_sites(model)
         self.plain = copy.deepcopy(model)
         self.module = with_mixed_norms(model)
+        self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self.stackable = not any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
         )
@@ -137,7 +138,7 @@ class Net:
         mix
             Shape (C, B).
         x
-            Inputs, shape (C, n, ...).
+            Inputs, shape (C, n, ...); floating ones are cast to the model's dtype.
         training
             Training mode: batch statistics are mixed and enter the running ones. Otherwise the
             running ones are mixed.
@@ -154,6 +155,8 @@ class Net:
         ValueError
             If several clients are to be trained at once in a model with dropout.
         """
+        if x.is_floating_point():
+            x = x.to(self._inputs)
         if self.module.training != training:
             self.module.train(training)
         if training and not self.stackable:
@@ -166,9 +169,7 @@ class Net:
                 return self._clients(state, mix, x)
         return self._clients(state, mix, x)
 
-    def _clients(
-        self, state: NetState, mix: Tensor, x: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _clients(self, state: NetState, mix: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if x.shape[0] == 1:
             y, stats = self._one(
                 {k: v[0] for k, v in state.params.items()},
@@ -195,12 +196,15 @@ class Net:
         logits = functional_call(self.module, tensors, (x,), tie_weights=False)
         return logits, {name: tensors[name] for name in stats}
 
-    def client_stats(self, stats: dict[str, Tensor], client: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def client_stats(
+        self, stats: dict[str, Tensor], client: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Return one client's mean and variance of each norm layer, for folding."""
         folded = {}
         for name, norm in self._norms.items():
             mean, var, weight = (
-                stats[_join(name, f"client_{part}")][client].detach() for part in ("mean", "var", "weight")
+                stats[_join(name, f"client_{part}")][client].detach()
+                for part in ("mean", "var", "weight")
             )
             folded[name] = client_statistics(
                 mean, var, weight, (norm.running_mean, norm.running_var)

@@ -11,6 +11,7 @@ from fedl2p.core.clientdata import ClientData
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import as_client_data, finetune
 from fedl2p.core.metanets import MetaNets
+from fedl2p.core.net import Statistics
 from fedl2p.core.profiles import Profile, profile
 
 
@@ -42,6 +43,7 @@ def personalize(
     epochs: int = 15,
     batch_size: int = 32,
     seed: int = 0,
+    statistics: Statistics = "corrected",
 ) -> Personalized:
     """Profile a client's data, ask the meta-nets for hyperparameters, fine-tune with them.
 
@@ -57,6 +59,9 @@ def personalize(
         Passes over the training part and examples per step; those used in learning serve best.
     seed
         Determines the order of the batches.
+    statistics
+        How the client's running batch-norm statistics start: ``corrected`` or ``published``, see
+        :class:`~fedl2p.core.innerloop.InnerLoop`; those used in learning serve best.
 
     Returns
     -------
@@ -77,6 +82,12 @@ def personalize(
     with torch.no_grad():
         hyperparams = metanets(seen)
     tuned = finetune(
-        model, hyperparams, data, epochs=epochs, batch_size=batch_size, seed=seed
+        model,
+        hyperparams,
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        statistics=statistics,
     )
     return Personalized(tuned, hyperparams, seen)

@@ -1,15 +1,16 @@
 """A client's data profile: how far its feature statistics lie from the global model's.
 
-Lee et al., "FedL2P", NeurIPS 2023, section 3.2: the input of BNNet (a divergence per norm layer) and
-of LRNet (mean and standard deviation of every layer's input). One pass over the client's clean
+Lee et al., "FedL2P", NeurIPS 2023, section 3.2: the input of BNNet (a divergence per norm layer)
+and of LRNet (mean and standard deviation of every layer's input). One pass over the client's clean
 training data in evaluation mode yields both; the reference takes two passes over augmented data.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +104,13 @@ class Profiler:
         self._channels: dict[str, _Moments] = {}
         self._whole: dict[str, _Moments] = {}
         for name in dict.fromkeys((*self.sites.layers, *self.sites.norms)):
-            modules[name].register_forward_pre_hook(self._hook(name))
+            modules[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
         self._like = next(self._model.parameters())
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach()
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def observe(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            # a layer's one input, given by position or by keyword
+            x = next(v for v in (*inputs, *named.values()) if isinstance(v, Tensor)).detach()
             if name in self._norms:
                 self._channels[name].add(x.transpose(0, 1).flatten(1).T)
             self._whole[name].add(x.reshape(-1, 1))
@@ -128,8 +130,10 @@ class Profiler:
             examples += len(x)
         if examples == 0:
             raise ValueError("there is no example to profile; give at least one batch")
-        divergence = [self._divergence(name) for name in self.sites.norms]
-        moments = [self._layer_moments(name) for name in self.sites.layers]
+        like = self._like
+        # What is too large for the model's dtype becomes infinite here, and is found below.
+        divergence = [self._divergence(name).to(like) for name in self.sites.norms]
+        moments = [self._layer_moments(name).to(like) for name in self.sites.layers]
         for what, names, values in (
             ("divergence", self.sites.norms, divergence),
             ("moments", self.sites.layers, moments),
@@ -137,13 +141,12 @@ class Profiler:
             for name, value in zip(names, values, strict=True):
                 if not bool(value.isfinite().all()):
                     raise ValueError(
-                        f"{what} of layer {name!r} is not finite; the data or the model holds NaN or "
-                        "infinity: check both"
+                        f"{what} of layer {name!r} is not finite in {like.dtype}; the data or the "
+                        "model holds NaN, infinity or values too large for it: check both"
                     )
-        like = self._like
         return Profile(
-            torch.stack(divergence).to(like) if divergence else like.new_zeros(0),
-            torch.stack(moments).to(like) if moments else like.new_zeros(0, 2),
+            torch.stack(divergence) if divergence else like.new_zeros(0),
+            torch.stack(moments) if moments else like.new_zeros(0, 2),
             examples,
             self.sites,
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 _LAYERS = (_ConvNd, nn.Linear, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,26 @@ class Sites:
     head: tuple[str, ...]
 
 
-def is_mixable_norm(module: nn.Module) -> bool:
+def is_mixable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     """Tell whether a module is a batch-norm layer that keeps running statistics."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def check_norms(model: nn.Module) -> None:
+    """Refuse batch-norm layers that mixing would replace by something else than they are.
+
+    Raises
+    ------
+    ValueError
+        If a layer's class is derived from torch's batch-norm but computes in a way of its own.
+    """
+    for name, module in model.named_modules():
+        if is_mixable_norm(module) and type(module).forward not in _FORWARDS:
+            raise ValueError(
+                f"norm layer {name!r} is a {type(module).__name__}, a batch-norm with a forward of "
+                "its own, which mixing statistics would drop; use torch.nn's batch-norm and put "
+                "the rest into a layer of its own"
+            )
 
 
 def find_sites(model: nn.Module) -> Sites:
@@ -58,13 +78,17 @@ def find_sites(model: nn.Module) -> Sites:
     Raises
     ------
     ValueError
-        If no parameter is trainable, or if a layer is lazy and not yet initialised.
+        If no parameter is trainable, if a layer is lazy and not yet initialised, or if a
+        batch-norm layer computes in a way of its own (see :func:`check_norms`).
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        own = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in own):
             raise ValueError(
-                f"layer {name!r} is lazy and has no shape yet; run one batch through the model first"
+                f"layer {name!r} is lazy and has no shape yet; run one batch through the model "
+                "first"
             )
+    check_norms(model)
     params = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     if not params:
         raise ValueError(

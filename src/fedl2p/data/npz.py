@@ -48,17 +48,19 @@ class NpzFolder:
     Parameters
     ----------
     path
-        The folder: either .npz files, all seen clients, or sub-folders ``seen`` and ``unseen``.
+        The folder: either .npz files, all seen clients, or sub-folders seen and unseen. None only
+        until one is named.
     classes
         Number of classes; 0 for the largest label of all clients plus one.
     """
 
-    path: Path
+    path: Path | None = None
     _: KW_ONLY
     classes: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        if self.path is not None:
+            object.__setattr__(self, "path", Path(self.path))
         if not 0 <= self.classes <= MAX_CLASSES:
             raise ValueError(
                 f"classes must be 0 (from the labels) to {MAX_CLASSES}, got {self.classes}"
@@ -72,17 +74,22 @@ class NpzFolder:
         Raises
         ------
         ValueError
-            If the folder has no clients, or a file is malformed or unlike the others; one line
-            that names the file and says what to do.
+            If no folder is named, it has no clients, or a file is malformed or unlike the others;
+            one line that names the file and says what to do.
         """
-        return NpzPopulation(self)
+        if self.path is None:
+            raise ValueError(
+                "no folder of clients is named; give the one that holds their .npz files as "
+                "--data.path DIR (in Python NpzFolder(DIR))"
+            )
+        return NpzPopulation(self.path, classes=self.classes)
 
 
 class NpzPopulation(Population):
     """The clients of an :class:`NpzFolder`, named like their files, in alphabetical order."""
 
-    def __init__(self, source: NpzFolder) -> None:
-        seen, unseen = _find_files(source.path)
+    def __init__(self, folder: Path, *, classes: int = 0) -> None:
+        seen, unseen = _find_files(folder)
         self.seen = tuple(file.stem for file in seen)
         self.unseen = tuple(file.stem for file in unseen)
         self._files = {file.stem: file for file in (*seen, *unseen)}
@@ -91,9 +98,9 @@ class NpzPopulation(Population):
         self.shape = tuple(read_npz_client(seen[0]).train.x.shape[1:])
         top = 0
         for file in self._files.values():
-            data = read_npz_client(file, shape=self.shape, classes=source.classes or None)
+            data = read_npz_client(file, shape=self.shape, classes=classes or None)
             top = max(top, *(int(part.y.max()) for part in _parts(data)))
-        self.classes = source.classes or top + 1
+        self.classes = classes or top + 1
 
     def open(self, name: str) -> ClientData:
         """Return the data of one client, inputs as float32 and labels as int64."""

@@ -140,7 +140,7 @@ def draw(labels: Tensor, distribution: Tensor, count: int, *, generator: torch.G
     return _shuffled(torch.cat(picked), generator)
 
 
-def partition(
+def deal(
     labels: Tensor, distributions: Tensor, count: int, *, generator: torch.Generator
 ) -> list[Tensor]:
     """Deal a pool out to clients so that no two of them share an example.

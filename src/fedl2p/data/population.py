@@ -9,7 +9,7 @@ from fedl2p.core.clientdata import ClientData
 
 
 class Population(ABC):
-    """Clients by name. ``seen`` ones take part in training, ``unseen`` ones only come afterwards."""
+    """Clients by name: ``seen`` ones take part in training, ``unseen`` ones come afterwards."""
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -18,7 +18,7 @@ class Population(ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All client names: the seen ones, then the unseen ones; the order is part of the identity."""
+        """All client names: the seen ones, then the unseen ones; their order is part of it."""
         return self.seen + self.unseen
 
     @abstractmethod
@@ -32,5 +32,8 @@ class Population(ABC):
         """
 
     def about(self, name: str) -> Mapping[str, str | float]:
-        """Return what is known of a client for reports, e.g. ``{"sensor": "blur", "severity": 0.7}``."""
+        """Return what is known of a client for reports.
+
+        For example ``{"sensor": "blur", "severity": 0.7}``.
+        """
         return {}

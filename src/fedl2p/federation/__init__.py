@@ -21,7 +21,7 @@ from fedl2p.federation.listeners import (
     ProgressListener,
     TensorBoardListener,
 )
-from fedl2p.federation.nodes import Nodes, in_process
+from fedl2p.federation.nodes import Nodes, in_process, model_bytes
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.records import Federated, RoundRecord
 from fedl2p.federation.rounds import FederationError, draw_cohort, federate
@@ -42,5 +42,6 @@ __all__ = [
     "draw_cohort",
     "federate",
     "in_process",
+    "model_bytes",
     "personalize_all",
 ]

@@ -146,6 +146,11 @@ class Handler:
             for m, c in zip(messages, contexts, strict=True)
         ]
         answers = self._attempt(self._work(job, messages[0]), tasks)
+        if job.action == wire.PERSONALIZE:
+            answers = [
+                self._with_counts(task, answer) if isinstance(answer, str) else answer
+                for task, answer in zip(tasks, answers, strict=True)
+            ]
         return [_reply(task, answer) for task, answer in zip(tasks, answers, strict=True)]
 
     def _introduce(self, context: Context) -> RecordDict:
@@ -230,6 +235,22 @@ class Handler:
         numbers = {name: getattr(outcome, name) for name in OUTCOME_NUMBERS}
         return RecordDict({wire.METRICS: MetricRecord(numbers)})
 
+    def _with_counts(self, task: Task, reason: str) -> Answer:
+        """Let a client that could not be personalized say how many examples it has.
+
+        An error reply has room for a reason only, so this is none.
+        """
+        try:
+            data = self._open(task.client)
+        except Exception:  # then that is the reason
+            return reason
+        tested = 0 if data.test is None else len(data.test.y)
+        counts = MetricRecord({"num_train": len(data.train.y), "num_test": tested})
+        return RecordDict({wire.METRICS: counts, wire.CONFIG: ConfigRecord({FAILURE: reason})})
+
+
+FAILURE = "failure"
+"""Where the answer of a client that could not be personalized says why."""
 
 OUTCOME_NUMBERS = (
     *("num_train", "num_test", "accuracy_before", "accuracy"),

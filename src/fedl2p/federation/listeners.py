@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -70,7 +69,7 @@ class CsvListener:
         unfinished = self.path.with_name(f".{self.path.name}.tmp")
         with unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([COLUMNS, *others, *map(astuple, done)])
+            writer.writerows([COLUMNS, *others, *(record.line() for record in done)])
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, self.path)
@@ -78,7 +77,7 @@ class CsvListener:
     def on_round(self, record: RoundRecord) -> None:
         """Append a line."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(astuple(record))
+            csv.writer(file, lineterminator="\n").writerow(record.line())
 
     def on_end(self, stage: str) -> None:
         """Do nothing: the file is complete after every round."""

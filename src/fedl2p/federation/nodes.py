@@ -47,12 +47,15 @@ class Answers:
         Reason by client, for the others.
     bytes_down, bytes_up
         Bytes of all messages to and from the clients.
+    bytes_model
+        The part of ``bytes_down`` that is the frozen model, sent to clients that lacked it.
     """
 
     contents: dict[str, RecordDict] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    bytes_model: int = 0
 
 
 class Nodes:
@@ -249,6 +252,7 @@ class Nodes:
                 weights = weights or wire.to_record(model.weights, live=self._live)
                 own[wire.MODEL] = weights
                 self._have[name].add(model.key)
+                answers.bytes_model += wire.count_bytes(RecordDict({wire.MODEL: weights}))
             sent[self._ids[name]] = name
             answers.bytes_down += wire.count_bytes(own)
             # One group is one state: the in-process grid makes cohorts of it.
@@ -267,6 +271,12 @@ class Nodes:
             else:
                 answers.failures[name] = reply.error.reason or f"error {reply.error.code}"
         return unknown
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the bytes that a model adds to the message that brings it to a node."""
+    record = wire.to_record(dict(model.state_dict()), live=True)
+    return wire.count_bytes(RecordDict({wire.MODEL: record}))
 
 
 def in_process(

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from math import nan
 from typing import Any
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from torch import nn
 
 from fedl2p.data.population import Population
 from fedl2p.federation import wire
-from fedl2p.federation.handlers import OUTCOME_NUMBERS
+from fedl2p.federation.handlers import FAILURE, OUTCOME_NUMBERS
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.nodes import Frozen, Nodes, in_process
 from fedl2p.method import Method, Outcome, State
@@ -62,8 +62,8 @@ def personalize_all(
     Returns
     -------
     list of Outcome
-        One per name, in order. A client that failed says so in ``failure`` and its numbers are
-        NaN.
+        One per name, in order. A client that failed says so in ``failure``; its numbers are then
+        NaN, but for those of its examples, which are 0 where they are not known.
 
     Raises
     ------
@@ -104,6 +104,9 @@ def personalize_all(
 def _outcome(name: str, content: RecordDict) -> Outcome:
     try:
         metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
+        if wire.CONFIG in content:
+            reason = str(wire.record_of(content, wire.CONFIG, ConfigRecord)[FAILURE])
+            return _failed(name, reason, **{key: int(metrics[key]) for key in _COUNTS})
         numbers: dict[str, Any] = {
             key: int(metrics[key]) if key in _COUNTS else float(metrics[key])
             for key in OUTCOME_NUMBERS
@@ -113,11 +116,11 @@ def _outcome(name: str, content: RecordDict) -> Outcome:
     return Outcome(client=name, **numbers)
 
 
-def _failed(name: str, reason: str) -> Outcome:
+def _failed(name: str, reason: str, *, num_train: int = 0, num_test: int = 0) -> Outcome:
     return Outcome(
         client=name,
-        num_train=0,
-        num_test=0,
+        num_train=num_train,
+        num_test=num_test,
         accuracy_before=nan,
         accuracy=nan,
         loss_before=nan,

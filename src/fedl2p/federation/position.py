@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedl2p.federation.checkpoints import Checkpoint
 from fedl2p.federation.records import Federated, RoundRecord
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import State
 
-_PLAIN = ("round", "made_in", "best_round", "best_loss", "waited", "dry")
+_PLAIN = ("round", "made_in", "best_round", "best_loss", "averaged", "waited", "dry")
 _FLAGS = ("finished", "stopped_early")
 
 
@@ -28,6 +30,8 @@ class Position:
         The current state and the round that made it (0: the start).
     best_state, best_round, best_loss
         The state with the lowest loss so far; None before any is judged.
+    average, averaged
+        Moving average of the states made so far (Polyak averaging), and how many entered.
     round
         Rounds done.
     waited
@@ -41,6 +45,8 @@ class Position:
     best_state: State = field(default_factory=dict)
     best_round: int = 0
     best_loss: float | None = None
+    average: State = field(default_factory=dict)
+    averaged: int = 0
     round: int = 0
     waited: int = 0
     dry: int = 0
@@ -60,9 +66,32 @@ class Position:
         if patience and self.waited >= patience:
             self.finished = self.stopped_early = True
 
+    def made(self, state: State, *, decay: float) -> None:
+        """Take the state that this round has made, and let it enter the average.
+
+        The average is the plain mean of the states until there are 1 / (1 - decay) of them, and
+        forgets the older ones by ``decay`` per round from then on.
+        """
+        self.state, self.made_in = state, self.round
+        self.averaged += 1
+        share = max(1 - decay, 1 / self.averaged)
+        self.average = {
+            name: torch.lerp(self.average.get(name, tensor), tensor, share)
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in state.items()
+        }
+
     def result(self, rounds: Rounds) -> Federated:
         """Return the state to keep: the last where no loss is known."""
-        last = rounds.keep == "last" or self.best_loss is None
+        if rounds.keep == "average" and self.averaged:
+            return Federated(
+                state=self.average,
+                best_round=self.made_in,
+                records=tuple(self.records),
+                stopped_early=self.stopped_early,
+            )
+        last = rounds.keep != "best" or self.best_loss is None
         return Federated(
             state=self.state if last else self.best_state,
             best_round=self.made_in if last else self.best_round,
@@ -95,6 +124,7 @@ class Position:
         values["records"] = [_finite(dataclasses.asdict(record)) for record in self.records]
         values |= {"job": dict(job), "clients": list(kept), "has_model": list(has_model)}
         groups = {"state": self.state, "best": self.best_state, "server": memory}
+        groups["average"] = self.average
         groups |= {f"kept {name}": state for name, state in kept.items()}
         return Checkpoint(groups, values)
 
@@ -105,6 +135,7 @@ class Position:
         return cls(
             state=checkpoint.groups["state"],
             best_state=checkpoint.groups["best"],
+            average=checkpoint.groups["average"],
             records=[RoundRecord(**_with_nan(record)) for record in values["records"]],
             **{name: values[name] for name in (*_PLAIN, *_FLAGS)},
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fedl2p.method import State
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round; the fields are the columns of ``rounds.csv``.
+    """One round; the fields but the last are the columns of ``rounds.csv``.
 
     Parameters
     ----------
@@ -31,6 +32,8 @@ class RoundRecord:
         Bytes of all messages of the round, to all clients and from all clients.
     failures
         Number of clients, of those asked, without a usable answer.
+    bytes_model
+        The part of ``bytes_down`` that is the frozen model on its one journey to each client.
     """
 
     stage: str
@@ -42,9 +45,14 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     failures: int
+    bytes_model: int = 0
+
+    def line(self) -> tuple[Any, ...]:
+        """Return the values of a line of ``rounds.csv``."""
+        return tuple(getattr(self, name) for name in COLUMNS)
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(RoundRecord))
+COLUMNS = tuple(f.name for f in dataclasses.fields(RoundRecord) if f.name != "bytes_model")
 """The columns of ``rounds.csv``."""
 
 

@@ -218,6 +218,7 @@ class _StageRun:
         start = time.perf_counter()
         number = position.round + 1
         judging = number > self.rounds.rounds
+        averaging = judging and self.rounds.keep == "average"
         cohort = draw_cohort(
             self.names, size=self.rounds.clients_per_round, seed=self.seed, round=number
         )
@@ -227,14 +228,15 @@ class _StageRun:
             method=self.method.name,
             stage=self.stage,
             round=number,
-            state=position.state,
+            state=position.result(self.rounds).state if averaging else position.state,
             model=self.model,
         )
         replies = _accept(answers, like=None if judging else position.state)
         for name, reason in sorted(answers.failures.items()):
             log.warning("%s, round %d: client %s failed: %s", self.stage, number, name, reason)
         loss, accuracy = _mean("loss", replies), _mean("accuracy", replies)
-        position.judge(loss, patience=0 if judging else self.rounds.patience)
+        if not averaging:  # the loss of an average says nothing about the last state
+            position.judge(loss, patience=0 if judging else self.rounds.patience)
         position.round = number
         if judging:
             position.finished = True
@@ -251,6 +253,7 @@ class _StageRun:
                 bytes_down=answers.bytes_down,
                 bytes_up=answers.bytes_up,
                 failures=len(answers.failures),
+                bytes_model=answers.bytes_model,
             )
         )
 
@@ -266,7 +269,7 @@ class _StageRun:
             )
         else:
             position.dry = 0
-            position.state, position.made_in = state, position.round
+            position.made(state, decay=self.rounds.average_decay)
         # A method without a travelling state has nothing to judge after its last round.
         position.finished = position.round == self.rounds.rounds and not position.state
 

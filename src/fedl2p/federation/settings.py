@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Strategy = Literal[
     "fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"
@@ -26,23 +26,27 @@ class Rounds:
     patience
         Rounds without a lower validation loss before stopping early; 0 for never.
     keep
-        Which state is the result: ``best`` (the lowest validation loss) or ``last``.
+        Which state is the result: best (the lowest validation loss), last, or average (a moving
+        average of the states, which a noisy loss cannot mislead; the last pass judges it).
+    average_decay
+        How much of the average stays per round, in [0, 1); 0.9 averages about the last ten states.
     strategy
-        How answers are combined. ``fedavg``: mean weighted by examples; ``fedadam``, ``fedyogi``:
-        that mean's difference to the old state is the gradient of a server optimizer (Reddi et
-        al., ICLR 2021); ``fedmedian``, ``fedtrimmedavg``, ``krum``, ``multikrum``, ``bulyan``:
-        bear some hostile answers.
+        How answers are combined. fedavg: mean weighted by examples; fedadam, fedyogi: that mean's
+        difference to the old state is the gradient of a server optimizer (Reddi et al., ICLR 2021);
+        fedmedian, fedtrimmedavg, krum, multikrum, bulyan: bear some hostile answers.
     server_rate
-        Learning rate of ``fedadam`` and ``fedyogi``.
-    server_beta1, server_beta2
-        Their decay rates of the first and second moment, in [0, 1).
+        Learning rate of fedadam and fedyogi.
+    server_beta1
+        Decay rate of the first moment in fedadam and fedyogi, in [0, 1).
+    server_beta2
+        Decay rate of the second moment in fedadam and fedyogi, in [0, 1).
     server_tau
-        Their constant below the square root's line, which sets how far they adapt; > 0. Adam's
-        usual epsilon is 1e-8, the published value for federated averages 1e-3.
+        Added below the fraction's line in fedadam and fedyogi, which sets how far they adapt; > 0.
+        Adam's usual epsilon is 1e-8, the published value for federated averages 1e-3.
     trim
-        Fraction of answers that ``fedtrimmedavg`` cuts off at each end, in [0, 0.5).
+        Fraction of answers that fedtrimmedavg cuts off at each end, in [0, 0.5).
     hostile
-        Hostile answers that ``krum``, ``multikrum`` and ``bulyan`` should bear, a number.
+        Hostile answers that krum, multikrum and bulyan should bear, a number.
     min_clients
         Fewest good answers that make a new state; with fewer the old one stays.
     give_up
@@ -52,7 +56,8 @@ class Rounds:
     rounds: int = 20
     clients_per_round: int = 0
     patience: int = 0
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last", "average"] = "best"
+    average_decay: float = 0.9
     strategy: Strategy = "fedavg"
     server_rate: float = 0.1
     server_beta1: float = 0.9
@@ -74,8 +79,14 @@ class Rounds:
         for name in ("server_beta1", "server_beta2"):
             _need(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _need(0 <= self.trim < 0.5, "trim", self.trim, "in [0, 0.5)")
-        _need(self.keep in ("best", "last"), "keep", self.keep, "'best' or 'last'")
-        known = Strategy.__args__  # type: ignore[attr-defined]
+        _need(
+            self.keep in ("best", "last", "average"),
+            "keep",
+            self.keep,
+            "'best', 'last' or 'average'",
+        )
+        _need(0 <= self.average_decay < 1, "average_decay", self.average_decay, "in [0, 1)")
+        known = get_args(Strategy)
         _need(self.strategy in known, "strategy", self.strategy, f"one of {', '.join(known)}")
 
 

@@ -1,8 +1,8 @@
 """Every published method is one file, found by its file's name.
 
-A file holds one subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the names
-that a study may use to functions ``settings -> method``. To add a method, add a file. ``settings.py``
-and ``common.py`` hold what methods share.
+A file holds one subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the
+names that a study may use to functions ``settings -> method``. To add a method, add a file.
+``settings.py`` and ``common.py`` hold what methods share.
 """
 
 from __future__ import annotations

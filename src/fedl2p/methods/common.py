@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import Resident, evaluate, over_stacks, resident
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, finite, on, run_inner_loop
@@ -32,7 +33,7 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
     return copied
 
 
-def validation_part(client: Client):  # type: ignore[no-untyped-def]
+def validation_part(client: Client) -> Examples:
     """Return the validation part of a client, the training part if it has none."""
     return client.data.validation or client.data.train
 
@@ -73,7 +74,9 @@ def metrics_of(loss: float, accuracy: float) -> dict[str, float]:
     return {"loss": loss, "accuracy": accuracy}
 
 
-def evaluate_plain(net: Net, clients: Sequence[Client], parts) -> list[tuple[float, float]]:  # type: ignore[no-untyped-def]
+def evaluate_plain(
+    net: Net, clients: Sequence[Client], parts: Sequence[Examples]
+) -> list[tuple[float, float]]:
     """Evaluate the net's own model, with global statistics, on one part per client."""
     start = net.start(len(clients), "global")
     mix = torch.zeros(len(clients), len(net.sites.norms), device=net.device, dtype=net.dtype)
@@ -134,20 +137,26 @@ def constant_for(net: Net, mix: float, rate: float) -> ForStack:
     """Give every client the same mix in all norms and the same rate for all tensors."""
 
     def choose(members: list[int]) -> tuple[Hyperparams, None]:
-        return Hyperparams.stack([Hyperparams.constant(net.sites, mix=mix, rate=rate)] * len(members)), None
+        return Hyperparams.stack(
+            [Hyperparams.constant(net.sites, mix=mix, rate=rate)] * len(members)
+        ), None
 
     return choose
 
 
-def pick(points: Sequence[tuple[float, float]], losses: Tensor, accuracies: Tensor, criterion: str):  # type: ignore[no-untyped-def]
+def pick(
+    points: Sequence[tuple[float, float]], losses: Tensor, accuracies: Tensor, criterion: str
+) -> tuple[float, float]:
     """Return the grid point of lowest loss, or of highest accuracy (ties by loss)."""
     losses = losses.nan_to_num(nan=float("inf"), posinf=float("inf"))
     if criterion == "accuracy":
-        losses = torch.where(accuracies >= accuracies.max(), losses, torch.full_like(losses, float("inf")))
+        losses = torch.where(
+            accuracies >= accuracies.max(), losses, torch.full_like(losses, float("inf"))
+        )
     return points[int(losses.argmin())]
 
 
-def _test_part(client: Client):  # type: ignore[no-untyped-def]
+def _test_part(client: Client) -> Examples:
     if client.data.test is None:
         raise ValueError(
             f"client {client.name!r} has no test part, so it cannot be evaluated; give it one"

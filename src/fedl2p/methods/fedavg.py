@@ -1,9 +1,9 @@
-"""FedAvg: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
-Data", AISTATS 2017, arXiv 1602.05629, algorithm 1. Also what pre-trains the global model.
+"""FedAvg: one model for all by federated averaging; also what pre-trains the global model.
 
-Clients take local epochs of plain SGD; the server averages all weights by number of training
-examples. Departures: batch-norm's running statistics are averaged like weights (the paper's nets had
-none), the count of batches and frozen parameters do not travel.
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
+2017, arXiv 1602.05629, algorithm 1. Clients take local epochs of plain SGD; the server averages all
+weights by number of training examples. Departures: batch-norm's running statistics are averaged
+like weights (the paper's nets had none), the count of batches and frozen parameters do not travel.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ class FedAvg(Method):
         """As many rounds as pre-training: it is the same thing."""
         return "pretrain"
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return the initial weights and norm statistics."""
         return weights_of(resident(model).net)
 

@@ -1,17 +1,20 @@
-"""FedL2P: Lee, Kim, Li, Qiu, Hospedales, Huszar, Lane, "FedL2P: Federated Learning to Personalize",
-NeurIPS 2023, arXiv 2310.02420, algorithm 1.
+"""FedL2P: federated meta-nets that tell each client how to fine-tune.
+
+Lee, Kim, Li, Qiu, Hospedales, Huszar, Lane, "FedL2P: Federated Learning to Personalize", NeurIPS
+2023, arXiv 2310.02420, algorithm 1.
 
 Two meta-nets, federated over all clients, read a client's profile and write its fine-tuning
-hyperparameters (equations 2 and 3). In a round, each client of the cohort takes some outer steps: it
-fine-tunes the frozen global model with the hyperparameters that the received nets write for it
+hyperparameters (equations 2 and 3). In a round, each client of the cohort takes some outer steps:
+it fine-tunes the frozen global model with the hyperparameters that the received nets write for it
 (equation 1), and moves the nets down the hypergradient of its validation loss; the server averages
 the nets by number of validation examples. Nothing else travels.
 
-Departures, all settings of :class:`fedl2p.methods.settings.MetaLearning` whose ``published()`` restores
-the paper's: the estimator of the hypergradient (:mod:`fedl2p.core.hypergrad`), the form of the nets
-(:mod:`fedl2p.core.metanets`), one outer step on the whole validation part whose clipped hypergradient
-a server optimizer (FedAdam) takes up, one profile of clean data that the client keeps, and metrics
-that judge the received nets, so that the best round is chosen on losses measured after aggregation.
+Departures, all settings of :class:`fedl2p.methods.settings.MetaLearning` whose ``published()``
+restores the paper's: the estimator of the hypergradient (:mod:`fedl2p.core.hypergrad`), the form of
+the nets (:mod:`fedl2p.core.metanets`), one outer step on the whole validation part whose clipped
+hypergradient a server optimizer (FedAdam) takes up, one profile of clean data that the client
+keeps, and metrics that judge the received nets, so that the best round is chosen on losses measured
+after aggregation.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.hypergrad import cohort_hypergradient
+from fedl2p.core.hypergrad import Hypergradient, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, on
 from fedl2p.core.metanets import MetaNets
@@ -92,8 +95,8 @@ class MetaLearner:
         for client in clients:
             if client.data.validation is None:
                 raise ValueError(
-                    f"client {client.name!r} has no validation part, on which meta-nets are learned; "
-                    "give it one"
+                    f"client {client.name!r} has no validation part, on which meta-nets are "
+                    "learned; give it one"
                 )
         held = {k: v.to(self.net.device) for k, v in state.items()}
         weights = {k: held[k].clone().requires_grad_() for k in self.learned}
@@ -162,12 +165,18 @@ class MetaLearner:
                 )
         return batches[:wanted]
 
-    def _hypergradient(self, clients, hyperparams, validation, step):  # type: ignore[no-untyped-def]
+    def _hypergradient(
+        self,
+        clients: Sequence[Client],
+        hyperparams: Hyperparams,
+        validation: tuple[Tensor, Tensor],
+        step: int,
+    ) -> Hypergradient:
         seeds = [derive_seed(c.seed, "inner", step) for c in clients]
         batches = batches_of(self.net, [c.data for c in clients], seeds, self.inner)
         return cohort_hypergradient(
             self.net,
-            on(self.net, Hyperparams(hyperparams.mix.detach(), hyperparams.rate.detach(), hyperparams.sites)),
+            on(self.net, hyperparams),
             batches,
             validation,
             config=self.meta.hypergradient,
@@ -218,9 +227,7 @@ class FedL2P(Method):
             nets.load_state_dict(state)
         return nets
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return the initial meta-nets."""
         nets = self.metanets(resident(model).net.sites, seed=seed)
         state = {k: v.detach().clone() for k, v in nets.state_dict().items()}
@@ -244,7 +251,9 @@ class FedL2P(Method):
             return [
                 Update(
                     c.name,
-                    shared={k: weights[k][j].cpu() if k in weights else v for k, v in state.items()},
+                    shared={
+                        k: weights[k][j].cpu() if k in weights else v for k, v in state.items()
+                    },
                     kept=kept_profile(profiles[i]),
                     weight=float(len(validation_part(c).x)),
                     metrics=metrics[j],
@@ -314,9 +323,7 @@ class ProfileMoments(Method):
         """One round in which every seen client takes part."""
         return "one"
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return zeros."""
         sites = resident(model).net.sites
         sizes = {"divergence": len(sites.norms), "moments": 2 * len(sites.layers)}
@@ -352,9 +359,10 @@ class ProfileMoments(Method):
         raise ValueError("fedl2p-profiles only prepares fedl2p; personalize with fedl2p")
 
 
-def _fedl2p(settings: Settings, name: str = "fedl2p", **nets: bool) -> FedL2P:
+def _fedl2p(settings: Settings, name: str = "fedl2p", *, constant: bool = False) -> FedL2P:
     meta = settings.meta
-    meta = dataclasses.replace(meta, nets=dataclasses.replace(meta.nets, **nets))
+    if constant:
+        meta = dataclasses.replace(meta, nets=dataclasses.replace(meta.nets, constant=True))
     return FedL2P(name=name, meta=meta, inner=settings.finetune)
 
 

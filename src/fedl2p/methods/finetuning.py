@@ -6,7 +6,7 @@ global batch-norm statistics (mix 0), the client's (mix 1), or any fixed mix bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,9 +42,7 @@ class FineTuning(Method):
         """It has no federated training."""
         return "none"
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return an empty state."""
         return {}
 
@@ -60,7 +58,7 @@ class FineTuning(Method):
         return personalize_with(model, clients, self.inner, choose)
 
 
-def _fixed(name: str, mix: float):  # type: ignore[no-untyped-def]
+def _fixed(name: str, mix: float) -> Callable[[Settings], FineTuning]:
     return lambda s: FineTuning(name=name, mix=mix, rate=s.finetune_rate, inner=s.finetune)
 
 

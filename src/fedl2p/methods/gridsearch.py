@@ -1,7 +1,8 @@
 """Grid search: the expensive search that FedL2P replaces.
 
-``gridsearch`` searches for every client by itself: it fine-tunes once per grid point on the training
-part, takes the point with the lowest loss on the client's validation part, and keeps that model.
+``gridsearch`` searches for every client by itself: it fine-tunes once per grid point on the
+training part, takes the point with the lowest loss on the client's validation part, and keeps that
+model.
 ``bestfixed`` searches once for all: every seen client tries the grid, the server averages the
 validation losses (one round, one number per grid point travels), and everybody uses the winner; the
 best that any fixed strategy of :mod:`fedl2p.methods.finetuning` can do.
@@ -28,7 +29,7 @@ from fedl2p.methods.common import (
     pick,
     tune,
 )
-from fedl2p.methods.settings import Grid, Settings
+from fedl2p.methods.settings import Grid
 
 WORST = 1e4
 """Stands for the loss (nats) of a grid point at which fine-tuning diverged."""
@@ -59,7 +60,10 @@ def search(
 
     def stack(members: list[int]) -> list[tuple[float, float]]:
         hyperparams = Hyperparams.stack(
-            [Hyperparams.constant(net.sites, mix=pairs[i][1][0], rate=pairs[i][1][1]) for i in members]
+            [
+                Hyperparams.constant(net.sites, mix=pairs[i][1][0], rate=pairs[i][1][1])
+                for i in members
+            ]
         )
         hyperparams = on(net, hyperparams)
         state = tune(net, [pairs[i][0] for i in members], hyperparams, inner)
@@ -87,13 +91,11 @@ class GridSearch(Method):
     inner: InnerLoop
 
     @property
-    def rounds(self) -> Literal["none"]:
+    def rounds(self) -> Literal["none", "one"]:
         """It has no federated training."""
         return "none"
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return an empty state."""
         return {}
 
@@ -128,13 +130,11 @@ class BestFixed(GridSearch):
     """Search once over all seen clients; the grid's mean validation losses travel."""
 
     @property
-    def rounds(self) -> Literal["one"]:  # type: ignore[override]
+    def rounds(self) -> Literal["one"]:
         """One round in which every seen client takes part."""
         return "one"
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return a loss and an accuracy of 0 for each grid point."""
         points = len(self.grid.points)
         return {"loss": torch.zeros(points), "accuracy": torch.zeros(points)}

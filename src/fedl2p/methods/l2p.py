@@ -1,8 +1,9 @@
 """L2P: FedL2P without federation (the ablation of Lee et al., "FedL2P", NeurIPS 2023, section 4).
 
-Every client learns meta-nets of its own, on its own training and validation parts, with as many outer
-steps as it would have taken part in, and uses them for itself. What it lacks is other clients'
-experience. The outer loop is FedL2P's own; where FedL2P's server takes Adam steps, the client does.
+Every client learns meta-nets of its own, on its own training and validation parts, with as many
+outer steps as it would have taken part in, and uses them for itself. What it lacks is other
+clients' experience. The outer loop is FedL2P's own; where FedL2P's server takes Adam steps, the
+client does.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class L2P(FedL2P):
     rate: float | None
 
     @property
-    def rounds(self) -> Literal["none"]:  # type: ignore[override]
+    def rounds(self) -> Literal["none"]:
         """It has no federated training."""
         return "none"
 

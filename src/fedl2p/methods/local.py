@@ -43,9 +43,7 @@ class Local(Method):
         """It has no federated training."""
         return "none"
 
-    def start(
-        self, model: nn.Module, *, seed: int = 0, prepared: State | None = None
-    ) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
         """Return an empty state."""
         return {}
 

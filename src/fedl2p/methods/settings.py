@@ -19,13 +19,13 @@ class LocalTraining:
     epochs
         Passes over the client's training part per round.
     batch_size
-        Examples per step.
+        Examples per step of SGD.
     rate
         Learning rate of the first round, plain SGD.
     decay
-        Factor on the rate at each round of ``decay_rounds``.
+        Factor on the rate at each round of decay_rounds.
     decay_rounds
-        Rounds from which on the rate is multiplied by ``decay`` once more.
+        Rounds from which on the rate is multiplied by decay once more.
     """
 
     epochs: int = 1
@@ -58,7 +58,7 @@ class Grid:
     rates
         Learning rates, the same for every parameter tensor.
     criterion
-        What is compared on validation data: mean ``loss`` in nats, or ``accuracy`` (ties by loss).
+        What is compared on validation data: mean loss in nats, or accuracy (ties by loss).
     """
 
     mixes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -90,7 +90,7 @@ class MetaLearning:
     hypergradient
         The estimator of the hypergradient.
     outer_steps
-        Outer steps per client and round; 0 = as many as ``outer_epochs`` passes over the
+        Outer steps per client and round; 0 = as many as outer_epochs passes over the
         validation part need.
     outer_epochs
         Passes over the validation part, one batch per outer step (published: 3).
@@ -102,10 +102,10 @@ class MetaLearning:
     base_rate
         The same for the base learning rates.
     clip
-        ``value``: every entry of a meta-gradient clamped to [-clip_at, clip_at] (published);
-        ``norm``: the whole of it scaled down to norm clip_at; ``none``.
+        value: every entry of a meta-gradient clamped to [-clip_at, clip_at] (published);
+        norm: the whole of it scaled down to norm clip_at; none.
     clip_at
-        The bound of ``clip``.
+        The bound of clip.
     """
 
     nets: MetaNetsConfig = field(default_factory=MetaNetsConfig)
@@ -165,7 +165,7 @@ class Settings:
     alone_optimizer
         Optimizer of l2p's outer steps; that of FedL2P's server, on the client.
     alone_rate
-        Learning rate of l2p's outer steps; None for FedL2P's own ``meta.rate``.
+        Learning rate of l2p's outer steps; None for FedL2P's own meta.rate.
     """
 
     finetune: InnerLoop = field(default_factory=InnerLoop)
@@ -174,9 +174,9 @@ class Settings:
     local_epochs: int = 50
     meta: MetaLearning = field(default_factory=MetaLearning)
     grid: Grid = field(default_factory=Grid)
-    alone_steps: int = 15
+    alone_steps: int = 20
     alone_optimizer: Literal["sgd", "adam"] = "adam"
-    alone_rate: float | None = 0.03
+    alone_rate: float | None = 0.005
 
     def __post_init__(self) -> None:
         if not self.finetune_rate > 0:

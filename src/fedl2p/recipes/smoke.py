@@ -24,7 +24,6 @@ def recipe() -> Study:
             finetune=InnerLoop(epochs=3, batch_size=16),
             local_epochs=5,
             alone_steps=3,
-            alone_rate=0.01,
             grid=Grid(mixes=(0.0, 1.0), rates=(0.01, 0.1)),
         ),
     )

@@ -32,6 +32,11 @@ _NAMES = {
         "meta-nets, learned by federation, give every client its own mix and rates",
         "learned",
     ),
+    "fedl2p-constant": MethodName(
+        "FedL2P, without profiles",
+        "one mix per norm layer and one rate per tensor for all, learned by federation (ablation)",
+        "fixed",
+    ),
     "l2p": MethodName(
         "L2P, without federation",
         "the same meta-nets, but every client learns its own alone",
@@ -46,6 +51,11 @@ _NAMES = {
     "finetuning-client": MethodName(
         "Fine-tuning, client statistics",
         "batch-norm takes the client's own statistics; one rate for all",
+        "fixed",
+    ),
+    "finetuning-half": MethodName(
+        "Fine-tuning, half and half",
+        "batch-norm takes the mean of global and client statistics; one rate for all",
         "fixed",
     ),
     "bestfixed": MethodName(

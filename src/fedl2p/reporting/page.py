@@ -257,6 +257,9 @@ def _cost(run: RunFolder) -> list[dict[str, str]]:
     names = {**_STAGE_NAMES, "personalize": "Personalizing the clients", "total": "Whole run"}
     last = sorted(stages, key=lambda stage: stage == "total")
     out = []
+    if report.bytes_model:
+        down = words.bytes_of(report.bytes_model)
+        out.append({"stage": "Global model, sent once", "seconds": "", "down": down, "up": ""})
     for stage in last:
         ways = report.bytes_per_client_round.get(stage, {})
         out.append(

@@ -153,7 +153,10 @@ class Report:
     seconds
         Wall-clock seconds by stage: ``pretrain``, ``learn``, ``personalize``, ``total``.
     bytes_per_client_round
-        Stage to ``{"down": bytes, "up": bytes}``, for one client in one round.
+        Stage to ``{"down": bytes, "up": bytes}``, for one client in one round: what every round
+        costs. The global model's one journey to each client is not part of it.
+    bytes_model
+        Bytes of that journey, for one client; 0 if not known.
     rows
         One per method and client.
     """
@@ -166,6 +169,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes_per_client_round: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    bytes_model: int = 0
 
     def __post_init__(self) -> None:
         seen: set[tuple[str, str]] = set()
@@ -220,6 +224,7 @@ class Report:
             "versions": dict(self.versions),
             "seconds": dict(self.seconds),
             "bytes_per_client_round": {k: dict(v) for k, v in self.bytes_per_client_round.items()},
+            "bytes_model": self.bytes_model,
             "methods": [_finite(asdict(summary)) for summary in self.methods],
             "failures": [
                 {
@@ -260,6 +265,7 @@ class Report:
                     str(stage): {str(way): float(count) for way, count in ways.items()}
                     for stage, ways in content["bytes_per_client_round"].items()
                 },
+                bytes_model=int(content.get("bytes_model", 0)),
                 rows=rows + _failed_rows(content.get("failures", [])),
             )
             told = {
