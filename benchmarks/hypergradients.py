@@ -1,16 +1,16 @@
 """Which hypergradient mode is worth its cost? The study behind the default.
 
-On the digits recipe, for every seed: the pre-trained model is shared, then meta-nets are learned once
-per mode, with two meta-optimizers, and every client is personalized.
+On the digits recipe, for every seed: the pre-trained model is shared, then meta-nets are learned
+once per mode, with two meta-optimizers, and every client is personalized.
 
 published  published meta-nets and outer loop: 3 passes over the validation part in batches of 32,
-           entries clamped to [-1, 1], the client's own SGD steps of 1e-3 (nets) and 1e-4 (base rates),
-           the server averages
-fast       the recipe's own: rates in log space, logarithmic profile, one outer step whose hypergradient is
-           clipped to norm 1, the server takes an Adam step on their mean
+           entries clamped to [-1, 1], the client's own SGD steps of 1e-3 (nets) and 1e-4 (base
+           rates), the server averages
+fast       the recipe's own: rates in log space, logarithmic profile, one outer step whose
+           hypergradient is clipped to norm 1, the server takes an Adam step on their mean
 
-Both draw the same cohorts. Cost is measured beside plain inner steps of the same clients in the same
-process: one hypergradient in units of one plain step (the K steps of the inner loop included).
+Both draw the same cohorts. Cost is measured beside plain inner steps of the same clients in the
+same process: one hypergradient in units of one plain step (the K steps of the inner loop included).
 
     python benchmarks/hypergradients.py --seeds 5 --workers 2 --out benchmarks/results
 
@@ -32,7 +32,7 @@ import torch
 
 from fedl2p import methods, models
 from fedl2p.core.cohort import resident
-from fedl2p.core.hypergrad import MODES, HypergradientConfig, cohort_hypergradient
+from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import batches_of, inner_step
 from fedl2p.federation import Rounds, federate, personalize_all
@@ -49,7 +49,7 @@ class Trial:
     """One cell of the study under one seed."""
 
     meta: str
-    mode: str
+    mode: Mode
     seed: int
 
 
@@ -95,9 +95,7 @@ def run(trial: Trial, rounds: int, clients: int, cache: Path) -> dict[str, objec
     study = study_of(trial, rounds, clients)
     method = methods.build("fedl2p", study.settings)
     began = time.perf_counter()
-    done = federate(
-        method, model, population, rounds=study.learn, seed=trial.seed, stage="learn"
-    )
+    done = federate(method, model, population, rounds=study.learn, seed=trial.seed, stage="learn")
     seconds = time.perf_counter() - began
     outcomes = personalize_all(method, model, done.state, population, seed=trial.seed)
     row: dict[str, object] = {**dataclasses.asdict(trial), "seconds": seconds}
@@ -154,8 +152,8 @@ def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
 def table(rows: list[dict[str, object]], cost: dict[str, tuple[int, float]]) -> str:
     """Return the study as Markdown."""
     lines = [
-        "| meta-optimizer | mode | seeds | unseen accuracy | seen accuracy | unseen loss | failed | "
-        "one hypergradient, plain steps (K) | learning, s |",
+        "| meta-optimizer | mode | seeds | unseen accuracy | seen accuracy | unseen loss "
+        "| failed | one hypergradient, plain steps (K) | learning, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for meta in (PUBLISHED, FAST):

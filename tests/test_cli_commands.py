@@ -113,7 +113,7 @@ def test_a_run_prints_the_table_and_the_report(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a run"
-    args = ("run", "smoke", "--methods", "fedavg", "--pretrain.rounds", 150, "--out", out)
+    args = ("run", "smoke", "--methods", "fedavg", "--pretrain.rounds", 90, "--out", out)
     process = start(*args)
     while not list((out / "checkpoint" / "pretrain").glob("*.safetensors")):
         assert process.poll() is None
@@ -126,11 +126,11 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert line == (f"fedl2p: interrupted; go on with: fedl2p run smoke --out '{out}' --resume")
     with (out / "rounds.csv").open() as file:
         before = len(list(csv.DictReader(file)))
-    assert before < 151
+    assert before < 91
     # The line can be followed as it is: the folder knows its fields.
     assert call("run", "smoke", "--out", out, "--resume") == 0
     with (out / "rounds.csv").open() as file:
-        assert [int(row["round"]) for row in csv.DictReader(file)] == list(range(1, 152))
+        assert [int(row["round"]) for row in csv.DictReader(file)] == list(range(1, 92))
     assert "report.html" in capsys.readouterr().out
 
 
@@ -232,10 +232,10 @@ def test_a_users_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     }
     told = json.loads((out / "results.json").read_text())
     assert told["failures"] == []
+    assert "Global model, sent once" in (out / "report.html").read_text()
     assert {(m["method"], m["pool"]) for m in told["methods"]} == {
         (name, pool) for name in METHODS for pool in ("seen", "unseen")
     }
-    assert "</html>" in (out / "report.html").read_text()
     # And one more client afterwards.
     new = data / "unseen" / "unseen-0.npz"
     assert call("personalize", "--run", out, "--data", new, "--out", tmp_path / "new") == 0

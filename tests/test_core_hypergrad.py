@@ -15,12 +15,12 @@ from fedl2p.core.hypergrad import (
     MODES,
     Hypergradient,
     HypergradientConfig,
-    _conjugate_gradients,
     cohort_hypergradient,
     hypergradient,
 )
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import EpochBatches, cross_entropy, run_inner_loop
+from fedl2p.core.named import conjugate_gradients
 from fedl2p.core.net import Net, NetState, Statistics
 from nets import nested_net
 
@@ -459,7 +459,7 @@ def right_sides(count: int, size: int = 6) -> Tensor:
 
 def test_conjugate_gradients_solve_each_clients_system() -> None:
     matrices, b = [positive(0), 100 * positive(1), torch.eye(6).double()], right_sides(3)
-    found = joined(_conjugate_gradients(systems(matrices), split(b), 12))
+    found = joined(conjugate_gradients(systems(matrices), split(b), 12))
     expected = torch.linalg.solve(torch.stack(matrices), b.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
@@ -467,7 +467,7 @@ def test_conjugate_gradients_solve_each_clients_system() -> None:
 def test_conjugate_gradients_by_hand() -> None:
     """One step from zero: q = (b.b / b.Ab) b."""
     matrix, b = positive(3), right_sides(1)
-    found = joined(_conjugate_gradients(systems([matrix]), split(b), 1))
+    found = joined(conjugate_gradients(systems([matrix]), split(b), 1))
     torch.testing.assert_close(found[0], b[0] * (b[0] @ b[0]) / (b[0] @ matrix @ b[0]))
 
 
@@ -478,7 +478,7 @@ def test_conjugate_gradients_stop_a_client_at_negative_curvature() -> None:
     b[1] = torch.tensor([1.0, 0.1, 0, 0, 0, 0])
     b[3] = 0.0
     found = joined(
-        _conjugate_gradients(systems([at_once, later, positive(0), positive(1)]), split(b), 12)
+        conjugate_gradients(systems([at_once, later, positive(0), positive(1)]), split(b), 12)
     )
     assert torch.equal(found[0], torch.zeros(6).double())
     one_step = b[1] * (b[1] @ b[1]) / (b[1] @ later @ b[1])
@@ -490,7 +490,7 @@ def test_conjugate_gradients_stop_a_client_at_negative_curvature() -> None:
 def test_conjugate_gradients_with_values_that_are_not_finite_spare_the_others() -> None:
     b = right_sides(2)
     b[0] = float("nan")
-    found = joined(_conjugate_gradients(systems([positive(0), positive(1)]), split(b), 12))
+    found = joined(conjugate_gradients(systems([positive(0), positive(1)]), split(b), 12))
     torch.testing.assert_close(found[1], torch.linalg.solve(positive(1), b[1]))
 
 

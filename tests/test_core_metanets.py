@@ -211,7 +211,7 @@ def test_mixes_stay_within_0_and_1(form: MetaNetsConfig) -> None:
     nets = MetaNets(find_sites(nested_net()), config=form)
     for push in (-9.0, 9.0):
         with torch.no_grad():
-            (nets.mix_bias if form.constant else nets.bnnet.out.bias).fill_(push)
+            (nets.base_mix if form.constant else nets.bnnet.out.bias).fill_(push)
         assert torch.equal(nets(made_up(nets.sites)).mix, torch.full((6,), float(push > 0)))
 
 
@@ -282,10 +282,10 @@ def test_the_constant_ablation_ignores_the_profile(rates: str) -> None:
     one, two = (nets(made_up(nets.sites, divergence=d, seed=int(d))) for d in (1.0, 9.0))
     assert torch.equal(one.mix, two.mix)
     assert torch.equal(one.rate, two.rate)
-    assert {name for name, _ in nets.named_parameters()} == {"mix_bias", "rate_bias", "base"}
+    assert {name for name, _ in nets.named_parameters()} == {"base_mix", "base"}
 
 
-@pytest.mark.parametrize("inputs", ["log1p", "scaled", "standardised"])
+@pytest.mark.parametrize("inputs", ["log1p", "log", "scaled", "standardised"])
 def test_a_dead_channel_does_not_run_away(inputs: str) -> None:
     nets = MetaNets(find_sites(nested_net()), inputs=inputs)
     ours = nets(made_up(nets.sites, divergence=2500.0))
@@ -294,14 +294,17 @@ def test_a_dead_channel_does_not_run_away(inputs: str) -> None:
     assert entries.max() < 10
 
 
-def test_scaled_inputs_by_hand() -> None:
-    nets = MetaNets(find_sites(nested_net()))
+@pytest.mark.parametrize("inputs", ["scaled", "log"])
+def test_scaled_inputs_by_hand(inputs: str) -> None:
+    nets = MetaNets(find_sites(nested_net()), inputs=inputs)
     with torch.no_grad():
         nets.divergence_scale.shift.fill_(0.5)
         nets.divergence_scale.scale.fill_(2.0)
     seen = made_up(nets.sites)
     divergence, moments = nets._prepared(*nets.entries(seen))
-    torch.testing.assert_close(divergence, 2 * ((1 + seen.divergence).log() - 0.5))
+    d = seen.divergence
+    first = (1 + d).log() if inputs == "scaled" else (0.001 + d).log() + 1.5
+    torch.testing.assert_close(divergence, 2 * (first - 0.5))
     torch.testing.assert_close(moments, seen.moments.flatten())
 
 
@@ -428,3 +431,30 @@ def test_settings_out_of_range(settings: dict[str, object], message: str) -> Non
 def test_a_config_and_single_settings_do_not_mix() -> None:
     with pytest.raises(ValueError, match="not both"):
         MetaNets(find_sites(mlp()), config=MetaNetsConfig(), hidden=3)
+
+
+def test_whole_nets_read_both_parts_of_the_profile() -> None:
+    sites = find_sites(nested_net())
+    for reads, mix_moves in (("own", False), ("whole", True)):
+        nets = MetaNets(sites, reads=reads)
+        one, other = made_up(sites, divergence=0.1), made_up(sites, divergence=5.0)
+        swapped = Profile(one.divergence, other.moments + 1.0, 1, sites)
+        assert torch.equal(nets(one).mix, nets(swapped).mix) != mix_moves
+        far = Profile(other.divergence, one.moments, 1, sites)
+        assert torch.equal(nets(one).rate, nets(far).rate) != mix_moves
+
+
+@pytest.mark.parametrize("rates", ["log", "linear"])
+def test_speed_changes_the_step_but_not_the_start(rates: str) -> None:
+    sites = find_sites(nested_net())
+    seen = made_up(sites)
+    slow, fast = (MetaNets(sites, speed=speed, rates=rates) for speed in (1.0, 10.0))
+    torch.testing.assert_close(slow(seen).rate, fast(seen).rate)
+    torch.testing.assert_close(slow(seen).mix, fast(seen).mix)
+    moved = []
+    for nets in (slow, fast):
+        before = nets(seen).mix
+        with torch.no_grad():
+            nets.base_mix -= 0.01
+        moved.append((before - nets(seen).mix).mean())
+    torch.testing.assert_close(moved[1], 10 * moved[0])

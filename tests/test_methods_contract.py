@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import lru_cache
 
 import pytest
 import torch
@@ -58,6 +59,13 @@ def learned(method: Method, model: nn.Module) -> State:
     if not shared:
         return method.start(model, seed=5)
     return {k: sum(u.weight / total * u.shared[k] for u in shared) for k in shared[0].shared}
+
+
+@lru_cache
+def learned_state(name: str) -> State:
+    """The same for tests that only need some state, made once per method and only read."""
+    method = build(name, SETTINGS)
+    return learned(method, model_for(method))
 
 
 def numbers(outcomes: list[Outcome]) -> torch.Tensor:
@@ -119,7 +127,7 @@ def test_does_not_read_the_global_generator(method: Method) -> None:
 
 def test_unseen_client_works(method: Method) -> None:
     model = model_for(method)
-    (outcome,) = method.personalize(model, learned(method, model), [STRANGER])
+    (outcome,) = method.personalize(model, learned_state(method.name), [STRANGER])
     assert outcome.failure is None
     assert outcome.client == STRANGER.name
     assert (outcome.num_train, outcome.num_test) == (20, 14)
@@ -130,7 +138,7 @@ def test_unseen_client_works(method: Method) -> None:
 
 def test_state_survives_the_wire(method: Method) -> None:
     wire = pytest.importorskip("fedl2p.federation.wire")
-    state = learned(method, model_for(method))
+    state = learned_state(method.name)
     back = wire.to_state(wire.to_record(state, live=False))
     assert list(back) == list(state)
     for name, tensor in state.items():
@@ -164,7 +172,7 @@ def test_cohort_equals_loop(method: Method) -> None:
         assert alone.metrics == pytest.approx(update.metrics, rel=1e-6)
         for name, tensor in update.shared.items():
             torch.testing.assert_close(alone.shared[name], tensor, rtol=1e-5, atol=1e-6)
-    state = learned(method, model)
+    state = learned_state(method.name)
     outcomes = method.personalize(model, state, CLIENTS)
     alone = [method.personalize(model, state, [c])[0] for c in CLIENTS]
     torch.testing.assert_close(numbers(outcomes), numbers(alone), rtol=1e-5, atol=1e-6)
@@ -172,7 +180,7 @@ def test_cohort_equals_loop(method: Method) -> None:
 
 def test_order_of_clients_does_not_matter(method: Method) -> None:
     model = model_for(method)
-    state = learned(method, model)
+    state = learned_state(method.name)
     forward = method.personalize(model, state, CLIENTS)
     backward = method.personalize(model, state, CLIENTS[::-1])[::-1]
     assert [o.client for o in forward] == [o.client for o in backward]
@@ -193,4 +201,4 @@ def test_a_client_without_test_part_is_refused_by_name(method: Method) -> None:
     model = model_for(method)
     client = dataclasses.replace(CLIENTS[0], data=dataclasses.replace(CLIENTS[0].data, test=None))
     with pytest.raises(ValueError, match=r"client-0.*test"):
-        method.personalize(model, learned(method, model), [client])
+        method.personalize(model, learned_state(method.name), [client])

@@ -27,7 +27,9 @@ class Residual(nn.Module):
             nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.GELU()),
             nn.Sequential(nn.Conv2d(outputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs)),
         )
-        self.skip = nn.ModuleDict({"s": nn.Conv2d(inputs, outputs, 1, 2), "n": nn.BatchNorm2d(outputs)})
+        self.skip = nn.ModuleDict(
+            {"s": nn.Conv2d(inputs, outputs, 1, 2), "n": nn.BatchNorm2d(outputs)}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.path(x) + self.skip["n"](self.skip["s"](x)))

@@ -63,7 +63,8 @@ def learn(
     for name, data in clients.items():
         if data.validation is None:
             raise ValueError(
-                f"client {name!r} has no validation part, on which meta-nets are learned; give it one"
+                f"client {name!r} has no validation part, on which meta-nets are learned; "
+                "give it one"
             )
     population = InMemory(clients)
     prepared = None

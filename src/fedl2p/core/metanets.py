@@ -291,10 +291,11 @@ class MetaNets(nn.Module):
             raw_rate = ones(self.base).expand(*divergence.shape[:-1], -1)
         else:
             divergence, moments = self._prepared(divergence, moments)
+            for_rates = moments
             if self._whole:
-                divergence = moments = torch.cat([divergence, moments], dim=-1)
-            raw_mix = self.bnnet(divergence) if self.sites.norms else divergence
-            raw_rate = self.lrnet(moments)
+                divergence = for_rates = torch.cat([divergence, moments], dim=-1)
+            raw_mix = self.bnnet(divergence) if self.sites.norms else divergence[..., :0]
+            raw_rate = self.lrnet(for_rates)
         if hasattr(self, "base_mix"):
             raw_mix = config.speed * self.base_mix + raw_mix
         mix = clamp(raw_mix, 0.0, 1.0)

@@ -1,0 +1,123 @@
+"""The bilevel problem that a hypergradient belongs to: its settings, its parts, its answer.
+
+Shapes: C clients, B norms, P parameter tensors, K inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from fedl2p.core.innerloop import Batches, Step, cross_entropy, inner_step, noise_of, start_of
+from fedl2p.core.net import Net, NetState, Statistics
+
+Mode = Literal["published", "last-step", "trajectory", "implicit", "truncated", "unrolled"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypergradientConfig:
+    """Which estimator, and its settings.
+
+    Parameters
+    ----------
+    mode
+        The estimator: last-step and trajectory are first-order and cheap, implicit solves with the
+        Hessian, truncated goes back through the last steps, unrolled through all (exact), published
+        is that of the reference.
+    steps
+        T of truncated, in inner steps.
+    segment
+        Inner steps whose graph is held at a time in unrolled and truncated: 1 holds one
+        step's graph and every step's weights; larger ones hold fewer weights and larger graphs.
+        The result is the same.
+    psi
+        Step of the Neumann series (published).
+    terms
+        Terms of the Neumann series after the first (published).
+    damping
+        Added to the Hessian's diagonal (implicit).
+    iterations
+        Of conjugate gradients at most (implicit); they stop early at a relative residual of
+        1e-10 or at negative curvature, where the inverse means nothing.
+    """
+
+    mode: Mode = "unrolled"
+    steps: int = 5
+    segment: int = 1
+    psi: float = 0.1
+    terms: int = 3
+    damping: float = 0.0
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
+        for name in ("steps", "segment", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
+        if not (self.terms >= 0 and 0 < self.psi < math.inf and 0 <= self.damping < math.inf):
+            raise ValueError(
+                f"terms {self.terms} and damping {self.damping} must be 0 or more, psi {self.psi} "
+                "above 0, all finite"
+            )
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """The validation loss of C clients and its gradients.
+
+    Parameters
+    ----------
+    mix, rate
+        Shapes (C, B) and (C, P): dL_val/dbeta and dL_val/deta, the rates being absolute ones.
+    loss, accuracy
+        Shape (C,): on the validation batch, before any change; nats and fraction.
+    """
+
+    mix: Tensor
+    rate: Tensor
+    loss: Tensor
+    accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bilevel problem of C clients."""
+
+    net: Net
+    mix: Tensor
+    rate: Tensor
+    batches: Batches
+    following: tuple[Tensor, Tensor] | None
+    validation: tuple[Tensor, Tensor]
+    statistics: Statistics
+
+
+def begin(problem: Problem) -> NetState:
+    """Return the state in which the inner loop starts."""
+    clients, steps = len(problem.mix), len(problem.batches)
+    return start_of(problem.net, clients, problem.statistics, steps=steps)
+
+
+def plain_step(problem: Problem, state: NetState, k: int) -> Step:
+    """Take inner step k without a graph."""
+    return inner_step(
+        problem.net,
+        state,
+        problem.mix,
+        problem.rate,
+        problem.batches[k],
+        noise=noise_of(problem.batches, k),
+    )
+
+
+def validation_loss(problem: Problem, state: NetState, mix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return loss and accuracy of C clients on the validation batch in evaluation mode, (C,)."""
+    x, y = problem.validation
+    logits, _ = problem.net.logits(state, mix, x, training=False)
+    accuracy = (logits.detach().argmax(-1) == y).to(logits.dtype).mean(1)
+    return cross_entropy(logits, y), accuracy

@@ -1,0 +1,137 @@
+"""Hypergradients from the end of the inner loop: last-step, trajectory, implicit, published.
+
+See the table of :mod:`fedl2p.core.hypergrad`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedl2p.core.bilevel import (
+    Hypergradient,
+    HypergradientConfig,
+    Problem,
+    begin,
+    plain_step,
+    validation_loss,
+)
+from fedl2p.core.innerloop import cross_entropy, noise_of, per_tensor, train_gradient
+from fedl2p.core.named import Named, conjugate_gradients, gradient, inner, vector_jacobian
+from fedl2p.core.net import NetState
+
+
+def last_step(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Differentiate through the last step alone; the mix by its direct term."""
+    state, last, _ = _descend(problem, keep_sum=False)
+    end = _at_end(problem, state)
+    return _result(end, rate=-inner(end.v, last))
+
+
+def trajectory(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Sum the inner gradients along the way, as if every step acted on theta_K unchanged."""
+    state, _, total = _descend(problem, keep_sum=True)
+    end = _at_end(problem, state)
+    steps = len(problem.batches)
+    if steps == 0 or not problem.net.sites.norms:
+        return _result(end, rate=-inner(end.v, total))
+    rates = per_tensor(problem.rate, end.v)
+    weighted = {k: rates[k] * v for k, v in end.v.items()}
+    mixed = _mixed_product(problem, state, weighted, steps - 1)
+    return _result(end, rate=-inner(end.v, total), mix=-steps * mixed)
+
+
+def implicit(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Take theta_K for stationary: implicit function theorem, solved by conjugate gradients."""
+    state, _, total = _descend(problem, keep_sum=True)
+    end = _at_end(problem, state)
+    steps = len(problem.batches)
+    if steps == 0 or not problem.net.sites.norms:
+        return _result(end, rate=-inner(end.v, total))
+    batch = problem.following or problem.batches[steps - 1]
+    leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
+    mix = problem.mix.clone().requires_grad_()
+    noise = noise_of(problem.batches, steps)
+    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True, noise=noise)
+
+    def hessian_vector(q: Named) -> Named:
+        product = vector_jacobian(grads, leaf.params, q)
+        return {k: product[k] + config.damping * q[k] for k in q}
+
+    q = conjugate_gradients(hessian_vector, end.v, config.iterations)
+    mixed = vector_jacobian(grads, {"mix": mix}, q)["mix"]
+    return _result(end, rate=-inner(end.v, total), mix=-mixed)
+
+
+def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Compute what the public reference code computes, its two errors included."""
+    state, last, _ = _descend(problem, keep_sum=False)
+    end = _at_end(problem, state)
+    steps = len(problem.batches)
+    if steps == 0:
+        return _result(end, rate=-inner(end.v, last))
+    leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
+    mix = problem.mix.clone().requires_grad_()
+    x, y = problem.following or problem.batches[steps - 1]
+    with torch.enable_grad():
+        logits, _ = problem.net.logits(leaf, mix, x, training=False)
+        grads = gradient(cross_entropy(logits, y).sum(), leaf.params, create_graph=True)
+    term, p = dict(end.v), dict(end.v)
+    for _ in range(config.terms):
+        curved = vector_jacobian(grads, leaf.params, term)
+        term = {k: term[k] - config.psi * curved[k] for k in term}
+        p = {k: p[k] + term[k] for k in p}
+    curved = vector_jacobian(grads, leaf.params, p)
+    mixed = vector_jacobian(grads, {"mix": mix}, p)["mix"]
+    return _result(end, rate=inner(curved, last), mix=-mixed)
+
+
+def _descend(problem: Problem, *, keep_sum: bool) -> tuple[NetState, Named, Named]:
+    """Run the inner loop; return its end, the last gradients and the sum of all gradients."""
+    state = begin(problem)
+    last = {k: torch.zeros_like(p) for k, p in state.params.items()}
+    total = {k: torch.zeros_like(p) for k, p in state.params.items()} if keep_sum else {}
+    for k in range(len(problem.batches)):
+        step = plain_step(problem, state, k)
+        state, last = step.state, step.grads
+        if keep_sum:
+            for name, grad in last.items():
+                total[name] += grad
+    return state, last, total
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of the inner loop, seen from the validation loss."""
+
+    state: NetState
+    v: Named
+    direct: Tensor
+    loss: Tensor
+    accuracy: Tensor
+
+
+def _at_end(problem: Problem, state: NetState) -> _End:
+    """Return v and the direct term at the end of the inner loop, the running statistics held."""
+    params = {k: p.detach().requires_grad_() for k, p in state.params.items()}
+    mix = problem.mix.clone().requires_grad_()
+    with torch.enable_grad():
+        losses, accuracy = validation_loss(problem, NetState(params, state.stats), mix)
+        grads = gradient(losses.sum(), {**params, "": mix})
+    direct = grads.pop("")
+    return _End(state.detach(), grads, direct, losses.detach(), accuracy)
+
+
+def _mixed_product(problem: Problem, state: NetState, vector: Named, step: int) -> Tensor:
+    """Return d/dbeta <g(theta; beta), vector> on the batch of an inner step, shape (C, B)."""
+    leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
+    mix = problem.mix.clone().requires_grad_()
+    batch, noise = problem.batches[step], noise_of(problem.batches, step)
+    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True, noise=noise)
+    return vector_jacobian(grads, {"mix": mix}, vector)["mix"]
+
+
+def _result(end: _End, *, rate: Tensor, mix: Tensor | float = 0.0) -> Hypergradient:
+    return Hypergradient(end.direct + mix, rate, end.loss, end.accuracy)

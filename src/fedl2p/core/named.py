@@ -1,0 +1,80 @@
+"""Tensor algebra by name, for C clients at once: inner products, Jacobian products, a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Named = dict[str, Tensor]
+"""Tensors by parameter name, each of shape (C, ...)."""
+
+
+def gradient(total: Tensor, inputs: Named, *, create_graph: bool = False) -> Named:
+    """Return the gradient of a number by every input; zero where it does not depend on it."""
+    grads = torch.autograd.grad(
+        total,
+        list(inputs.values()),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(inputs, grads, strict=True))
+
+
+def vector_jacobian(outputs: Named, inputs: Named, vector: Named) -> Named:
+    """Return vector^T d outputs / d inputs; the graph is kept."""
+    attached = [k for k, o in outputs.items() if o.requires_grad]
+    if not attached:
+        return {k: torch.zeros_like(v) for k, v in inputs.items()}
+    grads = torch.autograd.grad(
+        [outputs[k] for k in attached],
+        list(inputs.values()),
+        grad_outputs=[vector[k].detach() for k in attached],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(inputs, grads, strict=True))
+
+
+def inner(a: Named, b: Named) -> Tensor:
+    """Return the inner product of each client and parameter tensor, shape (C, P)."""
+    # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
+    return torch.stack([(a[k] * b[k]).unsqueeze(-1).flatten(1).sum(1) for k in b], dim=1)
+
+
+def inner_all(a: Named, b: Named) -> Tensor:
+    """Return the inner product of each client over all tensors, shape (C,)."""
+    return inner(a, b).sum(1)
+
+
+def add(a: Named, scale: Tensor, b: Named) -> Named:
+    """Return a + scale b with one scale per client, shape (C,)."""
+    return {k: a[k] + scale.view(-1, *(1,) * (a[k].dim() - 1)) * b[k] for k in a}
+
+
+def conjugate_gradients(
+    matvec: Callable[[Named], Named], b: Named, iterations: int, tolerance: float = 1e-10
+) -> Named:
+    """Solve matvec(q) = b for each client by itself; a client stops at negative curvature."""
+    q = {k: torch.zeros_like(v) for k, v in b.items()}
+    residual, direction = dict(b), dict(b)
+    square = inner_all(residual, residual)
+    first = square.clone()
+    active = square > 0
+    for _ in range(iterations):
+        product = matvec(direction)
+        curvature = inner_all(direction, product)
+        active = active & (curvature > 0) & (square > tolerance**2 * first)
+        if not bool(active.any()):
+            break
+        alpha = torch.where(active, square / curvature, torch.zeros_like(square))
+        q = add(q, alpha, direction)
+        residual = add(residual, -alpha, product)
+        new = torch.where(active, inner_all(residual, residual), square)
+        ratio = torch.where(active, new / square, torch.zeros_like(square))
+        direction = add(residual, ratio, direction)
+        square = new
+    return q

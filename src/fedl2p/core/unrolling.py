@@ -1,0 +1,116 @@
+"""Hypergradients that go back through the inner steps: unrolled (all) and truncated (the last T).
+
+See the table of :mod:`fedl2p.core.hypergrad`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fedl2p.core.bilevel import (
+    Hypergradient,
+    HypergradientConfig,
+    Problem,
+    begin,
+    plain_step,
+    validation_loss,
+)
+from fedl2p.core.innerloop import inner_step, noise_of
+from fedl2p.core.named import inner
+from fedl2p.core.net import NetState
+
+
+def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Differentiate through every inner step."""
+    return _through_last(problem, len(problem.batches), config.segment)
+
+
+def truncated(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Differentiate through the last ``config.steps`` inner steps."""
+    return _through_last(problem, min(config.steps, len(problem.batches)), config.segment)
+
+
+def _through_last(problem: Problem, depth: int, segment: int) -> Hypergradient:
+    """Differentiate through the last ``depth`` steps by the adjoint of segments of steps.
+
+    Only segment boundaries are held from the forward pass; a segment's graph is made again when
+    its turn comes (the last one's is kept from the forward pass).
+    """
+    total = len(problem.batches)
+    cuts = [*range(total - depth, total, segment), total]
+    state = begin(problem)
+    older = {k: torch.zeros_like(p) for k, p in state.params.items()}
+    for k in range(cuts[0]):
+        step = plain_step(problem, state, k)
+        state = step.state
+        for name, grad in step.grads.items():
+            older[name] += grad
+    boundaries = [state]
+    for first, end in pairwise(cuts[:-1]):
+        for k in range(first, end):
+            step = plain_step(problem, state, k)
+            state = step.state
+        boundaries.append(state)
+
+    mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
+    start = boundaries.pop().leaves()
+    with torch.enable_grad():
+        last = _unroll(problem, start, mix, rate, cuts[-2] if depth else total, total)
+        losses, accuracy = validation_loss(problem, last, mix)
+    adjoint = _pull_back([losses], [torch.ones_like(losses)], start, mix, rate)
+    d_mix, d_rate = adjoint.mix, adjoint.rate
+    for first, end in zip(reversed(cuts[:-2]), reversed(cuts[1:-1]), strict=True):
+        start = boundaries.pop().leaves()
+        with torch.enable_grad():
+            after = _unroll(problem, start, mix, rate, first, end)
+        outputs = [*after.params.values(), *after.stats.values()]
+        adjoint = _pull_back(outputs, adjoint.cotangents, start, mix, rate)
+        d_mix, d_rate = d_mix + adjoint.mix, d_rate + adjoint.rate
+    if cuts[0]:
+        d_rate = d_rate - inner(dict(zip(start.params, adjoint.cotangents, strict=False)), older)
+    return Hypergradient(d_mix, d_rate, losses.detach(), accuracy)
+
+
+@dataclass(frozen=True)
+class _Adjoint:
+    """Gradients by mix and rate, and the cotangents of a segment's first state."""
+
+    mix: Tensor
+    rate: Tensor
+    cotangents: list[Tensor]
+
+
+def _unroll(
+    problem: Problem, state: NetState, mix: Tensor, rate: Tensor, first: int, end: int
+) -> NetState:
+    for k in range(first, end):
+        state = inner_step(
+            problem.net,
+            state,
+            mix,
+            rate,
+            problem.batches[k],
+            create_graph=True,
+            noise=noise_of(problem.batches, k),
+        ).state
+    return state
+
+
+def _pull_back(
+    outputs: list[Tensor], cotangents: list[Tensor], start: NetState, mix: Tensor, rate: Tensor
+) -> _Adjoint:
+    inputs = [mix, rate, *start.params.values(), *start.stats.values()]
+    # an output without a graph (a tensor that no step changes) has nothing to give back
+    attached = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    grads = torch.autograd.grad(
+        [o for o, _ in attached],
+        inputs,
+        grad_outputs=[c for _, c in attached],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return _Adjoint(grads[0], grads[1], list(grads[2:]))
