@@ -83,12 +83,14 @@ def assert_same(a: Federated, b: Federated) -> None:
     ]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedyogi"])
+@pytest.mark.parametrize(
+    ("strategy", "keep"), [("fedavg", "last"), ("fedadam", "average"), ("fedyogi", "last")]
+)
 @pytest.mark.parametrize("stop", range(1, 7))
 def test_resuming_after_every_round_equals_no_interruption(
-    tmp_path: Path, strategy: str, stop: int
+    tmp_path: Path, strategy: str, keep: str, stop: int
 ) -> None:
-    settings: dict[str, Any] = {"strategy": strategy, "keep": "last"}
+    settings: dict[str, Any] = {"strategy": strategy, "keep": keep}
     whole_nodes, resumed_nodes = nodes(), nodes()
     whole = run(None, whole_nodes, **settings)
     with pytest.raises(KeyboardInterrupt):

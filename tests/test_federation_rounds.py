@@ -169,6 +169,26 @@ def test_the_best_round_is_kept_and_patience_stops() -> None:
     assert (better.best_round, better.stopped_early) == (4, False)
 
 
+def test_the_average_of_the_states_is_kept_and_judged() -> None:
+    # From 0, a step of 1/2 toward the weighted mean m makes the states m (1 - 2^-r).
+    population = Line(seen=4)
+    settings: dict[str, Any] = {"population": population, "keep": "average"}
+    mean = population.weighted_mean(population.seen)
+    short = run(Toward(rate=0.5), rounds=3, average_decay=0.9, **settings)
+    torch.testing.assert_close(short.state["point"], mean * (1 / 2 + 3 / 4 + 7 / 8) / 3)
+    # With decay 1/2 the plain mean of the first two, then halves: ((1/2 + 3/4) / 2 + 7/8) / 2.
+    halved = run(Toward(rate=0.5), rounds=3, average_decay=0.5, **settings)
+    torch.testing.assert_close(halved.state["point"], mean * (5 / 8 + 7 / 8) / 2)
+    assert halved.state["count"].dtype == torch.int64
+    assert halved.state["half"].dtype == torch.bfloat16
+    judged = run(Toward(rate=0.5), rounds=3, keep="last", population=population)
+    assert plain(short)[:3] == plain(judged)[:3]
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    points = torch.stack([population.point(name) for name in population.seen])
+    losses = (points - short.state["point"]).square().sum(1)
+    assert short.records[-1].loss == pytest.approx(float((weights * losses).sum() / 10))
+
+
 def test_no_rounds_send_no_message() -> None:
     done = run(rounds=0)
     assert done.records == ()
