@@ -170,14 +170,16 @@ def test_another_seed_gives_another_result() -> None:
 
 
 def test_cohort_size_changes_nothing_but_rounding() -> None:
-    # Few rounds, since training amplifies the rounding.
+    # Few rounds, since training amplifies the rounding; and a smooth model: where a whole background
+    # sits on the kink of a ReLU, the last bit decides over a step.
     study = small()
     short = {
+        "model": "fedl2p.models:small_resnet",
         "pretrain": dataclasses.replace(study.pretrain, rounds=2),
         "learn": dataclasses.replace(study.learn, rounds=1),
     }
     one, two = run_study(small(**short)), run_study(small(**short, cohort=1))
-    assert [r.loss for r in one.rows] == pytest.approx([r.loss for r in two.rows], rel=1e-3)
+    assert [r.loss for r in one.rows] == pytest.approx([r.loss for r in two.rows], rel=1e-4)
 
 
 def test_nothing_global_is_drawn_or_seeded() -> None:
