@@ -170,7 +170,7 @@ def test_another_seed_gives_another_result() -> None:
 
 
 def test_cohort_size_changes_nothing_but_rounding() -> None:
-    # Few rounds, since training amplifies the rounding; and a smooth model: where a whole background
+    # Few rounds, since training amplifies the rounding; and a smooth model: where a background
     # sits on the kink of a ReLU, the last bit decides over a step.
     study = small()
     short = {

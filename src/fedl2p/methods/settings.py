@@ -181,7 +181,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.finetune_rate > 0:
             raise ValueError(f"finetune_rate is {self.finetune_rate}, but must be above 0")
-        if self.alone_steps < 0:
-            raise ValueError(f"alone_steps is {self.alone_steps}, but must be 0 or more")
+        if self.alone_steps < 1:
+            raise ValueError(f"alone_steps is {self.alone_steps}, but must be 1 or more")
         if self.local_epochs < 1:
             raise ValueError(f"local_epochs is {self.local_epochs}, but must be 1 or more")
