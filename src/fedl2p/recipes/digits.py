@@ -17,7 +17,7 @@ def recipe() -> Study:
         # Clients send clipped hypergradients; the server takes one Adam step on their mean.
         learn=Rounds(
             rounds=30,
-            clients_per_round=10,
+            clients_per_round=20,
             strategy="fedadam",
             server_rate=0.005,
             server_tau=1e-8,
@@ -26,6 +26,6 @@ def recipe() -> Study:
         settings=Settings(
             finetune=InnerLoop(epochs=5),
             local=LocalTraining(rate=0.3),
-            alone_steps=8,  # a client takes part in 30 x 10 / 40 rounds
+            alone_steps=15,  # a client takes part in 30 x 20 / 40 rounds
         ),
     )

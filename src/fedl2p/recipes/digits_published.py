@@ -28,7 +28,7 @@ def recipe() -> Study:
             meta=MetaLearning.published(base_rate=1e-3),
             alone_optimizer="sgd",
             alone_rate=None,
-            # as many outer steps as a client takes in its rounds: 2 batches, 3 passes, 8 rounds
-            alone_steps=48,
+            # as many outer steps as a client takes in its rounds: 2 batches, 3 passes, 15 rounds
+            alone_steps=90,
         ),
     )
