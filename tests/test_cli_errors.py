@@ -195,3 +195,14 @@ def test_boxes_become_one_line(box: str) -> None:
     wanted = "invalid choice 'a' for argument '--b'.; perhaps you meant --bb"
     assert commandline.one_line(box) == wanted
     assert commandline.one_line(box.replace("Invalid", "\x1b[1;31mInvalid\x1b[0m")) == wanted
+
+
+def test_tensorboard_is_refused_before_anything_is_written_where_it_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    out = tmp_path / "run"
+    assert "TensorBoard is not installed" in refused(
+        capsys, "run", "smoke", "--out", out, "--tensorboard"
+    )
+    assert not out.exists()

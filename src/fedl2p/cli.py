@@ -134,21 +134,31 @@ def _run(args: list[str]) -> int:
     name = args.pop(0) if not args[0].startswith("-") else "digits"
     with user_errors():
         default = recipes.get(name)
-    out, resume, study = _parse_run(name, args, default)
-    if resume and (out / "config.json").exists():
+    chosen = _parse_run(name, args, default)
+    if chosen.resume and (chosen.out / "config.json").exists():
         # What the folder holds is the default, so that going on needs no other field.
         from fedl2p.study import Study
 
         with user_errors():
-            default = Study.load(out)
+            default = Study.load(chosen.out)
         if default.recipe != name:
-            raise UsageError(f"{out} holds a run of {default.recipe!r}, not of {name!r}")
-        out, resume, study = _parse_run(name, args, default)
-    return _run_study(study, out, resume)
+            raise UsageError(f"{chosen.out} holds a run of {default.recipe!r}, not of {name!r}")
+        chosen = _parse_run(name, args, default)
+    return _run_study(chosen)
 
 
-def _parse_run(name: str, args: list[str], default: Study) -> tuple[Path, bool, Study]:
-    """Parse ``--out``, ``--resume`` and the fields of the recipe's study."""
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What ``fedl2p run`` was asked for."""
+
+    out: Path
+    resume: bool
+    tensorboard: bool
+    study: Study
+
+
+def _parse_run(name: str, args: list[str], default: Study) -> _Run:
+    """Parse the command's own options and the fields of the recipe's study."""
     import tyro
 
     from fedl2p.study import Study
@@ -160,7 +170,10 @@ def _parse_run(name: str, args: list[str], default: Study) -> tuple[Path, bool, 
         "Run",
         [
             ("out", Path),
-            ("resume", tyro.conf.FlagCreatePairsOff[bool], dataclasses.field(default=False)),
+            *(
+                (flag, tyro.conf.FlagCreatePairsOff[bool], dataclasses.field(default=False))
+                for flag in ("resume", "tensorboard")
+            ),
             *(
                 (field, hints[field], dataclasses.field(default_factory=_always(default, field)))
                 for field in overridable
@@ -172,7 +185,12 @@ def _parse_run(name: str, args: list[str], default: Study) -> tuple[Path, bool, 
     chosen: Any = parse(options, args, prog=f"fedl2p run {name}")
     with user_errors():
         fields = {field: getattr(chosen, field) for field in overridable}
-        return chosen.out, chosen.resume, dataclasses.replace(default, **fields)
+        return _Run(
+            out=chosen.out,
+            resume=chosen.resume,
+            tensorboard=chosen.tensorboard,
+            study=dataclasses.replace(default, **fields),
+        )
 
 
 _RUN_HELP = """Run a recipe: pre-train, learn, personalize every client, report.
@@ -184,6 +202,9 @@ out
 resume
     Go on with the run in the folder, or start it if there is none. Fields that are not given are
     those of that run.
+tensorboard
+    Write the rounds for TensorBoard too, into the folder tensorboard/ of the results; needs the
+    package tensorboard.
 """
 
 
@@ -196,16 +217,16 @@ def _fields_help(kind: type) -> str:
     return inspect.cleandoc(kind.__doc__ or "").partition("----------\n")[2]
 
 
-def _run_study(study: Study, out: Path, resume: bool) -> int:
+def _run_study(run: _Run) -> int:
     from fedl2p.federation import FederationError
     from fedl2p.reporting.page import write_page
     from fedl2p.study import run_study
 
-    again = f"fedl2p run {study.recipe} --out {shlex.quote(str(out))} --resume"
+    again = f"fedl2p run {run.study.recipe} --out {shlex.quote(str(run.out))} --resume"
     try:
-        with user_errors(), _progress(study) as listeners:
-            report = run_study(study, out, resume=resume, listeners=listeners)
-            page = write_page(out)
+        with user_errors(), _listeners(run) as listeners:
+            report = run_study(run.study, run.out, resume=run.resume, listeners=listeners)
+            page = write_page(run.out)
     except KeyboardInterrupt:
         sys.stderr.write(f"\nfedl2p: interrupted; go on with: {again}\n")
         return 130
@@ -218,15 +239,16 @@ def _run_study(study: Study, out: Path, resume: bool) -> int:
 
 
 @contextlib.contextmanager
-def _progress(study: Study) -> Iterator[list[Any]]:
-    """Yield the progress bar as a listener, or nothing where no person is looking."""
-    if not sys.stderr.isatty():
-        yield []
-        return
-    from fedl2p.federation import ProgressListener
+def _listeners(run: _Run) -> Iterator[list[Any]]:
+    """Yield who is told of the rounds: TensorBoard if asked for, and a bar if a person looks."""
+    from fedl2p.federation import ProgressListener, TensorBoardListener
 
-    with ProgressListener(stages=study.stages) as progress:
-        yield [progress]
+    asked = [TensorBoardListener(run.out / "tensorboard")] if run.tensorboard else []
+    if not sys.stderr.isatty():
+        yield [*asked]
+        return
+    with ProgressListener(stages=run.study.stages) as progress:
+        yield [*asked, progress]
 
 
 # --- the other commands -----------------------------------------------------------------------
