@@ -45,7 +45,7 @@ class HypergradientConfig:
         1e-10 or at negative curvature, where the inverse means nothing.
     """
 
-    mode: Mode = "unrolled"
+    mode: Mode = "truncated"
     steps: int = 5
     segment: int = 1
     psi: float = 0.1
