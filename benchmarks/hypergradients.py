@@ -27,21 +27,28 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.cohort import resident
 from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import batches_of, inner_step
+from fedl2p.data.population import Population
 from fedl2p.federation import Rounds, federate, personalize_all
 from fedl2p.methods.common import with_state
 from fedl2p.methods.settings import MetaLearning
 from fedl2p.recipes import digits
 from fedl2p.reporting.intervals import mean_interval
+from fedl2p.study import Study
 
 FAST, PUBLISHED = "fast", "published"
+
+Result = dict[str, Any]
+"""One line of the results file: a trial and what came of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Trial:
     seed: int
 
 
-def study_of(trial: Trial, rounds: int, clients: int):  # type: ignore[no-untyped-def]
+def study_of(trial: Trial, rounds: int, clients: int) -> Study:
     """Return the digits recipe with the trial's outer loop."""
     study = digits.recipe()
     meta = study.settings.meta
@@ -69,7 +76,7 @@ def study_of(trial: Trial, rounds: int, clients: int):  # type: ignore[no-untype
 
 
 @lru_cache(maxsize=2)
-def pretrained(seed: int, cache: Path):  # type: ignore[no-untyped-def]
+def pretrained(seed: int, cache: Path) -> tuple[Population, nn.Module]:
     """Return population and pre-trained model of a seed, from the cache if it was made before."""
     study = dataclasses.replace(digits.recipe(), seed=seed)
     population = study.data.open(seed)
@@ -88,7 +95,7 @@ def pretrained(seed: int, cache: Path):  # type: ignore[no-untyped-def]
     return population, with_state(initial, state)
 
 
-def run(trial: Trial, rounds: int, clients: int, cache: Path) -> dict[str, object]:
+def run(trial: Trial, rounds: int, clients: int, cache: Path) -> Result:
     """Learn and personalize; return accuracies, losses and seconds."""
     torch.set_num_threads(1)
     population, model = pretrained(trial.seed, cache)
@@ -98,7 +105,7 @@ def run(trial: Trial, rounds: int, clients: int, cache: Path) -> dict[str, objec
     done = federate(method, model, population, rounds=study.learn, seed=trial.seed, stage="learn")
     seconds = time.perf_counter() - began
     outcomes = personalize_all(method, model, done.state, population, seed=trial.seed)
-    row: dict[str, object] = {**dataclasses.asdict(trial), "seconds": seconds}
+    row: Result = {**dataclasses.asdict(trial), "seconds": seconds}
     row["best_round"] = done.best_round
     for pool, names in (("seen", population.seen), ("unseen", population.unseen)):
         of = [o for o in outcomes if o.client in set(names)]
@@ -149,7 +156,7 @@ def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
     return {mode: (len(batches), statistics.median(r)) for mode, r in ratios.items()}
 
 
-def table(rows: list[dict[str, object]], cost: dict[str, tuple[int, float]]) -> str:
+def table(rows: list[Result], cost: dict[str, tuple[int, float]]) -> str:
     """Return the study as Markdown."""
     lines = [
         "| meta-optimizer | mode | seeds | unseen accuracy | seen accuracy | unseen loss "
@@ -162,9 +169,9 @@ def table(rows: list[dict[str, object]], cost: dict[str, tuple[int, float]]) -> 
             if not own:
                 continue
             cells = [_interval(own, k) for k in ("unseen_accuracy", "seen_accuracy", "unseen_loss")]
-            failed = sum(int(r["seen_failed"]) + int(r["unseen_failed"]) for r in own)  # type: ignore[call-overload]
+            failed = sum(int(r["seen_failed"]) + int(r["unseen_failed"]) for r in own)
             steps, ratio = cost[mode]
-            seconds = statistics.fmean(float(r["seconds"]) for r in own)  # type: ignore[arg-type]
+            seconds = statistics.fmean(float(r["seconds"]) for r in own)
             lines.append(
                 f"| {meta} | {mode} | {len(own)} | {' | '.join(cells)} | {failed} | "
                 f"{ratio:.1f} ({steps}) | {seconds:.0f} |"
@@ -172,8 +179,8 @@ def table(rows: list[dict[str, object]], cost: dict[str, tuple[int, float]]) -> 
     return "\n".join(lines)
 
 
-def _interval(rows: list[dict[str, object]], key: str) -> str:
-    interval = mean_interval([float(r[key]) for r in rows])  # type: ignore[arg-type]
+def _interval(rows: list[Result], key: str) -> str:
+    interval = mean_interval([float(r[key]) for r in rows])
     return f"{interval.mean:.3f} ± {interval.half or 0.0:.3f}"
 
 

@@ -12,12 +12,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from corenets import examples, mlp, settled
-from fedl2p.core.metanets import (
-    MetaNets,
-    MetaNetsConfig,
-    clamp_inward,
-    clamp_straight_through,
-)
+from fedl2p.core.clamps import clamp_inward, clamp_straight_through
+from fedl2p.core.metanets import MetaNets, MetaNetsConfig
 from fedl2p.core.profiles import Profile, profile
 from fedl2p.core.sites import Sites, find_sites
 from nets import nested_net

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, finite, on, run_inner_loop
 from fedl2p.core.net import Net, NetState
 from fedl2p.core.profiles import Profile
-from fedl2p.method import Client, Outcome, State, Update
+from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.seeds import derive_seed
 
 PROFILE_BATCH = 256
@@ -162,3 +164,21 @@ def _test_part(client: Client) -> Examples:
             f"client {client.name!r} has no test part, so it cannot be evaluated; give it one"
         )
     return client.data.test
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutRounds(Method):
+    """A method that learns nothing from others: each client is personalized by itself."""
+
+    @property
+    def rounds(self) -> Literal["none", "one"]:
+        """It has no federated training."""
+        return "none"
+
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+        """Return an empty state."""
+        return {}
+
+    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+        """Judge the model as it is; there is nothing to learn."""
+        return judge_global(model, clients)

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from fedl2p.core.cohort import resident
 from fedl2p.core.innerloop import InnerLoop
-from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.common import constant_for, judge_global, personalize_with
+from fedl2p.method import Client, Outcome, State
+from fedl2p.methods.common import WithoutRounds, constant_for, personalize_with
 from fedl2p.methods.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Method):
+class FineTuning(WithoutRounds):
     """Plain fine-tuning; nothing travels.
 
     Parameters
@@ -36,19 +35,6 @@ class FineTuning(Method):
     mix: float
     rate: float
     inner: InnerLoop
-
-    @property
-    def rounds(self) -> Literal["none"]:
-        """It has no federated training."""
-        return "none"
-
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
-        """Return an empty state."""
-        return {}
-
-    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the global model; there is nothing to learn."""
-        return judge_global(model, clients)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]

@@ -21,8 +21,9 @@ from fedl2p.core.cohort import STACK, evaluate, over_stacks, resident
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, on
 from fedl2p.core.net import Net
-from fedl2p.method import Client, Method, Outcome, State, Update
+from fedl2p.method import Client, Outcome, State, Update
 from fedl2p.methods.common import (
+    WithoutRounds,
     constant_for,
     judge_global,
     personalize_with,
@@ -76,7 +77,7 @@ def search(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridSearch(Method):
+class GridSearch(WithoutRounds):
     """Search per client; nothing travels.
 
     Parameters
@@ -89,19 +90,6 @@ class GridSearch(Method):
 
     grid: Grid
     inner: InnerLoop
-
-    @property
-    def rounds(self) -> Literal["none", "one"]:
-        """It has no federated training."""
-        return "none"
-
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
-        """Return an empty state."""
-        return {}
-
-    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the global model; there is nothing to learn."""
-        return judge_global(model, clients)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]

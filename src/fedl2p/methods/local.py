@@ -14,12 +14,12 @@ from torch import nn
 
 from fedl2p.core.cohort import resident
 from fedl2p.core.innerloop import InnerLoop
-from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.common import constant_for, judge_global, personalize_with
+from fedl2p.method import Client, Outcome, State
+from fedl2p.methods.common import WithoutRounds, constant_for, personalize_with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Local(Method):
+class Local(WithoutRounds):
     """Training alone; nothing travels.
 
     Parameters
@@ -37,19 +37,6 @@ class Local(Method):
     def starts_from(self) -> Literal["scratch"]:
         """Initial weights."""
         return "scratch"
-
-    @property
-    def rounds(self) -> Literal["none"]:
-        """It has no federated training."""
-        return "none"
-
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
-        """Return an empty state."""
-        return {}
-
-    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the initial model; there is nothing to share."""
-        return judge_global(model, clients)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
