@@ -86,9 +86,9 @@ def pretrained(seed: int, cache: Path) -> tuple[Population, nn.Module]:
     path = cache / f"pretrained-{seed}.pt"
     if not path.exists():
         fedavg = methods.build("fedavg", study.settings)
-        done = federate(
-            fedavg, initial, population, rounds=study.pretrain, seed=seed, stage="pretrain"
-        )
+        # The recipe now keeps the last round; the recorded results are on the best one's models.
+        rounds = dataclasses.replace(study.pretrain, keep="best")
+        done = federate(fedavg, initial, population, rounds=rounds, seed=seed, stage="pretrain")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(done.state, path)
     state = torch.load(path, weights_only=True)
