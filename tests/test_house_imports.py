@@ -36,7 +36,16 @@ ARROWS: dict[str, set[str]] = {
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
     "app": {*_BELOW, "study", "stages", "recipes"},
     "commandline": set(),
-    "cli": {"commandline", "study", "newclient", "federation", "recipes", "reporting"},
+    "datacommand": {"commandline", "data"},
+    "cli": {
+        "commandline",
+        "datacommand",
+        "study",
+        "newclient",
+        "federation",
+        "recipes",
+        "reporting",
+    },
     "__init__": {"core", "method", "federation", "learning", "study"},
 }
 
@@ -46,7 +55,7 @@ PACKAGES: dict[str, set[str]] = {
     "core": {"torch", "safetensors"},
     "method": {"torch"},
     "methods": {"torch"},
-    "data": {"torch", "numpy", "sklearn"},
+    "data": {"torch", "numpy", "sklearn", "PIL", "requests", "filelock"},
     "models": {"torch"},
     "federation": {"torch", "numpy", "safetensors", "flwr", "rich", "tensorboard"},
     "reporting": {"torch", "numpy", "jinja2", "markupsafe"},
@@ -59,6 +68,7 @@ PACKAGES: dict[str, set[str]] = {
     "recipes": set(),
     "app": {"torch", "flwr"},
     "commandline": {"tyro"},
+    "datacommand": {"rich"},
     "cli": {"tyro"},
     "__init__": set(),
 }
