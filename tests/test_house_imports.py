@@ -25,11 +25,12 @@ ARROWS: dict[str, set[str]] = {
     "method": {"core"},
     "methods": {"method", "core", "seeds"},
     "data": {"core", "seeds"},
-    "models": {"core", "seeds"},
+    "resnets": set(),
+    "models": {"core", "resnets", "seeds"},
     "federation": {"method", "data", "models", "core", "seeds"},
     "reporting": {"method", "core"},
     "rundir": {"config", "data", "reporting"},
-    "stages": {*_BELOW, "rundir", "study"},  # study: for its type alone
+    "stages": {*_BELOW, "resnets", "rundir", "study"},  # study: for its type alone
     "study": {*_BELOW, "config", "rundir", "stages"},
     "newclient": {"core", "data", "models", "reporting", "rundir", "stages", "study"},
     "learning": {"core", "data", "federation", "methods"},
@@ -65,6 +66,7 @@ PACKAGES: dict[str, set[str]] = {
         "datasets",
         "flwr_datasets",
     },
+    "resnets": {"torch"},
     "models": {"torch"},
     "federation": {"torch", "numpy", "safetensors", "flwr", "rich", "tensorboard"},
     "reporting": {"torch", "numpy", "jinja2", "markupsafe"},

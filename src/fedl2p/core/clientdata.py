@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -62,6 +63,14 @@ class ClientData:
                     f"{part}: labels must be a 1-d integer tensor, got shape "
                     f"{tuple(examples.y.shape)} of {examples.y.dtype}"
                 )
+
+    def joined(self) -> ClientData:
+        """Return the same data with the validation part joined to the training part as well."""
+        if self.validation is None:
+            return self
+        x = torch.cat([self.train.x, self.validation.x])
+        y = torch.cat([self.train.y, self.validation.y])
+        return dataclasses.replace(self, train=Examples(x, y))
 
     def to(self, device: torch.device | str) -> ClientData:
         """Return the same data on another device."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.seeds import derive_seed, generator
+
+Parts = Literal["train", "train+validation"]
+"""The parts of a client's data that training reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,16 @@ class InnerLoop:
         How the client's running batch-norm statistics start: corrected (bias removed, our
         default), published (mean 0, variance 1, as in the reference), or global (at the global
         model's, as in plain training).
+    final
+        What the last fine-tuning, that of the model which a client uses, reads: its training part,
+        or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
+        is on the training part alone.
     """
 
     epochs: int = 15
     batch_size: int = 32
     statistics: Statistics = "corrected"
+    final: Parts = "train"
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -50,6 +58,13 @@ class InnerLoop:
         if self.statistics not in get_args(Statistics):
             wanted = ", ".join(get_args(Statistics))
             raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
+        if self.final not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+
+    def final_data(self, data: ClientData) -> ClientData:
+        """Return a client's data as the last fine-tuning reads it."""
+        return data.joined() if self.final == "train+validation" else data
 
 
 class DivergedError(ArithmeticError):
