@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -86,3 +88,9 @@ def norm_tensors(model: nn.Module) -> set[str]:
 
 
 HEAD = {"head.weight", "head.bias"}
+
+
+def without_norms(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a model without batch-norm, for a study."""
+    inputs = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, classes))

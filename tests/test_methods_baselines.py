@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,15 @@ def test_a_model_without_the_part_is_refused(name: str, model: nn.Module, messag
 def test_settings_are_checked(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         Baselines(**changes)  # type: ignore[arg-type]
+
+
+def test_a_study_refuses_a_model_without_the_part_before_it_writes(tmp_path: Path) -> None:
+    study = dataclasses.replace(
+        recipes.get("smoke"), model="baselinetools:without_norms", methods=("fedavg", "fedbn")
+    )
+    with pytest.raises(ValueError, match=r"fedbn .*has none; leave fedbn out"):
+        run_study(study, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_study_runs_them_all_and_none_unasked() -> None:

@@ -211,7 +211,7 @@ def test_apfl_with_share_zero_is_fedavg() -> None:
     state, clients = after_a_round(chosen, model)
     plain = fedavg.train(model, state, clients)
     assert isinstance(chosen, APFL)
-    pair = chosen._trained(
+    pair = chosen.trained(
         net, chosen.pair(net, state, clients), clients, chosen.round_loop, 0.05, "local"
     )
     for j, (a, b) in enumerate(zip(chosen.train(model, state, clients), plain, strict=True)):

@@ -123,7 +123,7 @@ class APFL(LocalSGD):
         """Train both models of clients of equal shapes for one round."""
         pair = self.pair(net, state, clients)
         rate = self.local.rate_in(clients[0].round)
-        pair = self._trained(net, pair, clients, self.round_loop, rate, "local")
+        pair = self.trained(net, pair, clients, self.round_loop, rate, "local")
         names = tensor_names(net)
         kept = [
             to_keep(tensors_of(net, pair.local, j, names), prefix=LOCAL)
@@ -136,7 +136,7 @@ class APFL(LocalSGD):
         """Train both models of clients of equal shapes; they use the mixture."""
         pair = self.pair(net, state, clients)
         pair = replace(pair, local=afresh(net, pair.local, self.inner))
-        pair = self._trained(net, pair, clients, self.inner, self.rate, "finetune")
+        pair = self.trained(net, pair, clients, self.inner, self.rate, "finetune")
         return Tuned(pair.mixture, same_mix(net, len(clients), 1.0))
 
     def pair(self, net: Net, state: State, clients: Sequence[Client]) -> Pair:
@@ -147,7 +147,7 @@ class APFL(LocalSGD):
         alpha = torch.cat([c.kept.get(ALPHA, first).to(first) for c in clients])
         return Pair(shared, NetState(local.params, mixed(alpha, local.stats, shared.stats)), alpha)
 
-    def _trained(
+    def trained(
         self,
         net: Net,
         pair: Pair,
@@ -156,6 +156,7 @@ class APFL(LocalSGD):
         rate: float,
         stream: str,
     ) -> Pair:
+        """Return the pair after a loop of steps on a draw of batches."""
         gradient = loss_gradient(net, clients, loop, stream)
         steps = loop.steps(len(clients[0].data.train.x))
         rates = uniform(net, len(clients), mix=1.0, rate=rate).rate[:, 0]
