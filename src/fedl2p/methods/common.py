@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -82,8 +81,13 @@ def evaluate_plain(
 ) -> list[tuple[float, float]]:
     """Evaluate the net's own model, with global statistics, on one part per client."""
     start = net.start(len(clients), "global")
-    mix = torch.zeros(len(clients), len(net.sites.norms), device=net.device, dtype=net.dtype)
-    return evaluate(net, start, mix, parts)
+    return evaluate(net, start, same_mix(net, len(clients), 0.0), parts)
+
+
+def same_mix(net: Net, clients: int, mix: float) -> Tensor:
+    """Return the same mix in every norm layer of C clients, shape (C, B)."""
+    shape = clients, len(net.sites.norms)
+    return torch.full(shape, mix, device=net.device, dtype=net.dtype)
 
 
 def tune(
@@ -96,6 +100,28 @@ def tune(
     return run_inner_loop(net, hyperparams, batches, statistics=inner.statistics)
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """The personal models of a stack of C clients.
+
+    Parameters
+    ----------
+    state
+        Their tensors.
+    mix
+        Of their norms in evaluation, shape (C, B).
+    hyperparams
+        What they were fine-tuned with, where that says it all; None otherwise.
+    profiles
+        Where the hyperparameters come from, if there are any.
+    """
+
+    state: NetState
+    mix: Tensor
+    hyperparams: Hyperparams | None = None
+    profiles: Sequence[Profile] | None = None
+
+
 def personalize_with(
     model: nn.Module, clients: Sequence[Client], inner: InnerLoop, choose: ForStack
 ) -> list[Outcome]:
@@ -105,30 +131,63 @@ def personalize_with(
     stacked, and their profiles if it made any; its time counts.
     """
     net = resident(model).net
-    tests = [_test_part(c) for c in clients]
-    before = evaluate_plain(net, clients, tests)
-    final = [dataclasses.replace(c, data=inner.final_data(c.data)) for c in clients]
+    final = final_clients(clients, inner)
 
-    def stack(members: list[int]) -> list[Outcome]:
-        began = time.perf_counter()
+    def tuned(members: list[int]) -> Tuned:
         hyperparams, profiles = choose(members)
         hyperparams = on(net, hyperparams)
         state = tune(net, [final[i] for i in members], hyperparams, inner)
+        return Tuned(state, hyperparams.mix, hyperparams, profiles)
+
+    start = net.start(len(clients), "global")
+    return outcomes(net, final, start, same_mix(net, len(clients), 0.0), tuned)
+
+
+def final_clients(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
+    """Return the clients with the data that the last fine-tuning reads.
+
+    Clients whose shapes agreed before agree afterwards, and the other way round.
+    """
+    return [replace(c, data=inner.final_data(c.data)) for c in clients]
+
+
+def outcomes(
+    net: Net,
+    clients: Sequence[Client],
+    start: NetState,
+    mix: Tensor,
+    tuned: Callable[[list[int]], Tuned],
+) -> list[Outcome]:
+    """Evaluate every client before and after personalization; one outcome each, in order.
+
+    Parameters
+    ----------
+    start, mix
+        What the clients have without fine-tuning.
+    tuned
+        Given the positions of a stack of clients, returns their personal models; its time counts.
+    """
+    tests = [_test_part(c) for c in clients]
+    before = evaluate(net, start, mix, tests)
+
+    def stack(members: list[int]) -> list[Outcome]:
+        began = time.perf_counter()
+        made = tuned(members)
         seconds = (time.perf_counter() - began) / len(members)
-        sound = finite(state).tolist()
-        after = evaluate(net, state, hyperparams.mix, [tests[i] for i in members])
+        sound = finite(made.state).tolist()
+        after = evaluate(net, made.state, made.mix, [tests[i] for i in members])
         return [
             Outcome(
                 clients[i].name,
-                len(final[i].data.train.x),
+                len(clients[i].data.train.x),
                 len(tests[i].x),
                 accuracy_before=before[i][1],
                 accuracy=after[j][1],
                 loss_before=before[i][0],
                 loss=after[j][0],
                 seconds=seconds,
-                hyperparams=hyperparams[j],
-                profile=None if profiles is None else profiles[j],
+                hyperparams=None if made.hyperparams is None else made.hyperparams[j],
+                profile=None if made.profiles is None else made.profiles[j],
                 failure=None if sound[j] else DIVERGED,
             )
             for j, i in enumerate(members)
@@ -137,13 +196,27 @@ def personalize_with(
     return over_stacks(net, [c.data for c in clients], stack)
 
 
-def constant_for(net: Net, mix: float, rate: float) -> ForStack:
+def uniform(
+    net: Net, clients: int, *, mix: float, rate: float, only: Collection[str] | None = None
+) -> Hyperparams:
+    """Return the same mix in all norms and the same rate for all tensors, for C clients.
+
+    With ``only``, tensors of other names get rate 0 and so stay as they are.
+    """
+    one = Hyperparams.constant(net.sites, mix=mix, rate=rate)
+    if only is not None:
+        moves = torch.tensor([name in only for name in net.sites.params])
+        one = replace(one, rate=torch.where(moves, one.rate, torch.zeros(())))
+    return on(net, Hyperparams.stack([one] * clients))
+
+
+def constant_for(
+    net: Net, mix: float, rate: float, only: Collection[str] | None = None
+) -> ForStack:
     """Give every client the same mix in all norms and the same rate for all tensors."""
 
     def choose(members: list[int]) -> tuple[Hyperparams, None]:
-        return Hyperparams.stack(
-            [Hyperparams.constant(net.sites, mix=mix, rate=rate)] * len(members)
-        ), None
+        return uniform(net, len(members), mix=mix, rate=rate, only=only), None
 
     return choose
 
