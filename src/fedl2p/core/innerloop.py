@@ -36,11 +36,16 @@ class InnerLoop:
         How the client's running batch-norm statistics start: corrected (bias removed, our
         default), published (mean 0, variance 1, as in the reference), or global (at the global
         model's, as in plain training).
+    early_stopping
+        Keep the client's state after the epoch with the lowest loss on its validation part (the
+        state without fine-tuning counts too), where a method personalizes; learning is not
+        stopped early. A client without a validation part keeps the last state.
     """
 
     epochs: int = 15
     batch_size: int = 32
     statistics: Statistics = "corrected"
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -103,6 +108,11 @@ class EpochBatches:
     def __len__(self) -> int:
         """Return epochs x batches per epoch."""
         return self._steps
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches per epoch."""
+        return self._per_epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the inner steps, and no further ones."""
@@ -226,13 +236,17 @@ def run_inner_loop(
     *,
     statistics: Statistics,
     start: NetState | None = None,
+    steps: range | None = None,
 ) -> NetState:
-    """Fine-tune C clients from the global model (or ``start``), without a graph."""
+    """Fine-tune C clients from the global model (or ``start``), without a graph.
+
+    ``steps`` are the numbers of the batches to take, all of them by default.
+    """
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
     state = start
-    for k in range(len(batches)):
+    for k in range(len(batches)) if steps is None else steps:
         state = inner_step(net, state, mix, rate, batches[k], noise=noise_of(batches, k)).state
     return state
 
