@@ -106,7 +106,9 @@ CHOICES = (
     Row("recipe (the default)"),
     Row("constants instead of nets", method="fedl2p-constant"),
     Row("best single mix and rate", method="bestfixed"),
-    Row("hypergradient: truncated, 5 steps", changes={META + "hypergradient.steps": 5}),
+    Row(
+        "hypergradient: truncated, 5 steps instead of 10", changes={META + "hypergradient.steps": 5}
+    ),
     Row("hypergradient: unrolled (exact)", changes={META + "hypergradient.mode": "unrolled"}),
     Row("hypergradient: last-step", changes={META + "hypergradient.mode": "last-step"}),
     Row("running statistics as published", changes={INNER + "statistics": "published"}),
@@ -159,11 +161,11 @@ FINAL = (
 )
 
 PROFILE = (
-    Row("own profile"),
-    Row("shuffled between clients", profiles="shuffled"),
-    Row("typical divergences", profiles="divergence"),
-    Row("typical moments", profiles="moments"),
-    Row("typical profile", profiles="all"),
+    Row("own profile", watched=True),
+    Row("shuffled between clients", profiles="shuffled", watched=True),
+    Row("typical divergences", profiles="divergence", watched=True),
+    Row("typical moments", profiles="moments", watched=True),
+    Row("typical profile", profiles="all", watched=True),
     Row("constants instead of nets", method="fedl2p-constant"),
 )
 
@@ -238,6 +240,28 @@ class Watched(FedL2P):
         """Remember the received state, then train."""
         self.states.append({k: v.clone() for k, v in state.items()})
         return super().train(model, state, clients)
+
+
+def learned(
+    study: Study, method: Method, model: nn.Module, population: Population, cache: Path
+) -> tuple[State, list[float], float]:
+    """Return :func:`learn`'s result, from the cache if rows before had the same study."""
+    if method.rounds == "none":
+        return learn(study, method, model, population)
+    key = [
+        to_plain(dataclasses.replace(study, methods=(method.name,))),
+        isinstance(method, Watched),
+    ]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"learned-{name}.pt"
+    if not path.exists():
+        state, losses, seconds = learn(study, method, model, population)
+        rounds = method.states if isinstance(method, Watched) else []
+        torch.save((state, losses, seconds, rounds), path)
+    state, losses, seconds, rounds = torch.load(path, weights_only=True)
+    if isinstance(method, Watched):
+        method.states[:] = rounds
+    return state, losses, seconds
 
 
 def learn(
@@ -332,7 +356,7 @@ def run(row: Row, seed: int, cache: Path) -> Result:
         losses, seconds = [], 0.0
     else:
         start = initial if method.starts_from == "scratch" else tuned
-        state, losses, seconds = learn(study, method, start, population)
+        state, losses, seconds = learned(study, method, start, population, cache)
     model = initial if method.starts_from == "scratch" else tuned
     clients = clients_of(population, population.names, seed)
     clients = given_profiles(row, model, population, clients)
@@ -347,20 +371,24 @@ def run(row: Row, seed: int, cache: Path) -> Result:
         "diverged": sum(o.failure is not None for o in outcomes),
         "clients": {o.client: _numbers(o, population) for o in outcomes},
     }
-    if isinstance(method, Watched):
+    if isinstance(method, Watched) and row.profiles == "own":
         result["watched"] = watch(study, method.states, model, population)
     return result
 
 
 def _numbers(outcome: Outcome, population: Population) -> list[Any]:
-    """Return accuracy, loss, sensor, label entropy, examples, mean mix and mean log rate."""
+    """Return accuracy, loss, sensor, label entropy, examples, mean mix, mean log rate and mean log
+    divergence.
+    """
     about, h = population.about(outcome.client), outcome.hyperparams
     loss = outcome.loss if math.isfinite(outcome.loss) else None
     mix = None if h is None or not h.mix.numel() else round(float(h.mix.mean()), 4)
     rates: Tensor | None = None if h is None else h.rate.clamp_min(1e-9).log()
     log_rate = None if rates is None else round(float(rates.mean()), 4)
     sensor, entropy = about.get("sensor"), about.get("label_entropy")
-    return [outcome.accuracy, loss, sensor, entropy, outcome.num_train, mix, log_rate]
+    profile = outcome.profile
+    far = None if profile is None else round(float((profile.divergence + 1e-3).log().mean()), 4)
+    return [outcome.accuracy, loss, sensor, entropy, outcome.num_train, mix, log_rate, far]
 
 
 # --- tables -----------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class MetaNetsConfig:
     base_rate: float = 5e-2
     initial_mix: float = 0.75
     min_rate: float = 1e-5
-    max_rate: float = 1.0
+    max_rate: float = 0.3
 
     def __post_init__(self) -> None:
         if self.hidden < 1:

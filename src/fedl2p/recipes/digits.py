@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.metanets import MetaNetsConfig
 from fedl2p.data.digits import Digits
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import LocalTraining, Settings
+from fedl2p.methods.settings import LocalTraining, MetaLearning, Settings
 from fedl2p.study import Study
 
 
@@ -27,6 +28,8 @@ def recipe() -> Study:
         ),
         settings=Settings(
             finetune=InnerLoop(epochs=5),
+            # in the middle of what the grid's winners use; rates beyond 0.3 make clients diverge
+            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1, max_rate=0.3)),
             local=LocalTraining(rate=0.3),
             alone_steps=15,  # a client takes part in 30 x 20 / 40 rounds
         ),
