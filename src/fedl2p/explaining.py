@@ -67,6 +67,9 @@ def explain_client(
     choice; but a few dozen examples of the global distribution itself diverge from it, so the nets
     have never been asked about such a client, and its moments are not known.
 
+    This reads the profiles of all seen clients, so it is for whoever holds the run's folder or its
+    data. In a federation of many machines profiles stay with their clients.
+
     Parameters
     ----------
     run

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fedl2p.core.attribution import Attribution
 from fedl2p.core.profiles import Profile
+from fedl2p.reporting.svg import shorten
 from fedl2p.reporting.words import MINUS, short_number
 
 Kind = Literal["mix", "rate"]
 
 _ENTRY_WORDS = {"divergence": "divergence", "mean": "input mean", "sd": "input sd"}
+_SHORT_WORDS = {"divergence": "div.", "mean": "mean", "sd": "sd"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,13 @@ class Entry:
     def name(self) -> str:
         """Return what it is, e.g. ``divergence of norm1``."""
         return f"{_ENTRY_WORDS[self.kind]} of {self.layer}"
+
+    def short(self, length: int) -> str:
+        """Return the name in at most ``length`` letters; of a long layer name both ends stay."""
+        if len(self.name) <= length:
+            return self.name
+        kind = _SHORT_WORDS[self.kind]
+        return f"{kind} {shorten(self.layer, length - len(kind) - 1)}"
 
     @property
     def unit(self) -> str:

@@ -12,6 +12,8 @@ from fedl2p.reporting.texttable import columns
 from fedl2p.reporting.words import MINUS, short_number, signed
 
 TIMES = "\N{MULTIPLICATION SIGN}"
+NOTHING = 0.0001
+"""A smaller difference of mixes, or logarithm of a factor, is written as none."""
 MOST_NAMED = 2
 """Profile entries that a sentence names in each direction."""
 SMALL_PART = 0.5
@@ -20,13 +22,15 @@ CANCELLED = 0.1
 """A change below this fraction of all movement came about by pushes that cancel."""
 LINES = 8
 """Entries, mixes and rates that the terminal's tables show at most."""
+MOST_BOUNDS = 4
+"""Hyperparameters at a bound that a sentence names."""
 WIDTH = 100
 
 
 def text(explanation: Explanation) -> str:
     """Return an explanation for a terminal: a paragraph and the tables of what moved most."""
     says = [
-        who(explanation),
+        *_wrapped(who(explanation)),
         "",
         *_wrapped(" ".join(sentences(explanation))),
         "",
@@ -42,16 +46,14 @@ def text(explanation: Explanation) -> str:
 def who(explanation: Explanation) -> str:
     """Return the client, and with whom it is compared."""
     known = "; ".join(x for x in (explanation.pool, describe_about(explanation.about)) if x)
-    return f"{explanation.client} ({known}) against {typical_words(explanation)}"
+    return f"{explanation.client} ({known}) against a typical client: {typical_words(explanation)}"
 
 
 def typical_words(explanation: Explanation) -> str:
-    """Return what a typical client is."""
-    clients = "client" if explanation.compared == 1 else "clients"
-    return (
-        f"a typical client: the median profile of the {explanation.compared} seen {clients} of "
-        "the run"
-    )
+    """Return what the profile of a typical client is."""
+    if explanation.compared == 1:
+        return "the profile of the run's only seen client"
+    return f"the median profile of the run's {explanation.compared} seen clients"
 
 
 def headline(explanation: Explanation) -> str:
@@ -62,11 +64,11 @@ def headline(explanation: Explanation) -> str:
         how = _compared(mix, "more of its own statistics than", "less of its own statistics than")
         parts.append(
             f"uses {how or 'as much of its own statistics as'} a typical client "
-            f"(mean mix {amount(mix, mix.change)})"
+            f"(mean mix {_against(mix)})"
         )
     how = _compared(rate, "faster than", "slower than")
     whom = "one" if parts else "a typical client"
-    parts.append(f"fine-tunes {how or 'as fast as'} {whom} (mean rate {amount(rate, rate.change)})")
+    parts.append(f"fine-tunes {how or 'as fast as'} {whom} (mean rate {_against(rate)})")
     return f"{explanation.client} {' and '.join(parts)}."
 
 
@@ -122,12 +124,13 @@ def level(moved: Moved) -> bool:
 def amount(moved: Moved, part: float) -> str:
     """Return a part of a change, or the change: a difference of mixes, a factor on a rate."""
     if moved.kind == "mix":
-        if abs(part) < 0.0005:
+        if abs(part) < NOTHING:
             return "0"
-        return signed(part, ".2f" if abs(part) >= 0.0995 else ".3f")
+        return signed(part, ".2f" if abs(part) >= 0.0995 else ".2g")
     if moved.log:
         return TIMES + _factor(part)
-    return signed(float(f"{part:.2g}"))
+    words = short_number(abs(part), 3)
+    return words if part == 0 else f"{MINUS if part < 0 else '+'}{words}"
 
 
 def value_words(moved: Moved, *, typical: bool = False) -> str:
@@ -137,8 +140,8 @@ def value_words(moved: Moved, *, typical: bool = False) -> str:
         if typical
         else (moved.value, moved.written, moved.bound)
     )
-    words = _level(moved, value)
-    return f"{words} ({_level(moved, written)})" if bound else words
+    words, before = _level(moved, value), _level(moved, written)
+    return f"{words} ({before})" if bound and before != words else words
 
 
 def bound_sentences(explanation: Explanation) -> list[str]:
@@ -152,9 +155,9 @@ def bound_sentences(explanation: Explanation) -> list[str]:
         names = [
             f"{m.kind} of {m.name} ({m.bound} bound {_level(m, m.value)}, the nets wrote "
             f"{_level(m, m.written)})"
-            for m in held[:LINES]
+            for m in held[:MOST_BOUNDS]
         ]
-        more = f" and {len(held) - LINES} more" if len(held) > LINES else ""
+        more = f" and {len(held) - MOST_BOUNDS} more" if len(held) > MOST_BOUNDS else ""
         out.append(f"A bound is active: {', '.join(names)}{more}.")
     if typical:
         out.append(
@@ -184,18 +187,21 @@ def exactness(explanation: Explanation) -> str:
 
 
 def _sentence(moved: Moved, entries: Sequence[Entry]) -> str:
-    name = f"{moved.kind} of {moved.name}" if moved.name != "mean" else f"mean {moved.kind}"
-    value = _level(moved, moved.value)
-    held = f", its {moved.bound} bound" if moved.bound and moved.name != "mean" else ""
-    before = ""
+    mean = moved.name == "mean"
+    name = f"mean {moved.kind}" if mean else f"{moved.kind} of {moved.name}"
+    words, reason = f"The {name} is {_level(moved, moved.value)}", because(moved, entries)
+    change = amount(moved, moved.change)
     if moved.bound or moved.typical_bound:
-        before = " before the bounds" if moved.name == "mean" else " before the bound"
-    # A factor needs no sign: above or below 1 says it.
-    over = "the typical client's" if moved.kind == "rate" and moved.log else "over a typical client"
-    return (
-        f"The {name} is {value}{held}, {amount(moved, moved.change)} {over}{before}; "
-        f"{because(moved, entries)}."
-    )
+        held = f", its {moved.bound} bound" if moved.bound and not mean else ""
+        bounds = "bounds" if mean else "bound"
+        return (
+            f"{words}{held} (typical {_level(moved, moved.typical)}); before the {bounds} it "
+            f"changed by {change}: {reason}."
+        )
+    # A factor needs no direction: above or below 1 says it.
+    factor = moved.kind == "rate" and moved.log
+    whose = "a typical client's" if factor else "over a typical client"
+    return f"{words}, {change} {whose}: {reason}."
 
 
 def _part(moved: Moved, entry: Entry, position: int, short: bool) -> str:
@@ -207,18 +213,23 @@ def _part(moved: Moved, entry: Entry, position: int, short: bool) -> str:
 
 
 def _compared(moved: Moved, above: str, below: str) -> str:
-    """Return which of two words holds; nothing where the change prints as none."""
-    if amount(moved, moved.change) in ("0", f"{TIMES}1"):
+    """Return which of two words holds of the values; nothing where they print the same."""
+    if _level(moved, moved.value) == _level(moved, moved.typical):
         return ""
-    return above if moved.change > 0 else below
+    return above if moved.value > moved.typical else below
+
+
+def _against(moved: Moved) -> str:
+    return f"{_level(moved, moved.value)} against {_level(moved, moved.typical)}"
 
 
 def _factor(log: float) -> str:
     """Return a factor with as many decimals as a difference of mixes of this size."""
-    if abs(log) < 0.0005:
+    if abs(log) < NOTHING:
         return "1"
     if abs(log) < 2.25:
-        return f"{math.exp(log):{'.2f' if abs(log) >= 0.0995 else '.3f'}}"
+        decimals = 2 if abs(log) >= 0.0995 else 3 if abs(log) >= 0.00095 else 4
+        return f"{math.exp(log):.{decimals}f}"
     return short_number(math.exp(min(log, 700.0)))
 
 

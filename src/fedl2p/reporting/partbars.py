@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from fedl2p.reporting.axes import Axis, upright_lines
 from fedl2p.reporting.explanation import Entry, Moved
 from fedl2p.reporting.explanationwords import amount
-from fedl2p.reporting.svg import LONGEST_NAME, drawing, element, shorten, text, title
+from fedl2p.reporting.svg import LONGEST_NAME, drawing, element, text, title
 
 MOST_BARS = 9
 """Entries with a bar of their own; the others share one."""
 ROW = 34.0
 SPACE = 8.0
 """Above the last bar, the sum, pixels."""
+
+LABEL_ROOM = 0.3
+"""Numbers of ticks nearer to each other than this part of the axis would touch on a phone."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def part_bars(moved: Moved, entries: Sequence[Entry], *, label: str, description
             top=0.0,
             bottom=bottom,
             words_at=bottom + 16,
-            words=lambda tick: amount(moved, tick),
+            words=lambda tick: amount(moved, tick) if _labelled(tick, axis) else "",
         )
     ]
     for i, bar in enumerate(bars):
@@ -58,7 +61,7 @@ def part_bars(moved: Moved, entries: Sequence[Entry], *, label: str, description
 
 def gutter(entries: Sequence[Entry]) -> str:
     """Return the width that entry names and their numbers need left of a figure, as CSS."""
-    names = max((min(len(entry.name), LONGEST_NAME) for entry in entries), default=0)
+    names = max((len(entry.short(LONGEST_NAME)) for entry in entries), default=0)
     notes = max((len(_note(entry)) for entry in entries), default=0)
     return f"{26 + max(6.4 * max(names, 13), 5.6 * notes):.0f}px"
 
@@ -69,7 +72,7 @@ def _bars(moved: Moved, entries: Sequence[Entry]) -> list[_Bar]:
     own = order if len(order) <= MOST_BARS + 1 else order[:MOST_BARS]
     bars = [
         _Bar(
-            shorten(entries[i].name, LONGEST_NAME),
+            entries[i].short(LONGEST_NAME),
             _note(entries[i]),
             entries[i].name,
             moved.parts[i],
@@ -86,6 +89,12 @@ def _bars(moved: Moved, entries: Sequence[Entry]) -> list[_Bar]:
 def _note(entry: Entry) -> str:
     value, typical = entry.numbers
     return f"{value}{entry.unit}, typical {typical}"
+
+
+def _labelled(tick: float, axis: Axis) -> bool:
+    """Tell whether a tick gets its number: zero, and an end that is far enough from it."""
+    end = tick in (axis.ticks[0], axis.ticks[-1])
+    return tick == 0 or (end and abs(tick) >= LABEL_ROOM * (axis.high - axis.low))
 
 
 def _drawn(bar: _Bar, axis: Axis, middle: float, amount: str) -> str:

@@ -14,7 +14,6 @@ from fedl2p.reporting.svg import (
     drawing,
     element,
     png,
-    shorten,
     text,
     title,
 )
@@ -24,8 +23,8 @@ ROW = 19.0
 MOST_TOOLTIPS = 1500
 """Beyond this many cells only whole rows have a tooltip: the page would grow by megabytes."""
 
-Row = tuple[str, list[int]]
-"""A name and the entries whose parts are added up in it."""
+Row = tuple[str, str, list[int]]
+"""A short name, the whole one, and the entries whose parts are added up in the row."""
 
 
 def part_maps(explanation: Explanation) -> list[Panel]:
@@ -41,13 +40,17 @@ def _rows(explanation: Explanation) -> list[Row]:
     """Return the entries in the profile's order; of very many, those that pushed least as one."""
     shown = sorted(explanation.ranking[:MOST_ROWS])
     rest = explanation.ranking[MOST_ROWS:]
-    rows: list[Row] = [(explanation.entries[i].name, [i]) for i in shown]
-    return [*rows, (f"{len(rest)} other entries", rest)] if rest else rows
+    rows: list[Row] = [
+        (explanation.entries[i].short(LONGEST_NAME), explanation.entries[i].name, [i])
+        for i in shown
+    ]
+    others = f"{len(rest)} other entries"
+    return [*rows, (others, others, rest)] if rest else rows
 
 
 def _panel(kind: Sequence[Moved], rows: Sequence[Row], head: float, all_columns: int) -> Panel:
     names = [moved.name for moved in kind]
-    cells = [[sum(moved.parts[i] for i in members) for moved in kind] for _, members in rows]
+    cells = [[sum(moved.parts[i] for i in members) for moved in kind] for _, _, members in rows]
     most = max((abs(cell) for row in cells for cell in row), default=0.0) or 1.0
     scale = Scale(BLUE_TO_ORANGE, -most, most)
     every = one_name_in(len(names), all_columns)
@@ -91,13 +94,13 @@ def _rate_note(moved: Moved) -> str:
 def _row_names(rows: Sequence[Row], head: float) -> str:
     names = [
         text(
-            shorten(name, LONGEST_NAME),
+            name,
             x=-10,
             y=head + (i + 0.5) * ROW + 4,
             text_anchor="end",
             class_="name",
         )
-        for i, (name, _) in enumerate(rows)
+        for i, (name, _, _) in enumerate(rows)
     ]
     return element("g", "".join(names), class_="rows")
 
@@ -109,7 +112,7 @@ def _tooltips(
     single = len(rows) * len(kind) <= MOST_TOOLTIPS
     width = 100 / len(kind) if single else 100
     parts = []
-    for i, ((name, _), row) in enumerate(zip(rows, cells, strict=True)):
+    for i, ((_, name, _), row) in enumerate(zip(rows, cells, strict=True)):
         for j, (moved, cell) in enumerate(zip(kind, row, strict=True)):
             if single:
                 words = f"{name} to {moved.kind} of {moved.name}: {amount(moved, cell)}"
@@ -141,6 +144,6 @@ def _strongest(kind: Sequence[Moved], rows: Sequence[Row], cells: Sequence[Seque
         return "No entry moved anything."
     moved = kind[j]
     return (
-        f"{len(rows)} rows by {len(kind)} columns. The strongest: {rows[i][0]} on the {moved.kind} "
+        f"{len(rows)} rows by {len(kind)} columns. The strongest: {rows[i][1]} on the {moved.kind} "
         f"of {moved.name}, {amount(moved, cells[i][j])}."
     )
