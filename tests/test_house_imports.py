@@ -32,11 +32,20 @@ ARROWS: dict[str, set[str]] = {
     "stages": {*_BELOW, "rundir", "study"},  # study: for its type alone
     "study": {*_BELOW, "config", "rundir", "stages"},
     "newclient": {"core", "data", "models", "reporting", "rundir", "stages", "study"},
+    "explaining": {"core", "data", "newclient", "reporting", "stages", "study"},
     "learning": {"core", "data", "federation", "methods"},
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
     "app": {*_BELOW, "study", "stages", "recipes"},
     "commandline": set(),
-    "cli": {"commandline", "study", "newclient", "federation", "recipes", "reporting"},
+    "cli": {
+        "commandline",
+        "study",
+        "newclient",
+        "explaining",
+        "federation",
+        "recipes",
+        "reporting",
+    },
     "__init__": {"core", "method", "federation", "learning", "study"},
 }
 
@@ -55,6 +64,7 @@ PACKAGES: dict[str, set[str]] = {
     "stages": {"torch"},
     "study": set(),
     "newclient": {"torch"},
+    "explaining": {"torch"},
     "learning": {"torch"},
     "recipes": set(),
     "app": {"torch", "flwr"},
