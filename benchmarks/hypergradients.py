@@ -65,12 +65,19 @@ def study_of(trial: Trial, rounds: int, clients: int) -> Study:
     study = digits.recipe()
     nets = dataclasses.replace(study.settings.meta.nets, base_rate=0.05, max_rate=1.0)
     meta = dataclasses.replace(study.settings.meta, nets=nets)
-    learn = dataclasses.replace(study.learn, rounds=rounds, clients_per_round=clients)
+    learn = dataclasses.replace(
+        study.learn,
+        rounds=rounds,
+        clients_per_round=clients,
+        server_rate=0.005,
+        server_schedule="constant",
+        keep="average",
+    )
     if trial.meta == PUBLISHED:
         meta = MetaLearning.published(base_rate=meta.nets.base_rate)
         learn = Rounds(rounds=rounds, clients_per_round=clients)
     # The recorded results came before the recipe's later choices (benchmarks/strategies.py): base
-    # rate 0.05, rates up to 1, five exact steps.
+    # rate 0.05, rates up to 1, five exact steps, a constant server rate, averaged states.
     config = dataclasses.replace(meta.hypergradient, mode=trial.mode, steps=5)
     settings = dataclasses.replace(
         study.settings, meta=dataclasses.replace(meta, hypergradient=config)

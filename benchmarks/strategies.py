@@ -103,7 +103,7 @@ class Row:
 NETS, META, INNER, LEARN = "settings.meta.nets.", "settings.meta.", "settings.finetune.", "learn."
 
 CHOICES = (
-    Row("recipe (the default)"),
+    Row("recipe (the default)", watched=True),
     Row("constants instead of nets", method="fedl2p-constant"),
     Row("best single mix and rate", method="bestfixed"),
     Row(
@@ -116,12 +116,20 @@ CHOICES = (
     Row("inputs: log1p, learnable scale", changes={NETS + "inputs": "scaled"}),
     Row("inputs: standardised over clients", changes={NETS + "inputs": "standardised"}),
     Row("each net reads its own half", changes={NETS + "reads": "own"}),
-    Row("number of examples as an input", changes={NETS + "size": True}),
     Row("initialisation as published", changes={NETS + "initial": "published"}),
     Row("rates linear instead of log", changes={NETS + "rates": "linear", NETS + "max_rate": 10.0}),
     Row("largest rate 1 instead of 0.3", changes={NETS + "max_rate": 1.0}),
-    Row("server rate x 2", changes={LEARN + "server_rate": 0.01}),
-    Row("server rate / 2", changes={LEARN + "server_rate": 0.0025}),
+    Row("server rate 0.015 instead of 0.0075", changes={LEARN + "server_rate": 0.015}),
+    Row("server rate 0.004", changes={LEARN + "server_rate": 0.004}),
+    Row(
+        "constant server rate 0.005, average of states",
+        changes={
+            LEARN + "server_schedule": "constant",
+            LEARN + "server_rate": 0.005,
+            LEARN + "keep": "average",
+        },
+        watched=True,
+    ),
     Row("server: FedYogi", changes={LEARN + "strategy": "fedyogi"}),
     Row(
         "server: plain average, clients step by SGD 0.01",
@@ -140,7 +148,7 @@ CHOICES = (
     Row("10 clients a round", changes={LEARN + "clients_per_round": 10}),
     Row("all 40 clients a round", changes={LEARN + "clients_per_round": 0}),
     Row("keep the best round", changes={LEARN + "keep": "best"}),
-    Row("keep the last round", changes={LEARN + "keep": "last"}),
+    Row("average of states", changes={LEARN + "keep": "average"}),
     Row("early stopping per client", changes={INNER + "early_stopping": True}),
     Row("3 epochs", changes={INNER + "epochs": 3}),
     Row("10 epochs", changes={INNER + "epochs": 10}),

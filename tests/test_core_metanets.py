@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -288,7 +286,7 @@ def test_a_dead_channel_does_not_run_away(inputs: str) -> None:
     nets = MetaNets(find_sites(nested_net()), inputs=inputs)
     ours = nets(made_up(nets.sites, divergence=2500.0))
     assert ours.mix.isfinite().all()
-    entries = nets._prepared(*nets.entries(made_up(nets.sites, divergence=2500.0))[:2])[0]
+    entries = nets._prepared(*nets.entries(made_up(nets.sites, divergence=2500.0)))[0]
     assert entries.max() < 10
 
 
@@ -299,7 +297,7 @@ def test_scaled_inputs_by_hand(inputs: str) -> None:
         nets.divergence_scale.shift.fill_(0.5)
         nets.divergence_scale.scale.fill_(2.0)
     seen = made_up(nets.sites)
-    divergence, moments = nets._prepared(*nets.entries(seen)[:2])
+    divergence, moments = nets._prepared(*nets.entries(seen))
     d = seen.divergence
     first = (1 + d).log() if inputs == "scaled" else (0.001 + d).log() + 1.5
     torch.testing.assert_close(divergence, 2 * (first - 0.5))
@@ -456,19 +454,3 @@ def test_speed_changes_the_step_but_not_the_start(rates: str) -> None:
             nets.base_mix -= 0.01
         moved.append((before - nets(seen).mix).mean())
     torch.testing.assert_close(moved[1], 10 * moved[0])
-
-
-def test_the_size_input_tells_clients_of_different_sizes_apart() -> None:
-    sites = find_sites(nested_net())
-    nets = MetaNets(sites, size=True, gain=1.0)
-    few, many = (dataclasses.replace(made_up(sites), num_examples=n) for n in (5, 500))
-    assert not torch.allclose(nets(few).rate, nets(many).rate)
-    blind = MetaNets(sites, gain=1.0)
-    assert torch.equal(blind(few).rate, blind(many).rate)
-    together = nets(Profile.stack([few, many]))
-    torch.testing.assert_close(together.rate, torch.stack([nets(few).rate, nets(many).rate]))
-    assert nets.entries(few)[2].item() == pytest.approx(math.log(0.05))
-    weights = {k: torch.stack([p, p]).detach() for k, p in nets.named_parameters()}
-    torch.testing.assert_close(
-        nets.per_client(weights, Profile.stack([few, many])).mix, together.mix
-    )

@@ -48,9 +48,6 @@ class MetaNetsConfig:
         own: BNNet reads the divergences, LRNet the moments (published). whole: both read
         both. A shift that leaves the moments of whole tensors as they are, such as a rotated
         image, shows in the divergences only.
-    size
-        Whether both nets also read the number of the client's training examples, as
-        log(examples / 100): with few of them there are few steps, and the profile is noisy.
     rates
         linear: rate = base x clamp(LRNet), base a learnable number per tensor, as published (a
         base may turn negative; the rate is then cut at 0). log: rate = exp(log base + LRNet),
@@ -85,7 +82,6 @@ class MetaNetsConfig:
     hidden: int = 100
     inputs: Literal["raw", "log1p", "log", "scaled", "standardised"] = "log"
     reads: Literal["own", "whole"] = "whole"
-    size: bool = False
     rates: Literal["linear", "log"] = "log"
     clamp: Literal["straight-through", "inward"] = "inward"
     initial: Literal["published", "sensitive"] = "sensitive"
@@ -196,10 +192,10 @@ class MetaNets(nn.Module):
         norms, layers, params = len(sites.norms), len(sites.layers), len(sites.params)
         hidden = self.config.hidden
         if not self.config.constant:
-            whole, size = norms + 2 * layers, int(self.config.size)
+            whole = norms + 2 * layers
             if norms:
-                self.bnnet = _Mlp(size + (whole if self._whole else norms), hidden, norms)
-            self.lrnet = _Mlp(size + (whole if self._whole else 2 * layers), hidden, params)
+                self.bnnet = _Mlp(whole if self._whole else norms, hidden, norms)
+            self.lrnet = _Mlp(whole if self._whole else 2 * layers, hidden, params)
             if self.config.inputs in ("log", "scaled"):
                 self.divergence_scale = _InputScale(norms)
                 self.moments_scale = _InputScale(2 * layers)
@@ -244,27 +240,18 @@ class MetaNets(nn.Module):
         mix, rate = self.outputs(*self.entries(profile))
         return Hyperparams(mix, rate, self.sites)
 
-    def entries(self, profile: Profile) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the nets read, before any scaling.
-
-        Returns
-        -------
-        divergence, moments, size
-            Shapes (..., B), nats; (..., 2L), means and standard deviations in turn; (..., 1),
-            log of the number of examples over 100.
-        """
+    def entries(self, profile: Profile) -> tuple[Tensor, Tensor]:
+        """Return the nets' inputs: divergences (..., B), and means and sds in turn (..., 2L)."""
         if profile.sites != self.sites:
             raise ValueError(
                 "the profile belongs to another model than the meta-nets: names of layers or "
                 "parameters differ; profile with the model that the meta-nets were learned for"
             )
         like = self.base
-        count = like.new_tensor(profile.each or profile.num_examples).clamp_min(1)
-        size = (count / 100).log().expand(profile.divergence.shape[:-1]).unsqueeze(-1)
-        return profile.divergence.to(like), profile.moments.to(like).flatten(-2), size
+        return profile.divergence.to(like), profile.moments.to(like).flatten(-2)
 
-    def outputs(self, divergence: Tensor, moments: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mix (..., B) and rate (..., P) for what :meth:`entries` returns."""
+    def outputs(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mix (..., B) and rate (..., P) for inputs (..., B) and (..., 2L)."""
         config = self.config
         clamp = clamp_inward if config.clamp == "inward" else clamp_straight_through
         if not config.constant:
@@ -305,9 +292,6 @@ class MetaNets(nn.Module):
             for_rates = moments
             if self._whole:
                 divergence = for_rates = torch.cat([divergence, moments], dim=-1)
-            if config.size:
-                divergence = torch.cat([divergence, size], dim=-1)
-                for_rates = torch.cat([for_rates, size], dim=-1)
             raw_mix = self.bnnet(divergence) if self.sites.norms else divergence[..., :0]
             raw_rate = self.lrnet(for_rates)
         if hasattr(self, "base_mix"):
@@ -330,12 +314,13 @@ class MetaNets(nn.Module):
 
     def per_client(self, weights: Mapping[str, Tensor], profile: Profile) -> Hyperparams:
         """Write hyperparameters of C clients, each by its own weights of shape (C, ...)."""
+        divergence, moments = self.entries(profile)
 
-        def one(own: dict[str, Tensor], *entries: Tensor) -> tuple[Tensor, Tensor]:
-            called: tuple[Tensor, Tensor] = functional_call(_Outputs(self), _prefixed(own), entries)
+        def one(own: dict[str, Tensor], d: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+            called: tuple[Tensor, Tensor] = functional_call(_Outputs(self), _prefixed(own), (d, m))
             return called
 
-        mix, rate = vmap(one)(dict(weights), *self.entries(profile))
+        mix, rate = vmap(one)(dict(weights), divergence, moments)
         return Hyperparams(mix, rate, self.sites)
 
     def save(self, path: str | Path) -> None:
@@ -384,8 +369,8 @@ class _Outputs(nn.Module):
         super().__init__()
         self.nets = nets
 
-    def forward(self, *entries: Tensor) -> tuple[Tensor, Tensor]:
-        return self.nets.outputs(*entries)
+    def forward(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        return self.nets.outputs(divergence, moments)
 
 
 def _prefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,28 +33,24 @@ class Profile:
     moments
         Shape (L, 2): mean and standard deviation of each layer's whole input tensor.
     num_examples
-        Number of examples profiled; of a cohort their sum.
+        Number of examples profiled.
     sites
         The names that the entries belong to.
-    each
-        Of a cohort, the number of examples of each of its C clients; empty for one client.
     """
 
     divergence: Tensor
     moments: Tensor
     num_examples: int
     sites: Sites
-    each: tuple[int, ...] = ()
 
     @classmethod
     def stack(cls, many: Sequence[Profile]) -> Profile:
-        """Stack those of C clients along a new first dimension."""
+        """Stack those of C clients along a new first dimension; examples are added up."""
         return cls(
             torch.stack([p.divergence for p in many]),
             torch.stack([p.moments for p in many]),
             sum(p.num_examples for p in many),
             many[0].sites,
-            tuple(p.num_examples for p in many),
         )
 
 
