@@ -101,7 +101,8 @@ def test_a_cosine_schedule_scales_adams_steps() -> None:
         w.grad = torch.full_like(w, -shift)
         adam.step()
         schedule.step()
-        combined = aggregator.combine(state, [Reply("a", {**state, "w": state["w"] + shift}, 1, {})])
+        moved = {**state, "w": state["w"] + shift}
+        combined = aggregator.combine(state, [Reply("a", moved, 1, {})])
         assert combined is not None
         state = combined
         torch.testing.assert_close(state["w"].double(), w.detach(), rtol=1e-5, atol=1e-6)
