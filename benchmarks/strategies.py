@@ -10,6 +10,7 @@ heterogeneity  the main methods under other label skew, sensors and client sizes
 
     python benchmarks/strategies.py choices --seeds 0-9
     python benchmarks/strategies.py final --seeds 100-109
+    python benchmarks/strategies.py cost          # what personalizing one client costs
 
 Results are appended to strategies.jsonl as they come, one line per row and seed with every client's
 accuracy and loss; a second call computes what is missing or whose settings have changed. Tables
@@ -399,6 +400,51 @@ def _numbers(outcome: Outcome, population: Population) -> list[Any]:
     return [outcome.accuracy, loss, sensor, entropy, outcome.num_train, mix, log_rate, far]
 
 
+def cost(cache: Path, repeats: int = 5) -> str:
+    """Return what a client's personalization costs, in plain fine-tunings, interleaved.
+
+    A plain fine-tuning is that of finetuning-client: the same steps with given hyperparameters.
+    """
+    torch.set_num_threads(1)
+    study = Row("cost").study(0)
+    population, _, model = pretrained(study, cache)
+    clients = clients_of(population, population.names[:20], 0)
+    names = ("finetuning-client", "fedl2p", "gridsearch")
+    seconds: dict[str, list[float]] = {name: [] for name in (*names, "choosing")}
+    work = resident(model)
+    for repeat in range(repeats + 1):
+        for name in names:
+            method = methods.build(name, study.settings)
+            outcomes = method.personalize(model, method.start(model, seed=0), clients)
+            if repeat:  # the first is a warm-up
+                seconds[name].append(statistics.fmean(o.seconds for o in outcomes))
+        fedl2p = methods.build("fedl2p", study.settings)
+        assert isinstance(fedl2p, FedL2P)
+        nets, began = fedl2p.metanets(work.net.sites), time.perf_counter()
+        with torch.no_grad():
+            nets(Profile.stack([profile_of(work, c) for c in clients]))
+        if repeat:
+            seconds["choosing"].append((time.perf_counter() - began) / len(clients))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    floor = medians["finetuning-client"]
+    words = {
+        "finetuning-client": "fine-tuning with given hyperparameters",
+        "choosing": "FedL2P's choice alone (profile, one forward pass)",
+        "fedl2p": "FedL2P, fine-tuning included",
+        "gridsearch": f"grid search over {len(study.settings.grid.points)} points",
+    }
+    lines = [
+        "| per client | seconds | in plain fine-tunings | of grid search |",
+        "|---|---|---|---|",
+    ]
+    for name, what in words.items():
+        share = medians[name] / medians["gridsearch"]
+        lines.append(
+            f"| {what} | {medians[name]:.4f} | {medians[name] / floor:.2f} | {100 * share:.2f} % |"
+        )
+    return "\n".join(lines)
+
+
 # --- tables -----------------------------------------------------------------------------------
 
 
@@ -486,13 +532,18 @@ def seeds_of(text: str) -> list[int]:
 def main() -> None:
     """Run what is missing of a study and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=(*STUDIES, "cost"))
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-9"), help="0-9 or 0,3,7")
     parser.add_argument("--rows", nargs="*", help="names of rows; all by default")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--cache", type=Path, default=Path("runs/strategies"))
     options = parser.parse_args()
+    if options.study == "cost":
+        text = cost(options.cache)
+        (options.out / "strategies-cost.md").write_text(text + "\n")
+        print(text)
+        return
     rows = [r for r in STUDIES[options.study] if not options.rows or r.name in options.rows]
     path = options.out / f"strategies-{options.study}.jsonl"
     options.out.mkdir(parents=True, exist_ok=True)
