@@ -63,12 +63,22 @@ class Trial:
 def study_of(trial: Trial, rounds: int, clients: int) -> Study:
     """Return the digits recipe with the trial's outer loop."""
     study = digits.recipe()
-    meta = study.settings.meta
-    learn = dataclasses.replace(study.learn, rounds=rounds, clients_per_round=clients)
+    nets = dataclasses.replace(study.settings.meta.nets, base_rate=0.05, max_rate=1.0)
+    meta = dataclasses.replace(study.settings.meta, nets=nets)
+    learn = dataclasses.replace(
+        study.learn,
+        rounds=rounds,
+        clients_per_round=clients,
+        server_rate=0.005,
+        server_schedule="constant",
+        keep="average",
+    )
     if trial.meta == PUBLISHED:
         meta = MetaLearning.published(base_rate=meta.nets.base_rate)
         learn = Rounds(rounds=rounds, clients_per_round=clients)
-    config = dataclasses.replace(meta.hypergradient, mode=trial.mode)
+    # The recorded results came before the recipe's later choices (benchmarks/strategies.py): base
+    # rate 0.05, rates up to 1, five exact steps, a constant server rate, averaged states.
+    config = dataclasses.replace(meta.hypergradient, mode=trial.mode, steps=5)
     settings = dataclasses.replace(
         study.settings, meta=dataclasses.replace(meta, hypergradient=config)
     )
@@ -140,7 +150,7 @@ def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
     ratios: dict[str, list[float]] = {mode: [] for mode in MODES}
     for repeat in range(repeats + 1):
         for mode in MODES:
-            config = HypergradientConfig(mode=mode)
+            config = HypergradientConfig(mode=mode, steps=5)
             seconds = []
             for work in (
                 plain,

@@ -262,3 +262,18 @@ def test_a_warp_by_nothing_and_by_a_quarter_turn() -> None:
     torch.testing.assert_close(turned, images.rot90(1, (2, 3)), rtol=0, atol=1e-5)
     moved = warp(images, torch.eye(2), torch.tensor([[1.0, 0.0]]).repeat(5, 1))
     torch.testing.assert_close(moved[..., :-1], images[..., 1:], rtol=0, atol=1e-5)
+
+
+def test_clients_of_different_sizes() -> None:
+    source = Digits(sizes=(5, 20, 200), seen=9, unseen=6)
+    population = source.open(1)
+    for pool, each in ((population.seen, 3), (population.unseen, 2)):
+        counts = collections.Counter(len(population.open(n).train.x) for n in pool)
+        assert counts == {5: each, 20: each, 200: each}
+    for name in population.names:
+        data = population.open(name)
+        train, validation, test = (len(getattr(data, part).x) for part in PARTS)
+        assert validation == {5: 3, 20: 13, 200: 133}[train]
+        assert test == source.test
+    with pytest.raises(ValueError, match="sizes must all be at least 1"):
+        Digits(sizes=(0, 5))

@@ -83,6 +83,36 @@ def test_fedadam_is_adam_on_the_mean_difference() -> None:
     torch.testing.assert_close(first["w"], STATE["w"] + rate)
 
 
+def test_a_cosine_schedule_scales_adams_steps() -> None:
+    """Against torch's Adam and its cosine schedule."""
+    total, rate, tau = 4, 0.1, 1e-8
+    rounds = Rounds(
+        rounds=total,
+        strategy="fedadam",
+        server_rate=rate,
+        server_schedule="cosine",
+        server_tau=tau,
+    )
+    aggregator, state = Aggregator(rounds), dict(STATE)
+    w = STATE["w"].double().clone().requires_grad_()
+    adam = torch.optim.Adam([w], lr=rate, betas=(0.9, 0.99), eps=tau)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=total)
+    for shift in (0.3, -0.1, 0.7, 0.2):
+        w.grad = torch.full_like(w, -shift)
+        adam.step()
+        schedule.step()
+        moved = {**state, "w": state["w"] + shift}
+        combined = aggregator.combine(state, [Reply("a", moved, 1, {})])
+        assert combined is not None
+        state = combined
+        torch.testing.assert_close(state["w"].double(), w.detach(), rtol=1e-5, atol=1e-6)
+    again = Aggregator(rounds)
+    again.remember(aggregator.memory())
+    after = again.combine(state, [Reply("a", {**state, "w": state["w"] + 1.0}, 1, {})])
+    assert after is not None
+    torch.testing.assert_close(after["w"], state["w"])  # the schedule has come to its end
+
+
 @pytest.mark.parametrize("strategy", ["fedadam", "fedyogi"])
 def test_a_server_optimizer_averages_buffers_and_integers(strategy: str) -> None:
     rounds = Rounds(strategy=strategy, server_rate=1.0)  # type: ignore[arg-type]
@@ -151,6 +181,7 @@ def test_too_few_answers_for_bulyan_give_none() -> None:
         ("trim", 0.5),
         ("keep", "first"),
         ("strategy", "magic"),
+        ("server_schedule", "linear"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(field: str, value: object) -> None:

@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "stages": {*_BELOW, "resnets", "rundir", "study"},  # study: for its type alone
     "study": {*_BELOW, "config", "rundir", "stages"},
     "newclient": {"core", "data", "models", "reporting", "rundir", "stages", "study"},
+    "explaining": {"core", "data", "newclient", "reporting", "stages", "study"},
     "learning": {"core", "data", "federation", "methods"},
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
     "app": {*_BELOW, "study", "stages", "recipes"},
@@ -43,6 +44,7 @@ ARROWS: dict[str, set[str]] = {
         "datacommand",
         "study",
         "newclient",
+        "explaining",
         "federation",
         "recipes",
         "reporting",
@@ -75,6 +77,7 @@ PACKAGES: dict[str, set[str]] = {
     "stages": {"torch"},
     "study": set(),
     "newclient": {"torch"},
+    "explaining": {"torch"},
     "learning": {"torch"},
     "recipes": set(),
     "app": {"torch", "flwr"},

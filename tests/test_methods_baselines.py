@@ -28,7 +28,7 @@ def test_a_tensor_with_rate_zero_for_all_stays_the_very_same_and_asks_for_no_gra
         asked.append(set(wanted))
         return {k: torch.full_like(state.params[k], 2.0) for k in wanted}, {}
 
-    after = descent(start, torch.tensor([[0.5, 0.0], [0.0, 0.0]]), gradient, 2)
+    after = descent(start, torch.tensor([[0.5, 0.0], [0.0, 0.0]]), gradient, range(2))
     assert asked == [{"a"}, {"a"}]
     assert after.params["b"].data_ptr() == start.params["b"].data_ptr()
     assert after.params["a"].tolist() == [[-1.0] * 3, [1.0] * 3]

@@ -1,4 +1,4 @@
-"""The command ``fedl2p``: run, personalize, compare, report, recipes.
+"""The command ``fedl2p``: run, personalize, explain, compare, report, recipes.
 
 What a user gets wrong ends in one line on stderr and exit status 2; an interrupted run in one line
 that says how to go on, and exit status 130.
@@ -49,6 +49,36 @@ class Personalize:
     data: Path
     out: Path
     seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Say which entries of a client's data profile moved its hyperparameters, and by how much.
+
+    The client is compared with a typical one: the median profile of the run's seen clients. Writes
+    NAME.html, a picture, and NAME.json, the part of every entry in every hyperparameter.
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run that learned the meta-nets (method fedl2p).
+    client
+        Name of one of the run's clients, as in its clients.csv.
+    data
+        Instead of a client of the run: a new client's .npz file, arrays x_train and y_train.
+    out
+        Folder to write into; by default the folder explain of the run, or explain/new for a new
+        client.
+    device
+        Where to compute profiles that the run did not record: auto is cuda if there is a GPU, else
+        cpu.
+    """
+
+    run: Path
+    client: str | None = None
+    data: Path | None = None
+    out: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -266,6 +296,22 @@ def _personalize(args: list[str]) -> int:
     return 0
 
 
+def _explain(args: list[str]) -> int:
+    options = parse(Explain, args, prog="fedl2p explain")
+    from fedl2p.explaining import explain_client
+
+    with user_errors():
+        explained = explain_client(
+            options.run,
+            client=options.client,
+            data=options.data,
+            out=options.out,
+            device=options.device,
+        )
+    print(explained)
+    return 0
+
+
 def _compare(args: list[str]) -> int:
     import tyro
 
@@ -313,6 +359,7 @@ def _data(args: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "personalize": _personalize,
+    "explain": _explain,
     "compare": _compare,
     "report": _report,
     "recipes": _recipes,
@@ -321,6 +368,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 _SUMMARIES = {
     "run": "run a recipe: fedl2p run RECIPE --out DIR [--FIELD VALUE ...]",
     "personalize": "a new client: fedl2p personalize --run DIR --data FILE.npz --out DIR",
+    "explain": "why a client got its settings: fedl2p explain --run DIR --client NAME",
     "compare": "one table over several seeds: fedl2p compare DIR DIR ...",
     "report": "make report.html again: fedl2p report DIR",
     "recipes": "list the recipes with one line each",

@@ -16,9 +16,14 @@ from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.methods.settings import Settings
 
 DEFAULT_ROUNDS = Rounds(
-    rounds=20, strategy="fedadam", server_rate=0.005, server_tau=1e-8, keep="average"
+    rounds=30,
+    strategy="fedadam",
+    server_rate=0.0075,
+    server_schedule="cosine",
+    server_tau=1e-8,
+    keep="last",
 )
-"""Clients send clipped hypergradients; the server takes an Adam step on their mean."""
+"""As in the digits recipe: clients send clipped hypergradients, the server takes Adam steps."""
 
 
 def learn(

@@ -46,7 +46,7 @@ class HypergradientConfig:
     """
 
     mode: Mode = "truncated"
-    steps: int = 5
+    steps: int = 10
     segment: int = 1
     psi: float = 0.1
     terms: int = 3

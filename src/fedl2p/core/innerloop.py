@@ -43,12 +43,17 @@ class InnerLoop:
         What the last fine-tuning, that of the model which a client uses, reads: its training part,
         or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
         is on the training part alone.
+    early_stopping
+        Keep the client's state after the epoch with the lowest loss on its validation part (the
+        state without fine-tuning counts too), where a method personalizes; learning is not
+        stopped early. A client without a validation part keeps the last state.
     """
 
     epochs: int = 15
     batch_size: int = 32
     statistics: Statistics = "corrected"
     final: Parts = "train"
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -61,6 +66,11 @@ class InnerLoop:
         if self.final not in get_args(Parts):
             wanted = ", ".join(get_args(Parts))
             raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+        if self.early_stopping and self.final != "train":
+            raise ValueError(
+                f"early_stopping judges on the validation part, but final {self.final!r} trains on "
+                "it; set final to 'train', or early_stopping to False"
+            )
 
     def final_data(self, data: ClientData) -> ClientData:
         """Return a client's data as the last fine-tuning reads it."""
@@ -122,6 +132,11 @@ class EpochBatches:
     def __len__(self) -> int:
         """Return epochs x batches per epoch."""
         return self._steps
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches per epoch."""
+        return self._per_epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the inner steps, and no further ones."""
@@ -291,15 +306,20 @@ def run_inner_loop(
     *,
     statistics: Statistics,
     start: NetState | None = None,
+    steps: range | None = None,
 ) -> NetState:
-    """Fine-tune C clients from the global model (or ``start``), without a graph."""
+    """Fine-tune C clients from the global model (or ``start``), without a graph.
+
+    ``steps`` are the numbers of the batches to take, all of them by default.
+    """
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
-    return descent(start, rate, batch_gradient(net, mix, batches), len(batches))
+    chosen = range(len(batches)) if steps is None else steps
+    return descent(start, rate, batch_gradient(net, mix, batches), chosen)
 
 
-def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: int) -> NetState:
+def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: range) -> NetState:
     """Take steps down a gradient, without a graph.
 
     A parameter tensor whose rate, of shape (C, P), is 0 for every client stays the same tensor, and
@@ -309,7 +329,7 @@ def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: int) -> Ne
     moves = zip(start.params, (rate != 0).any(0).tolist(), strict=True)
     wanted = frozenset(name for name, does in moves if does)
     state = start.detach()
-    for step in range(steps):
+    for step in steps:
         grads, stats = gradient(state, step, wanted)
         state = NetState(descended(state.params, rates, grads), stats)
     return state

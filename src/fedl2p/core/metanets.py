@@ -91,7 +91,7 @@ class MetaNetsConfig:
     base_rate: float = 5e-2
     initial_mix: float = 0.75
     min_rate: float = 1e-5
-    max_rate: float = 1.0
+    max_rate: float = 0.3
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
@@ -254,12 +254,41 @@ class MetaNets(nn.Module):
         """Return mix (..., B) and rate (..., P) for inputs (..., B) and (..., 2L)."""
         config = self.config
         clamp = clamp_inward if config.clamp == "inward" else clamp_straight_through
+        if not config.constant:
+            divergence, moments = self._prepared(divergence, moments)
+        raw_mix, raw_rate = self._raw(divergence, moments)
+        mix = clamp(raw_mix, 0.0, 1.0)
+        if config.rates == "linear":
+            rate = config.speed * self.base * clamp(raw_rate, 0.0, config.max_rate)
+            return mix, clamp(rate, 0.0, math.inf)
+        low, high = math.log(config.min_rate), math.log(config.max_rate)
+        return mix, clamp(config.speed * self.base + raw_rate, low, high).exp()
+
+    def prepared(self, profile: Profile) -> tuple[Tensor, Tensor]:
+        """Return what the nets read: the entries (..., B) and (..., 2L) as ``inputs`` says.
+
+        Every entry is changed by itself, so each still stands for one entry of the profile.
+        """
+        return self._prepared(*self.entries(profile))
+
+    def unbounded(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mix (..., B) and rate (..., P) before their bounds, for prepared inputs.
+
+        The rate is its logarithm where the configuration has rates in log space. Differentiable
+        without the special gradients that the bounds have in learning.
+        """
+        mix, rate = self._raw(divergence, moments)
+        shared = self.config.speed * self.base
+        return mix, shared * rate if self.config.rates == "linear" else shared + rate
+
+    def _raw(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mix before its bounds and what LRNet writes, for prepared inputs."""
+        config = self.config
         if config.constant:
             raw_mix = torch.zeros_like(divergence)
             ones = torch.ones_like if config.rates == "linear" else torch.zeros_like
             raw_rate = ones(self.base).expand(*divergence.shape[:-1], -1)
         else:
-            divergence, moments = self._prepared(divergence, moments)
             for_rates = moments
             if self._whole:
                 divergence = for_rates = torch.cat([divergence, moments], dim=-1)
@@ -267,12 +296,7 @@ class MetaNets(nn.Module):
             raw_rate = self.lrnet(for_rates)
         if hasattr(self, "base_mix"):
             raw_mix = config.speed * self.base_mix + raw_mix
-        mix = clamp(raw_mix, 0.0, 1.0)
-        if config.rates == "linear":
-            rate = config.speed * self.base * clamp(raw_rate, 0.0, config.max_rate)
-            return mix, clamp(rate, 0.0, math.inf)
-        low, high = math.log(config.min_rate), math.log(config.max_rate)
-        return mix, clamp(config.speed * self.base + raw_rate, low, high).exp()
+        return raw_mix, raw_rate
 
     def _prepared(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.inputs == "raw":

@@ -66,6 +66,10 @@ class Digits:
         Images in a client's validation part.
     test
         Images in a client's test part.
+    sizes
+        Images in the training parts of clients of different sizes, e.g. (5, 20, 80, 200): the
+        sizes go round among the clients in random order, and a client's validation part is to its
+        training part as validation is to train, but at least 2. Empty: all clients alike.
     rotation
         Largest random rotation of a single image, degrees to either side.
     shift
@@ -82,6 +86,7 @@ class Digits:
     train: int = 96
     validation: int = 64
     test: int = 128
+    sizes: tuple[int, ...] = ()
     rotation: float = 10.0
     shift: float = 0.5
     feature_shift: bool = True
@@ -91,6 +96,8 @@ class Digits:
         for field in ("seen", *PARTS):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.sizes and min(self.sizes) < 1:
+            raise ValueError(f"sizes must all be at least 1, got {self.sizes}")
         if self.unseen < 0:
             raise ValueError(f"unseen must be 0 or more, got {self.unseen}")
         if not self.alpha > 0:
@@ -125,6 +132,7 @@ class DigitsPopulation(Population):
         pools = stratified_split(self._labels, shares, generator=self._generator("pools"))
         self._pools = dict(zip(PARTS, pools, strict=True))
         self._sensors = self._assign_sensors()
+        self._sizes = self._assign_sizes()
         self._opened: OrderedDict[str, ClientData] = OrderedDict()
 
     def open(self, name: str) -> ClientData:
@@ -162,7 +170,7 @@ class DigitsPopulation(Population):
         picked = {}
         for part, pool in self._pools.items():
             rng = self._generator(name, part)
-            count = getattr(self.source, part)
+            count = self._sizes[name][part]
             picked[part] = pool[draw(labels[pool], distribution, count, generator=rng)]
         return picked
 
@@ -211,6 +219,21 @@ class DigitsPopulation(Population):
             order = torch.randperm(len(names), generator=rng).tolist()
             sensors |= {names[at]: kinds[i % len(kinds)] for i, at in enumerate(order)}
         return sensors
+
+    def _assign_sizes(self) -> dict[str, dict[str, int]]:
+        """Return the number of images of each client's parts: a shuffled round robin per pool."""
+        source = self.source
+        usual = {part: getattr(source, part) for part in PARTS}
+        if not source.sizes:
+            return dict.fromkeys(self.names, usual)
+        sizes: dict[str, dict[str, int]] = {}
+        for pool, names in (("seen", self.seen), ("unseen", self.unseen)):
+            order = torch.randperm(len(names), generator=self._generator("sizes", pool)).tolist()
+            for i, at in enumerate(order):
+                train = source.sizes[i % len(source.sizes)]
+                validation = max(2, round(train * source.validation / source.train))
+                sizes[names[at]] = usual | {"train": train, "validation": validation}
+        return sizes
 
     def _generator(self, *what: str) -> torch.Generator:
         return generator(self.seed, "digits", *what)

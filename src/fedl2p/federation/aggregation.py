@@ -48,6 +48,7 @@ class Aggregator:
     """
 
     def __init__(self, rounds: Rounds, *, buffers: Collection[str] = ()) -> None:
+        self._rounds = rounds
         self._strategy = _strategy(rounds)
         self._averaged = frozenset(buffers) if rounds.strategy in SERVER_OPTIMIZERS else frozenset()
         self._steps = 0
@@ -75,6 +76,7 @@ class Aggregator:
             if not names:
                 continue
             if isinstance(strategy, flower.FedAdam | flower.FedYogi):
+                strategy.eta = self._rounds.server_rate_at(self._steps)
                 strategy.current_arrays = {name: wire.payload(state[name]) for name in names}
             if type(strategy) is flower.MultiKrum:
                 trusted = len(ordered) - strategy.num_malicious_nodes

@@ -36,6 +36,9 @@ class Rounds:
         fedmedian, fedtrimmedavg, krum, multikrum, bulyan: bear some hostile answers.
     server_rate
         Learning rate of fedadam and fedyogi.
+    server_schedule
+        How the server's rate changes: constant, or cosine (from server_rate in the first round
+        down towards 0 after the last).
     server_beta1
         Decay rate of the first moment in fedadam and fedyogi, in [0, 1).
     server_beta2
@@ -60,6 +63,7 @@ class Rounds:
     average_decay: float = 0.9
     strategy: Strategy = "fedavg"
     server_rate: float = 0.1
+    server_schedule: Literal["constant", "cosine"] = "constant"
     server_beta1: float = 0.9
     server_beta2: float = 0.99
     server_tau: float = 1e-3
@@ -86,8 +90,17 @@ class Rounds:
             "'best', 'last' or 'average'",
         )
         _need(0 <= self.average_decay < 1, "average_decay", self.average_decay, "in [0, 1)")
+        schedules = ("constant", "cosine")
+        wanted = f"one of {', '.join(schedules)}"
+        _need(self.server_schedule in schedules, "server_schedule", self.server_schedule, wanted)
         known = get_args(Strategy)
         _need(self.strategy in known, "strategy", self.strategy, f"one of {', '.join(known)}")
+
+    def server_rate_at(self, step: int) -> float:
+        """Return the server's rate at its step ``step``, counted from 0."""
+        if self.server_schedule == "constant" or not self.rounds:
+            return self.server_rate
+        return self.server_rate * (1 + math.cos(math.pi * min(step / self.rounds, 1.0))) / 2
 
 
 def _need(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import Resident, evaluate, over_stacks, resident
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import InnerLoop, batches_of, finite, on, run_inner_loop
+from fedl2p.core.innerloop import (
+    EpochBatches,
+    InnerLoop,
+    batches_of,
+    finite,
+    on,
+    run_inner_loop,
+    start_of,
+)
 from fedl2p.core.net import Net, NetState
 from fedl2p.core.profiles import Profile
 from fedl2p.method import Client, Method, Outcome, State, Update
@@ -97,7 +106,49 @@ def tune(
     batches = batches_of(
         net, [c.data for c in clients], [derive_seed(c.seed, "finetune") for c in clients], inner
     )
+    validation = [c.data.validation for c in clients if c.data.validation is not None]
+    if inner.early_stopping and len(validation) == len(clients):
+        return _stopped_early(net, hyperparams, batches, validation, inner)
     return run_inner_loop(net, hyperparams, batches, statistics=inner.statistics)
+
+
+def _stopped_early(
+    net: Net,
+    hyperparams: Hyperparams,
+    batches: EpochBatches,
+    validation: Sequence[Examples],
+    inner: InnerLoop,
+) -> NetState:
+    """Return each client's state after its best epoch; a loss that is not finite never is."""
+
+    def losses(state: NetState) -> Tensor:
+        scores = torch.tensor([loss for loss, _ in evaluate(net, state, mix, validation)])
+        return scores.nan_to_num(nan=math.inf)
+
+    mix = hyperparams.mix.detach()
+    state = best = start_of(net, len(mix), inner.statistics, steps=len(batches))
+    lowest = losses(state)
+    for begin in range(0, len(batches), batches.per_epoch):
+        steps = range(begin, begin + batches.per_epoch)
+        state = run_inner_loop(
+            net, hyperparams, batches, statistics=inner.statistics, start=state, steps=steps
+        )
+        loss = losses(state)
+        best = _chosen(loss < lowest, state, best)
+        lowest = torch.minimum(lowest, loss)
+    return best
+
+
+def _chosen(first: Tensor, one: NetState, other: NetState) -> NetState:
+    """Return the state ``one`` of the clients where ``first`` (C,), the ``other`` elsewhere."""
+
+    def merge(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(first.to(a.device).view(-1, *(1,) * (a.dim() - 1)), a, b)
+
+    return NetState(
+        {k: merge(v, other.params[k]) for k, v in one.params.items()},
+        {k: merge(v, other.stats[k]) for k, v in one.stats.items()},
+    )
 
 
 @dataclass(frozen=True)

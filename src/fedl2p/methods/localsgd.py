@@ -207,7 +207,7 @@ def descend(
     """
     rates = uniform(net, len(clients), mix=1.0, rate=rate, only=only).rate
     gradient = gradient or loss_gradient(net, clients, inner, stream)
-    return descent(start, rates, gradient, inner.steps(len(clients[0].data.train.x)))
+    return descent(start, rates, gradient, range(inner.steps(len(clients[0].data.train.x))))
 
 
 def loss_gradient(net: Net, clients: Sequence[Client], inner: InnerLoop, stream: str) -> Gradient:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedl2p.reporting.svg import element, nice_ticks, text
@@ -32,12 +32,19 @@ class Axis:
         return f"{100 * self.place(value):.2f}%"
 
 
-def upright_lines(axis: Axis, *, top: float, bottom: float, words_at: float) -> str:
+def upright_lines(
+    axis: Axis,
+    *,
+    top: float,
+    bottom: float,
+    words_at: float,
+    words: Callable[[float], str] = signed,
+) -> str:
     """Draw a line at every tick of a horizontal axis of differences, the one at zero stronger."""
     parts = []
     for tick in axis.ticks:
         x = axis.across(tick)
         kind = "zero" if tick == 0 else "grid"
         parts.append(element("line", x1=x, x2=x, y1=top, y2=bottom, class_=kind))
-        parts.append(text(signed(tick), x=x, y=words_at, text_anchor="middle"))
+        parts.append(text(words(tick), x=x, y=words_at, text_anchor="middle"))
     return "".join(parts)

@@ -54,7 +54,7 @@ def write_page(folder: str | Path) -> Path:
     if not run.report.methods:
         raise damaged(run.path / "clients.csv", "it has no client with a result")
     path = run.path / "report.html"
-    write_atomically(path, _render(page_content(run)))
+    write_atomically(path, render("report.html", page_content(run)))
     return path
 
 
@@ -99,7 +99,14 @@ def page_content(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _render(content: Mapping[str, Any]) -> str:
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """Return a page made of one of the templates.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If jinja2 is not installed; the line says how to install it.
+    """
     try:
         import jinja2
         from markupsafe import Markup
@@ -118,7 +125,7 @@ def _render(content: Mapping[str, Any]) -> str:
     environment.filters["markup"] = Markup
     environment.filters["points"] = words.points
     environment.filters["percent"] = words.percent
-    return environment.get_template("report.html").render(content) + "\n"
+    return environment.get_template(template).render(content) + "\n"
 
 
 def _failures(run: RunFolder) -> list[tuple[str, str, str, str]]:

@@ -64,7 +64,7 @@ def strategy_panels(groups: Sequence[Group]) -> list[Panel]:
         return []
     maps = _maps([view.strategy for group in groups for view in group.clients if view.strategy])
     columns = sum(len(one.columns) for one in maps)
-    head = max(_head(one.columns) for one in maps)
+    head = max(head_height(one.columns) for one in maps)
     rows = Rows.of(groups, head)
     return [*(_heat_panel(one, rows, columns) for one in maps), _gain_panel(rows)]
 
@@ -127,11 +127,8 @@ def _maps(table: Sequence[Strategy]) -> list[_Map]:
 
 
 def _heat_panel(one: _Map, rows: Rows, all_columns: int) -> Panel:
-    # A picture gets its share of the width, and names that would touch are left out.
-    room = int(PANELS_WIDTH / NAME_WIDTH * len(one.columns) / all_columns)
-    most = min(MOST_COLUMN_NAMES, max(FEWEST_COLUMN_NAMES, room))
-    every = math.ceil(len(one.columns) / most)
-    parts = [_column_names(one.columns, every, rows.head), row_names(rows)]
+    every = one_name_in(len(one.columns), all_columns)
+    parts = [column_names(one.columns, every, rows.head), row_names(rows)]
     for group, top in zip(rows.groups, rows.starts, strict=True):
         pixels = [
             [one.scale.colour(one.value(view.strategy, column)) for column in one.columns]
@@ -158,7 +155,7 @@ def _heat_panel(one: _Map, rows: Rows, all_columns: int) -> Panel:
         one.scale.legend(one.ends) + _unit(one.unit),
         drawing("".join(parts), height=rows.bottom + 2, label=label),
         len(one.columns),
-        round(rows.head - _head(one.columns)),
+        round(rows.head - head_height(one.columns)),
     )
 
 
@@ -188,16 +185,26 @@ def _gain_panel(rows: Rows) -> Panel:
         _unit("percentage points"),
         drawing("".join(parts), height=rows.bottom + 2, label="Gain: bars, one row per client"),
         5,
-        round(rows.head - _head(())),
+        round(rows.head - head_height(())),
     )
 
 
-def _head(columns: Sequence[str]) -> float:
+def one_name_in(columns: int, all_columns: int) -> int:
+    """Return how many columns share one name, so that names do not touch.
+
+    A picture gets its share of the width that pictures side by side divide.
+    """
+    room = int(PANELS_WIDTH / NAME_WIDTH * columns / all_columns)
+    return math.ceil(columns / min(MOST_COLUMN_NAMES, max(FEWEST_COLUMN_NAMES, room)))
+
+
+def head_height(columns: Sequence[str]) -> float:
     """Return the height that upright column names need, pixels."""
     return 14.0 + 6.2 * max((min(len(name), LONGEST_NAME) for name in columns), default=2)
 
 
-def _column_names(columns: Sequence[str], every: int, head: float) -> str:
+def column_names(columns: Sequence[str], every: int, head: float) -> str:
+    """Write one in ``every`` column names upright, ending just above ``head`` pixels."""
     parts = []
     for i in range(0, len(columns), every):
         name = shorten(columns[i], LONGEST_NAME)

@@ -45,8 +45,13 @@ def title(words: str) -> str:
     return f"<title>{html.escape(words)}</title>"
 
 
-def drawing(content: str, *, height: float, label: str) -> str:
-    """Return a drawing as wide as its container. ``label`` says what it shows to those who hear."""
+def drawing(content: str, *, height: float, label: str, description: str = "") -> str:
+    """Return a drawing as wide as its container. ``label`` says what it shows to those who hear.
+
+    ``description`` says more: what stands out in it.
+    """
+    if description:
+        content = title(label) + f"<desc>{html.escape(description)}</desc>" + content
     return element(
         "svg", content, width="100%", height=height, role="img", aria_label=label, class_="drawing"
     )

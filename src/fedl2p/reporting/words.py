@@ -49,9 +49,9 @@ def span(counts: list[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def short_number(value: float) -> str:
-    """Return two digits, as a person writes them."""
+def short_number(value: float, digits: int = 2) -> str:
+    """Return two digits, or a few more, as a person writes them."""
     if value == 0 or 0.001 <= abs(value) < 1000:
-        return f"{float(f'{value:.2g}'):g}"
-    mantissa, exponent = f"{value:.0e}".split("e")
+        return f"{float(f'{value:.{digits}g}'):g}"
+    mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
