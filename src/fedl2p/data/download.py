@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fedl2p.data.folders import Tell, silent
+from fedl2p.data.folders import Tell, needs, silent
 
 if TYPE_CHECKING:
     import requests
@@ -84,6 +85,17 @@ def fetch(remote: Remote, root: Path, tell: Tell = silent) -> Path:
     return path
 
 
+def fetch_all(remotes: Iterable[Remote], root: Path, tell: Tell = silent) -> list[str]:
+    """Fetch files one after another; return what was wrong with each that could not be fetched."""
+    problems = []
+    for remote in remotes:
+        try:
+            fetch(remote, root, tell)
+        except ValueError as problem:
+            problems.append(str(problem))
+    return problems
+
+
 def verify(remote: Remote, root: Path, tell: Tell = silent) -> str | None:
     """Return what is wrong with a file that should be in ``root``, in one line, or None."""
     path = root / remote.name
@@ -124,7 +136,8 @@ def _download(remote: Remote, path: Path, tell: Tell) -> None:
 
 def _go_on(remote: Remote, part: Path, mark: Path, tell: Tell) -> str:
     """Fetch what is missing of NAME.part; return "" when it is whole, else why it is not."""
-    import requests
+    with needs("requests"):
+        import requests
 
     have, version = _kept(remote, part, mark)
     headers = {"Accept-Encoding": "identity"}

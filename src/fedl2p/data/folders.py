@@ -18,9 +18,10 @@ All three raise ValueError, in one line, where they cannot do their work.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,14 @@ Tell = Callable[[str, int, int | None], None]
 
 Called with growing ``done``, last with ``done == total``; a change of ``what`` begins another bar.
 """
+
+EXTRAS = {
+    "PIL": "data",
+    "requests": "data",
+    "datasets": "huggingface",
+    "flwr_datasets": "huggingface",
+}
+"""Packages that only some data sets need, and the extra of this package that brings each."""
 
 Verb = Literal["get", "check", "make"]
 
@@ -89,3 +98,16 @@ def missing(path: Path, name: str) -> ValueError:
         f"{path} is missing; get it with `fedl2p data get {name} --root {path.parent}`, which says "
         "what to place where if it cannot be downloaded"
     )
+
+
+@contextlib.contextmanager
+def needs(package: str) -> Iterator[None]:
+    """Say which extra brings a package that is imported in the block, if it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").partition(".")[0] != package:
+            raise
+        raise ValueError(
+            f"{package} is not installed; install it with: pip install 'fedl2p[{EXTRAS[package]}]'"
+        ) from None
