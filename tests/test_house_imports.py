@@ -55,7 +55,7 @@ PACKAGES: dict[str, set[str]] = {
     "core": {"torch", "safetensors"},
     "method": {"torch"},
     "methods": {"torch"},
-    "data": {"torch", "numpy", "sklearn", "PIL", "requests", "filelock"},
+    "data": {"torch", "numpy", "sklearn", "PIL", "requests", "filelock", "scipy", "soundfile"},
     "models": {"torch"},
     "federation": {"torch", "numpy", "safetensors", "flwr", "rich", "tensorboard"},
     "reporting": {"torch", "numpy", "jinja2", "markupsafe"},
