@@ -1,7 +1,7 @@
 """Models that the recipes train, and how a study names one.
 
 A model is named ``package.module:callable``; the callable takes the shape of one example and the
-number of classes and returns a ``torch.nn.Module``. The models here are of that kind; a user's
+number of classes and returns a ``torch.nn.Module``. Those here are of that kind; a user's
 own needs nothing of this package.
 """
 
@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fedl2p.resnets import ResNet18
 from fedl2p.seeds import derive_seed
 
 Builder = Callable[[Sequence[int], int], nn.Module]
@@ -159,6 +160,21 @@ def small_resnet(shape: Sequence[int], classes: int) -> nn.Module:
 def small_mel(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallMel` for log-mel features of shape (channels, frames, bins)."""
     return SmallMel(_channels(shape, "small_mel"), shape[2], classes)
+
+
+def resnet18_cifar(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a ResNet-18 for small images: 3 x 3 stem of stride 1, no pooling."""
+    return ResNet18(_channels(shape, "resnet18_cifar"), classes, stem="cifar")
+
+
+def resnet18_imagenet(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return torchvision's ResNet-18: 7 x 7 stem of stride 2 and max-pooling."""
+    return ResNet18(_channels(shape, "resnet18_imagenet"), classes, stem="imagenet")
+
+
+def resnet18_speech(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a ResNet-18 for log-mel filter banks: 7 x 7 stem of stride 2, no pooling."""
+    return ResNet18(_channels(shape, "resnet18_speech"), classes, stem="speech")
 
 
 def load(spec: str, *, shape: Sequence[int], classes: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,9 +45,12 @@ class ClientData:
     raw
         The training examples in the form that ``augment`` takes, shape (n, ...), if that is not the
         model's own: waveforms, where ``train.x`` holds their spectra. None: it takes ``train.x``.
-    weights
-        How often each training example is drawn, shape (n,), > 0: an epoch then draws n examples
-        with replacement, in proportion. None: every example once per epoch, in random order.
+    raw_validation
+        The same of the validation examples: what :meth:`joined` adds to ``raw``.
+    balanced
+        Whether training batches hold each class that the client has equally often on average: an
+        epoch then draws as many examples as there are, with replacement. If not, an epoch is every
+        example once.
     """
 
     train: Examples
@@ -54,7 +58,8 @@ class ClientData:
     test: Examples | None = None
     augment: Augment | None = None
     raw: Tensor | None = None
-    weights: Tensor | None = None
+    raw_validation: Tensor | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -73,15 +78,35 @@ class ClientData:
                     f"{part}: labels must be a 1-d integer tensor, got shape "
                     f"{tuple(examples.y.shape)} of {examples.y.dtype}"
                 )
-        count = len(self.train.x)
-        if self.raw is not None and (self.augment is None or len(self.raw) != count):
-            raise ValueError(
-                f"raw has {len(self.raw)} examples for {count} training examples "
-                f"{'and no augment' if self.augment is None else ''}; give one each, and an "
-                "augment that turns them into the model's inputs"
-            )
-        if self.weights is not None:
-            _check_weights(self.weights, count)
+        self._check_raw()
+
+    def _check_raw(self) -> None:
+        if self.raw is not None and self.augment is None:
+            raise ValueError("raw is given without augment, which makes inputs of it; give both")
+        parts = (
+            ("raw", self.raw, self.train),
+            ("raw_validation", self.raw_validation, self.validation),
+        )
+        for name, raw, part in parts:
+            wanted = 0 if part is None else len(part.x)
+            if raw is not None and len(raw) != wanted:
+                raise ValueError(
+                    f"{name} has {len(raw)} examples where {wanted} are wanted; give one for each "
+                    "example of the part"
+                )
+
+    def joined(self) -> ClientData:
+        """Return the same data with the validation part joined to the training part as well."""
+        if self.validation is None:
+            return self
+        x = torch.cat([self.train.x, self.validation.x])
+        y = torch.cat([self.train.y, self.validation.y])
+        if self.raw is None:
+            return dataclasses.replace(self, train=Examples(x, y))
+        if self.raw_validation is None:
+            raise ValueError("raw_validation is missing, without which raw cannot be joined")
+        raw = torch.cat([self.raw, self.raw_validation])
+        return dataclasses.replace(self, train=Examples(x, y), raw=raw)
 
     def to(self, device: torch.device | str) -> ClientData:
         """Return the same data on another device."""
@@ -91,7 +116,8 @@ class ClientData:
             None if self.test is None else self.test.to(device),
             self.augment,
             None if self.raw is None else self.raw.to(device),
-            self.weights,
+            None if self.raw_validation is None else self.raw_validation.to(device),
+            self.balanced,
         )
 
 
@@ -106,17 +132,7 @@ def class_balance(y: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        For :attr:`ClientData.weights`: shape (n,), float64, sums to 1.
+        Shape (n,), float64, sums to 1.
     """
     counts = torch.bincount(y)
     return 1.0 / (counts[y] * (counts > 0).sum()).to(torch.float64)
-
-
-def _check_weights(weights: Tensor, count: int) -> None:
-    if weights.shape != (count,):
-        raise ValueError(
-            f"weights have shape {tuple(weights.shape)}, but there are {count} training examples; "
-            "give one weight each"
-        )
-    if not bool((weights > 0).all() and weights.isfinite().all()):
-        raise ValueError("weights must all be above 0 and finite; leave examples out instead")

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedl2p.core.clientdata import Augment, ClientData, Examples
+from fedl2p.core.clientdata import Augment, ClientData, Examples, class_balance
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.seeds import derive_seed, generator
+
+Parts = Literal["train", "train+validation"]
+"""The parts of a client's data that training reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,16 @@ class InnerLoop:
         How the client's running batch-norm statistics start: corrected (bias removed, our
         default), published (mean 0, variance 1, as in the reference), or global (at the global
         model's, as in plain training).
+    final
+        What the last fine-tuning, that of the model which a client uses, reads: its training part,
+        or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
+        is on the training part alone.
     """
 
     epochs: int = 15
     batch_size: int = 32
     statistics: Statistics = "corrected"
+    final: Parts = "train"
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -50,6 +58,13 @@ class InnerLoop:
         if self.statistics not in get_args(Statistics):
             wanted = ", ".join(get_args(Statistics))
             raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
+        if self.final not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+
+    def final_data(self, data: ClientData) -> ClientData:
+        """Return a client's data as the last fine-tuning reads it."""
+        return data.joined() if self.final == "train+validation" else data
 
 
 class DivergedError(ArithmeticError):
@@ -81,9 +96,8 @@ class EpochBatches:
         One per client, applied to its batches; None for none.
     raw
         One per client: what its augment takes instead of the examples' ``x``; None for ``x``.
-    weights
-        One per client, shape (n,): an epoch draws n examples with replacement in proportion to
-        them; None for every example once.
+    balanced
+        One per client, as in :class:`~fedl2p.core.clientdata.ClientData`; none for all False.
     """
 
     def __init__(
@@ -95,7 +109,7 @@ class EpochBatches:
         batch_size: int,
         augment: Sequence[Augment | None] = (),
         raw: Sequence[Tensor | None] = (),
-        weights: Sequence[Tensor | None] = (),
+        balanced: Sequence[bool] = (),
     ) -> None:
         self._sources = [e.x for e in examples]
         self._x = torch.stack(self._sources)
@@ -104,7 +118,7 @@ class EpochBatches:
         self._size = batch_size
         self._augment = list(augment) if any(augment) else []
         self._raw = list(raw) or [None] * len(examples)
-        self._weights = list(weights) or [None] * len(examples)
+        self._balanced = list(balanced) or [False] * len(examples)
         self._per_epoch = -(-self._x.shape[1] // batch_size)
         self._steps = epochs * self._per_epoch
         self._orders: dict[int, Tensor] = {}
@@ -129,17 +143,15 @@ class EpochBatches:
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            pairs = zip(self.seeds, self._weights, strict=True)
-            drawn = [self._drawn(generator(s, "order", epoch), w) for s, w in pairs]
+            drawn = [self._drawn(c, generator(s, "order", epoch)) for c, s in enumerate(self.seeds)]
             self._orders[epoch] = torch.stack(drawn).to(self._x.device)
         return self._orders[epoch]
 
-    def _drawn(self, rng: torch.Generator, weights: Tensor | None) -> Tensor:
+    def _drawn(self, client: int, rng: torch.Generator) -> Tensor:
         n = self._x.shape[1]
-        if weights is None:
+        if not self._balanced[client]:
             return torch.randperm(n, generator=rng)
-        # by inversion: multinomial would tie the draws to one device and its own algorithm
-        ends = weights.to("cpu", torch.float64).cumsum(0)
+        ends = class_balance(self._y[client].cpu()).cumsum(0)
         uniform = torch.rand(n, generator=rng, dtype=torch.float64)
         return torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=n - 1)
 
@@ -157,7 +169,7 @@ class EpochBatches:
                 continue
             raw = self._raw[c]
             source = self._sources[c] if raw is None else raw
-            key = (id(augment), source.data_ptr(), id(self._weights[c]), self.seeds[c])
+            key = (id(augment), source.data_ptr(), self._balanced[c], self.seeds[c])
             if key not in done:
                 # a generator per step, not per run: a step can be computed again (checkpointing)
                 rng = generator(self.seeds[c], "augment", step)
@@ -350,7 +362,7 @@ def batches_of(
         batch_size=inner.batch_size,
         augment=[d.augment for d in data],
         raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
-        weights=[d.weights for d in data],
+        balanced=[d.balanced for d in data],
     )
 
 

@@ -22,7 +22,7 @@ from fedl2p.data.folders import Tell, needs, silent
 if TYPE_CHECKING:
     import requests
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # what is lost, at most, where a connection breaks
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces of the answer
 TRIES = 5
 PAUSE = 1.0  # seconds before the second try; twice as long before each further one
@@ -110,14 +110,14 @@ def _download(remote: Remote, path: Path, tell: Tell) -> None:
     """Download into NAME.part, try again where the connection breaks, check, and rename."""
     part = path.with_name(path.name + ".part")
     mark = part.with_name(part.name + ".json")
-    reason = ""
+    reason, again = "", True
     for tried in range(TRIES):
         if tried:
             time.sleep(PAUSE * 2 ** (tried - 1))
-        reason = _go_on(remote, part, mark, tell)
-        if not reason:
+        reason, again = _go_on(remote, part, mark, tell)
+        if not again:
             break
-    else:
+    if reason:
         kept = f"; {part.stat().st_size} bytes are kept in {part}" if part.exists() else ""
         raise ValueError(
             f"cannot download {remote.url} ({reason}){kept}: try again to go on, or download it by "
@@ -134,8 +134,14 @@ def _download(remote: Remote, path: Path, tell: Tell) -> None:
     mark.unlink(missing_ok=True)
 
 
-def _go_on(remote: Remote, part: Path, mark: Path, tell: Tell) -> str:
-    """Fetch what is missing of NAME.part; return "" when it is whole, else why it is not."""
+def _go_on(remote: Remote, part: Path, mark: Path, tell: Tell) -> tuple[str, bool]:
+    """Fetch what is missing of NAME.part.
+
+    Returns
+    -------
+    reason, again
+        Why it is not whole, "" if it is; and whether trying again may help.
+    """
     with needs("requests"):
         import requests
 
@@ -149,8 +155,8 @@ def _go_on(remote: Remote, part: Path, mark: Path, tell: Tell) -> str:
                 total = _total(answer, 0)
                 if total != have:
                     part.unlink()
-                    return "the file on the server has changed"
-                return ""
+                    return "the file on the server has changed", True
+                return "", False
             answer.raise_for_status()
             have = have if answer.status_code == 206 and _begins_at(answer, have) else 0
             total = _total(answer, have)
@@ -158,10 +164,11 @@ def _go_on(remote: Remote, part: Path, mark: Path, tell: Tell) -> str:
             with part.open("ab" if have else "wb") as file:
                 done = _receive(answer, file, have, total, remote.name, tell)
     except requests.RequestException as problem:
-        return _reason(problem)
+        status = 0 if problem.response is None else problem.response.status_code
+        return _reason(problem), not 400 <= status < 500 or status == 429
     if total is not None and done != total:
-        return f"only {done} of {total} bytes came"
-    return ""
+        return f"only {done} of {total} bytes came", True
+    return "", False
 
 
 def _kept(remote: Remote, part: Path, mark: Path) -> tuple[int, str]:
@@ -215,8 +222,14 @@ def _reason(problem: Exception) -> str:
     answer = getattr(problem, "response", None)
     if answer is not None:
         return f"the server answered {answer.status_code} {answer.reason}"
-    text = " ".join(str(problem).split())
-    return f"{type(problem).__name__}: {text[:200]}"
+    name = type(problem).__name__
+    known = {
+        "ChunkedEncodingError": "the connection broke",
+        "ConnectionError": "no connection to the server",
+        "ConnectTimeout": "no connection to the server",
+        "ReadTimeout": "the server fell silent",
+    }
+    return known.get(name, f"{name}: {' '.join(str(problem).split())[:200]}")
 
 
 def _sum(remote: Remote, path: Path, tell: Tell) -> str | None:
@@ -225,7 +238,7 @@ def _sum(remote: Remote, path: Path, tell: Tell) -> str | None:
     digest = hashlib.new(kind, usedforsecurity=False)
     total, done = path.stat().st_size, 0
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
+        while piece := file.read(1 << 20):
             digest.update(piece)
             done += len(piece)
             tell(f"checking {remote.name}", done, total)

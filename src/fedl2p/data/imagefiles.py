@@ -17,8 +17,10 @@ AHEAD = 64
 """Files read and decoded at a time."""
 
 
-def decode(content: bytes, *, size: tuple[int, int] | None, source: str) -> np.ndarray[Any, Any]:
-    """Return an image file's pixels in three channels.
+def decode(
+    content: bytes, *, size: tuple[int, int] | None, source: str, channels: int = 3
+) -> np.ndarray[Any, Any]:
+    """Return an image file's pixels.
 
     Parameters
     ----------
@@ -29,11 +31,13 @@ def decode(content: bytes, *, size: tuple[int, int] | None, source: str) -> np.n
         leave it as it is.
     source
         What to call the file in messages.
+    channels
+        3 for colours, 1 for grey.
 
     Returns
     -------
     ndarray
-        Shape (3, height, width), uint8.
+        Shape (channels, height, width), uint8.
 
     Raises
     ------
@@ -46,7 +50,7 @@ def decode(content: bytes, *, size: tuple[int, int] | None, source: str) -> np.n
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as opened:
-                image = opened.convert("RGB")
+                image = opened.convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as e:
         why = " ".join(str(e).split())[:200] or type(e).__name__
         raise ValueError(
@@ -54,14 +58,17 @@ def decode(content: bytes, *, size: tuple[int, int] | None, source: str) -> np.n
         ) from None
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
 
 
 def decode_all(
-    files: Iterable[tuple[str, bytes]], *, size: tuple[int, int] | None
+    files: Iterable[tuple[str, bytes]], *, size: tuple[int, int] | None, channels: int = 3
 ) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the pixels of (source, content) pairs in order; a few are decoded at a time."""
     waiting = iter(files)
     with ThreadPoolExecutor() as pool:
         while ahead := list(islice(waiting, AHEAD)):
-            yield from pool.map(lambda f: decode(f[1], size=size, source=f[0]), ahead)
+            yield from pool.map(
+                lambda f: decode(f[1], size=size, source=f[0], channels=channels), ahead
+            )

@@ -148,7 +148,15 @@ class _Encode(_Name):
         return text.encode("latin1")
 
 
+class _Empty(_Name):
+    """Stands for bytes, by which Python 3 writes an empty byte string for Python 2."""
+
+    def __call__(self) -> bytes:
+        return b""
+
+
 _NAMES: dict[tuple[str, str], _Name] = {
+    ("__builtin__", "bytes"): _Empty(),
     ("_codecs", "encode"): _Encode(),
     ("numpy", "ndarray"): _NDArray(),
     ("numpy", "dtype"): _MakeDType(),

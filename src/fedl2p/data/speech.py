@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedl2p.core.clientdata import ClientData, Examples, class_balance
+from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.data.archives import extract
 from fedl2p.data.cache import Allocate, Cached, Columns, cached
 from fedl2p.data.commands import CLASSES, Layout, class_of, problems, read_noise, scan
@@ -175,14 +175,15 @@ class SpeechPopulation(Population):
     def open(self, name: str) -> ClientData:
         """Return a speaker's data: features of shape (n, 1, frames, bins), normalised, float32."""
         train, validation, test = self.rows(name)
-        y = self._labels[train]
+        distort = self.source.distort
         return ClientData(
             train=self._examples(train),
             validation=self._examples(validation),
             test=self._examples(test),
-            augment=self._distort if self.source.distort else None,
-            raw=self._read("waveform", train) if self.source.distort else None,
-            weights=class_balance(y) if self.source.balanced else None,
+            augment=self._distort if distort else None,
+            raw=self._read("waveform", train) if distort else None,
+            raw_validation=self._read("waveform", validation) if distort else None,
+            balanced=self.source.balanced,
         )
 
     def about(self, name: str) -> Mapping[str, str | float]:

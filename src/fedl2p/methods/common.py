@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,19 +107,20 @@ def personalize_with(
     net = resident(model).net
     tests = [_test_part(c) for c in clients]
     before = evaluate_plain(net, clients, tests)
+    final = [dataclasses.replace(c, data=inner.final_data(c.data)) for c in clients]
 
     def stack(members: list[int]) -> list[Outcome]:
         began = time.perf_counter()
         hyperparams, profiles = choose(members)
         hyperparams = on(net, hyperparams)
-        state = tune(net, [clients[i] for i in members], hyperparams, inner)
+        state = tune(net, [final[i] for i in members], hyperparams, inner)
         seconds = (time.perf_counter() - began) / len(members)
         sound = finite(state).tolist()
         after = evaluate(net, state, hyperparams.mix, [tests[i] for i in members])
         return [
             Outcome(
                 clients[i].name,
-                len(clients[i].data.train.x),
+                len(final[i].data.train.x),
                 len(tests[i].x),
                 accuracy_before=before[i][1],
                 accuracy=after[j][1],

@@ -8,6 +8,7 @@ like weights (the paper's nets had none), the count of batches and frozen parame
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -107,6 +108,8 @@ class FedAvg(Method):
         net = resident(model).net
         inner = InnerLoop(epochs=self.local.epochs, batch_size=self.local.batch_size)
         judged = self.validate(model, state, clients)
+        if self.local.reads == "train+validation":
+            clients = [dataclasses.replace(c, data=c.data.joined()) for c in clients]
 
         def stack(members: list[int]) -> list[Update]:
             own = [clients[i] for i in members]

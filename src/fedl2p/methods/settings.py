@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedl2p.core.hypergrad import HypergradientConfig
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.innerloop import InnerLoop, Parts
 from fedl2p.core.metanets import MetaNetsConfig
 
 
@@ -26,6 +26,8 @@ class LocalTraining:
         Factor on the rate at each round of decay_rounds.
     decay_rounds
         Rounds from which on the rate is multiplied by decay once more.
+    reads
+        The training part, or the validation part too (published for CIFAR-10).
     """
 
     epochs: int = 1
@@ -33,6 +35,7 @@ class LocalTraining:
     rate: float = 0.1
     decay: float = 0.1
     decay_rounds: tuple[int, ...] = ()
+    reads: Parts = "train"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
