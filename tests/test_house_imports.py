@@ -67,6 +67,8 @@ PACKAGES: dict[str, set[str]] = {
         "filelock",
         "datasets",
         "flwr_datasets",
+        "scipy",
+        "soundfile",
     },
     "resnets": {"torch"},
     "models": {"torch"},

@@ -109,6 +109,44 @@ class SmallResNet(nn.Module):
         return cast(Tensor, self.head(self.blocks(self.stem(x)).mean(dim=(2, 3))))
 
 
+class SmallMel(nn.Module):
+    """A small net for log-mel features: three strided blocks, the mean over time, a linear head.
+
+    Unlike the mean over the whole image, the mean over time alone tells low from high frequencies.
+
+    Parameters
+    ----------
+    channels
+        Channels of the input, 1 for log-mel features.
+    bins
+        Mel bins, the last dimension of the input.
+    classes
+        Number of logits.
+    widths
+        Channels of the three blocks; each halves time and frequency.
+    """
+
+    def __init__(
+        self, channels: int, bins: int, classes: int, *, widths: tuple[int, int, int] = (8, 16, 32)
+    ) -> None:
+        super().__init__()
+        one, two, three = widths
+        self.conv1 = nn.Conv2d(channels, one, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(one)
+        self.conv2 = nn.Conv2d(one, two, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(two)
+        self.conv3 = nn.Conv2d(two, three, 3, stride=2, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(three)
+        self.head = nn.Linear(three * -(-bins // 8), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (n, channels, frames, bins) to logits (n, classes)."""
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.relu(self.norm3(self.conv3(x)))
+        return cast(Tensor, self.head(x.mean(dim=2).flatten(1)))
+
+
 def small_conv(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallConv` for images of shape (channels, height, width)."""
     return SmallConv(_channels(shape, "small_conv"), classes)
@@ -117,6 +155,11 @@ def small_conv(shape: Sequence[int], classes: int) -> nn.Module:
 def small_resnet(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallResNet` for images of shape (channels, height, width)."""
     return SmallResNet(_channels(shape, "small_resnet"), classes)
+
+
+def small_mel(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a :class:`SmallMel` for log-mel features of shape (channels, frames, bins)."""
+    return SmallMel(_channels(shape, "small_mel"), shape[2], classes)
 
 
 def resnet18_cifar(shape: Sequence[int], classes: int) -> nn.Module:

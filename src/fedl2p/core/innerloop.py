@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedl2p.core.clientdata import Augment, ClientData, Examples
+from fedl2p.core.clientdata import Augment, ClientData, Examples, class_balance
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
@@ -108,6 +108,10 @@ class EpochBatches:
         As in :class:`InnerLoop`.
     augment
         One per client, applied to its batches; None for none.
+    raw
+        One per client: what its augment takes instead of the examples' ``x``; None for ``x``.
+    balanced
+        One per client, as in :class:`~fedl2p.core.clientdata.ClientData`; none for all False.
     """
 
     def __init__(
@@ -118,12 +122,17 @@ class EpochBatches:
         epochs: int,
         batch_size: int,
         augment: Sequence[Augment | None] = (),
+        raw: Sequence[Tensor | None] = (),
+        balanced: Sequence[bool] = (),
     ) -> None:
-        self._x = torch.stack([e.x for e in examples])
+        self._sources = [e.x for e in examples]
+        self._x = torch.stack(self._sources)
         self._y = torch.stack([e.y for e in examples])
         self.seeds = tuple(seeds)
         self._size = batch_size
         self._augment = list(augment) if any(augment) else []
+        self._raw = list(raw) or [None] * len(examples)
+        self._balanced = list(balanced) or [False] * len(examples)
         self._per_epoch = -(-self._x.shape[1] // batch_size)
         self._steps = epochs * self._per_epoch
         self._orders: dict[int, Tensor] = {}
@@ -148,20 +157,44 @@ class EpochBatches:
         chosen = self._order(epoch)[:, position * self._size : (position + 1) * self._size]
         x, y = self._x[self._rows, chosen], self._y[self._rows, chosen]
         if self._augment:
-            x = torch.stack([self._augmented(c, step, x[c]) for c in range(len(x))])
+            x = self._augmented(step, x, chosen)
         return x, y
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            n = self._x.shape[1]
-            drawn = [torch.randperm(n, generator=generator(s, "order", epoch)) for s in self.seeds]
+            drawn = [self._drawn(c, generator(s, "order", epoch)) for c, s in enumerate(self.seeds)]
             self._orders[epoch] = torch.stack(drawn).to(self._x.device)
         return self._orders[epoch]
 
-    def _augmented(self, client: int, step: int, x: Tensor) -> Tensor:
-        augment = self._augment[client]
-        # a generator per step, not per run: a step can be computed again (checkpointing)
-        return x if augment is None else augment(x, generator(self.seeds[client], "augment", step))
+    def _drawn(self, client: int, rng: torch.Generator) -> Tensor:
+        n = self._x.shape[1]
+        if not self._balanced[client]:
+            return torch.randperm(n, generator=rng)
+        ends = class_balance(self._y[client].cpu()).cumsum(0)
+        uniform = torch.rand(n, generator=rng, dtype=torch.float64)
+        return torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=n - 1)
+
+    def _augmented(self, step: int, x: Tensor, chosen: Tensor) -> Tensor:
+        """Return each client's batch, augmented.
+
+        A client that is in the stack several times with one seed (a search that tries many settings
+        on it) is augmented once.
+        """
+        done: dict[tuple[int, ...], Tensor] = {}
+        batches = []
+        for c, augment in enumerate(self._augment):
+            if augment is None:
+                batches.append(x[c])
+                continue
+            raw = self._raw[c]
+            source = self._sources[c] if raw is None else raw
+            key = (id(augment), source.data_ptr(), self._balanced[c], self.seeds[c])
+            if key not in done:
+                # a generator per step, not per run: a step can be computed again (checkpointing)
+                rng = generator(self.seeds[c], "augment", step)
+                done[key] = augment(x[c] if raw is None else raw[chosen[c]], rng)
+            batches.append(done[key])
+        return torch.stack(batches)
 
 
 def noise_of(batches: Batches, step: int) -> int:
@@ -411,6 +444,8 @@ def batches_of(
         epochs=inner.epochs,
         batch_size=inner.batch_size,
         augment=[d.augment for d in data],
+        raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
+        balanced=[d.balanced for d in data],
     )
 
 

@@ -45,4 +45,6 @@ class Opened:
 def size_of(data: ClientData) -> int:
     """Return the bytes of a client's tensors."""
     parts = [part for part in (data.train, data.validation, data.test) if part is not None]
-    return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part)
+    tensors = [tensor for part in parts for tensor in part]
+    tensors += [raw for raw in (data.raw, data.raw_validation) if raw is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
