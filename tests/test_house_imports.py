@@ -39,9 +39,12 @@ ARROWS: dict[str, set[str]] = {
     "app": {*_BELOW, "study", "stages", "recipes"},
     "commandline": set(),
     "datacommand": {"commandline", "data"},
+    "tables": {"federation", "recipes", "reporting", "rundir", "study"},
+    "tablecommand": {"commandline", "federation", "recipes", "study", "tables"},
     "cli": {
         "commandline",
         "datacommand",
+        "tablecommand",
         "study",
         "newclient",
         "explaining",
@@ -85,6 +88,8 @@ PACKAGES: dict[str, set[str]] = {
     "app": {"torch", "flwr"},
     "commandline": {"tyro"},
     "datacommand": {"rich"},
+    "tables": set(),
+    "tablecommand": set(),
     "cli": {"tyro"},
     "__init__": set(),
 }

@@ -1,4 +1,4 @@
-"""The command ``fedl2p``: run, personalize, explain, compare, report, recipes.
+"""The command ``fedl2p``: run, table, personalize, explain, compare, report, recipes, data.
 
 What a user gets wrong ends in one line on stderr and exit status 2; an interrupted run in one line
 that says how to go on, and exit status 130.
@@ -346,7 +346,9 @@ def _recipes(args: list[str]) -> int:
 
     width = max(map(len, recipes.names()))
     for name in recipes.names():
-        print(f"{name:<{width}}  {recipes.describe(name)}")
+        _, *variants = recipes.variants(name)
+        also = f" (also {', '.join(variants)})" if variants else ""
+        print(f"{name:<{width}}  {recipes.describe(name)}{also}")
     return 0
 
 
@@ -356,8 +358,15 @@ def _data(args: list[str]) -> int:
     return datacommand.main(args)
 
 
+def _table(args: list[str]) -> int:
+    from fedl2p import tablecommand
+
+    return tablecommand.main(args)
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
+    "table": _table,
     "personalize": _personalize,
     "explain": _explain,
     "compare": _compare,
@@ -367,6 +376,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 _SUMMARIES = {
     "run": "run a recipe: fedl2p run RECIPE --out DIR [--FIELD VALUE ...]",
+    "table": "a table of the paper over several seeds: fedl2p table RECIPE --seeds 3",
     "personalize": "a new client: fedl2p personalize --run DIR --data FILE.npz --out DIR",
     "explain": "why a client got its settings: fedl2p explain --run DIR --client NAME",
     "compare": "one table over several seeds: fedl2p compare DIR DIR ...",

@@ -177,6 +177,24 @@ def resnet18_speech(shape: Sequence[int], classes: int) -> nn.Module:
     return ResNet18(_channels(shape, "resnet18_speech"), classes, stem="speech")
 
 
+def resnet18_cifar_coarse(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a thin resnet18_cifar on images of a quarter of the size, for trials."""
+    channels = _channels(shape, "resnet18_cifar_coarse")
+    return ResNet18(channels, classes, stem="cifar", width=8, coarse=4)
+
+
+def resnet18_imagenet_coarse(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return resnet18_imagenet, whose checkpoint it takes, on images of an eighth of the size."""
+    channels = _channels(shape, "resnet18_imagenet_coarse")
+    return ResNet18(channels, classes, stem="imagenet", coarse=8)
+
+
+def resnet18_speech_coarse(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a thin resnet18_speech on filter banks of a quarter of the size, for trials."""
+    channels = _channels(shape, "resnet18_speech_coarse")
+    return ResNet18(channels, classes, stem="speech", width=8, coarse=4)
+
+
 def load(spec: str, *, shape: Sequence[int], classes: int) -> nn.Module:
     """Find a model by name and build it; its weights come from torch's global generator.
 

@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 Stem = Literal["imagenet", "cifar", "speech"]
 
-WIDTHS = (64, 128, 256, 512)
-
 HEAD = ("fc.weight", "fc.bias")
 
 
@@ -60,29 +58,39 @@ class ResNet18(nn.Module):
     stem
         imagenet: 7 x 7, stride 2, then max-pooling of 3 x 3, stride 2. cifar: 3 x 3, stride 1,
         without pooling. speech: 7 x 7, stride 2, without pooling.
+    width
+        Channels of the stem and the first stage; every further stage has twice as many.
+    coarse
+        Side of the squares of pixels that are averaged before the stem; 1 for none.
     """
 
-    def __init__(self, channels: int, classes: int, *, stem: Stem) -> None:
+    def __init__(
+        self, channels: int, classes: int, *, stem: Stem, width: int = 64, coarse: int = 1
+    ) -> None:
         super().__init__()
+        self.coarse = coarse
+        widths = [width * 2**i for i in range(4)]
         size, stride = (3, 1) if stem == "cifar" else (7, 2)
         self.conv1 = nn.Conv2d(
-            channels, WIDTHS[0], size, stride=stride, padding=size // 2, bias=False
+            channels, widths[0], size, stride=stride, padding=size // 2, bias=False
         )
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
         self.maxpool: nn.Module = (
             nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         )
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], stride=1)
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], stride=2)
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], stride=2)
-        self.layer4 = _stage(WIDTHS[2], WIDTHS[3], stride=2)
-        self.fc = nn.Linear(WIDTHS[3], classes)
+        self.layer1 = _stage(widths[0], widths[0], stride=1)
+        self.layer2 = _stage(widths[0], widths[1], stride=2)
+        self.layer3 = _stage(widths[1], widths[2], stride=2)
+        self.layer4 = _stage(widths[2], widths[3], stride=2)
+        self.fc = nn.Linear(widths[3], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs (n, channels, height, width) to logits (n, classes)."""
+        if self.coarse > 1:
+            x = F.avg_pool2d(x, self.coarse)
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return cast(Tensor, self.fc(x.mean(dim=(2, 3))))

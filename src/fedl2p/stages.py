@@ -122,7 +122,7 @@ def prepare(
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
-    given = None if study.pretrained is None else _load_weights(initial, study.pretrained)
+    given = _given(study, initial)
     built = tuple(methods.build(name, study.settings) for name in study.methods)
     for method in built:
         method.start(initial)  # refuses a model without the parts that the method needs
@@ -305,6 +305,18 @@ def _check_cohorts(rounds: Rounds, population: Population) -> None:
             f"clients_per_round is {rounds.clients_per_round}, but there are only "
             f"{len(population.seen)} seen clients; use at most these, or 0 for all"
         )
+
+
+def _given(study: Study, initial: nn.Module) -> nn.Module | None:
+    """Return the global model of a file, if the study names one."""
+    if study.pretrained is None:
+        return None
+    if study.pretrained_by and not study.pretrained.exists():
+        raise ValueError(
+            f"the global model {study.pretrained} is missing; it comes from "
+            f"`{study.pretrained_by}`, or name another file by --pretrained"
+        )
+    return _load_weights(initial, study.pretrained)
 
 
 def _load_weights(initial: nn.Module, path: Path) -> nn.Module:

@@ -54,6 +54,8 @@ class Study:
         A safetensors file with the weights of the global model, by parameter and buffer name, or
         torchvision's checkpoint of ResNet-18 (.pth), of which the head is left out where the
         number of classes differs; with it nothing is pre-trained. None: pre-train with FedAvg.
+    pretrained_by
+        The command that gets or makes that file; it is named where the file is missing.
     seed
         The source of all randomness: data, initial weights, cohorts, batches.
     methods
@@ -76,6 +78,7 @@ class Study:
     recipe: str = "custom"
     model: str = "fedl2p.models:small_conv"
     pretrained: Path | None = None
+    pretrained_by: str = ""
     seed: int = 0
     methods: tuple[str, ...] = METHODS
     pretrain: Rounds = field(default_factory=Rounds)

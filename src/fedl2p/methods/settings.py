@@ -26,6 +26,11 @@ class LocalTraining:
         Factor on the rate at each round of decay_rounds.
     decay_rounds
         Rounds from which on the rate is multiplied by decay once more.
+    end_rate
+        Instead of such steps: the learning rate that the rate falls to exponentially, by the same
+        factor every round, and then keeps; None for no such fall.
+    end_round
+        The round that first has end_rate, 2 or more; 0 without one.
     reads
         The training part, or the validation part too (published for CIFAR-10).
     """
@@ -35,6 +40,8 @@ class LocalTraining:
     rate: float = 0.1
     decay: float = 0.1
     decay_rounds: tuple[int, ...] = ()
+    end_rate: float | None = None
+    end_round: int = 0
     reads: Parts = "train"
 
     def __post_init__(self) -> None:

@@ -4,11 +4,17 @@ Each file holds a function ``recipe() -> Study``; its file name is the recipe's 
 line of the file's docstring its description. A variant calls another recipe and changes fields with
 ``dataclasses.replace``. From Python a recipe is called by its name, with what its function takes:
 ``recipes.huggingface(dataset="...")``.
+
+A function may also take ``as_published`` and ``smoke``, both False by default: then
+``NAME_published``, ``NAME_smoke`` and ``NAME_published_smoke`` are recipes too. Files whose names
+begin with an underscore are no recipes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import pkgutil
 from importlib import import_module
 from types import ModuleType
@@ -16,10 +22,41 @@ from typing import Any, cast
 
 from fedl2p.study import Study
 
+VARIANTS = {"published": "as_published", "smoke": "smoke"}
+"""What may end a recipe's name, in this order, and the argument of its function that this sets."""
+
 
 def names() -> tuple[str, ...]:
-    """Return the names of all recipes, sorted."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    """Return the names of all recipes, sorted, without variants."""
+    files = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in files if not name.startswith("_")))
+
+
+def variants(name: str) -> dict[str, dict[str, bool]]:
+    """Return the variants of a recipe by name, with what each sets; the recipe itself first."""
+    takes = inspect.signature(_module(name).recipe).parameters
+    ends = [end for end, argument in VARIANTS.items() if argument in takes]
+    chosen = [c for n in range(len(ends) + 1) for c in itertools.combinations(ends, n)]
+    return {"_".join((name, *c)): {VARIANTS[end]: True for end in c} for c in chosen}
+
+
+def find(name: str) -> tuple[Recipe, dict[str, bool]]:
+    """Return the file of a recipe, and what its name sets if that is a variant's.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe.
+    """
+    for base in names():
+        if name == base or name.startswith(f"{base}_"):
+            known = variants(base)
+            if name in known:
+                return _module(base), known[name]
+    raise ValueError(
+        f"unknown recipe {name!r}; there are {', '.join(names())}, and of those of the paper "
+        "NAME_published and NAME_smoke"
+    )
 
 
 class Recipe(ModuleType):
@@ -28,7 +65,9 @@ class Recipe(ModuleType):
     def __call__(self, **settings: Any) -> Study:
         """Return the study, under the recipe's name; ``settings`` go to its function."""
         study: Study = self.recipe(**settings)
-        return dataclasses.replace(study, recipe=self.__name__.rpartition(".")[2])
+        ends = [end for end, argument in VARIANTS.items() if settings.get(argument)]
+        name = "_".join((self.__name__.rpartition(".")[2], *ends))
+        return dataclasses.replace(study, recipe=name)
 
 
 def __getattr__(name: str) -> Recipe:
@@ -45,7 +84,8 @@ def get(name: str) -> Study:
     ValueError
         If there is no such recipe.
     """
-    return _module(name)()
+    recipe, sets = find(name)
+    return recipe(**sets)
 
 
 def describe(name: str) -> str:
@@ -54,8 +94,6 @@ def describe(name: str) -> str:
 
 
 def _module(name: str) -> Recipe:
-    if name not in names():
-        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(names())}")
     module = import_module(f"{__name__}.{name}")
     module.__class__ = Recipe
     return cast(Recipe, module)

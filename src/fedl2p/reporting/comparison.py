@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,12 @@ class Comparison:
         return line.method, _percent(line.accuracy), _percent(line.worst_decile), difference, above
 
 
-def compare(folders: Sequence[str | Path], *, reference: str = "fedl2p") -> Comparison:
+def compare(
+    folders: Sequence[str | Path],
+    *,
+    reference: str = "fedl2p",
+    may_differ: Collection[str] = (),
+) -> Comparison:
     """Compare runs of one study under several seeds.
 
     Parameters
@@ -105,6 +110,8 @@ def compare(folders: Sequence[str | Path], *, reference: str = "fedl2p") -> Comp
     reference
         The method from which each other one is subtracted. Where it did not run, the comparison
         has no differences and says so in its notes.
+    may_differ
+        Settings of the study in which runs may differ as well.
 
     Raises
     ------
@@ -119,7 +126,10 @@ def compare(folders: Sequence[str | Path], *, reference: str = "fedl2p") -> Comp
     reports = [Report.load(path) for path in paths]
     for path, config, report in zip(paths[1:], configs[1:], reports[1:], strict=True):
         _check_same_study(
-            paths[0], _settings(configs[0], reports[0]), path, _settings(config, report)
+            paths[0],
+            _settings(configs[0], reports[0], may_differ),
+            path,
+            _settings(config, report, may_differ),
         )
     _check_seeds(paths, reports)
     order = sorted(range(len(reports)), key=lambda i: reports[i].seed)
@@ -158,10 +168,14 @@ def _line(
     )
 
 
-def _settings(config: dict[str, Any], report: Report) -> dict[str, str]:
+def _settings(
+    config: dict[str, Any], report: Report, may_differ: Collection[str]
+) -> dict[str, str]:
     # A seed may stand at any depth (a data source may have its own): it is what may differ.
     flat = {
-        key: value for key, value in flatten(config).items() if key.rsplit(".", 1)[-1] != "seed"
+        key: value
+        for key, value in flatten(config).items()
+        if key.rsplit(".", 1)[-1] != "seed" and key not in may_differ
     }
     return {"recipe": "", **flat} | {"recipe": report.recipe}
 

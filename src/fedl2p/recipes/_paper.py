@@ -1,0 +1,110 @@
+"""What the recipes of the paper's tables share: its settings, ours in their place, a miniature.
+
+R. Lee et al., "FedL2P: Federated Learning to Personalize", NeurIPS 2023, arXiv 2310.02420; the
+numbers are those of the configuration files of its public code, https://github.com/royson/fedl2p.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedl2p.core.innerloop import InnerLoop, Parts
+from fedl2p.core.metanets import MetaNetsConfig
+from fedl2p.methods.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
+from fedl2p.recipes import digits
+from fedl2p.study import Source, Study
+
+ALPHAS = (1000.0, 1.0, 0.5, 0.1)
+"""The label skews of the paper's tables, from none to strong."""
+
+METHODS = (
+    *("fedavg", "finetuning-global", "finetuning-client", "local"),
+    *("fedbabu", "perfedavg", "fedl2p"),
+)
+"""Rows of a table whose global model FedAvg trains; searches and l2p cost many times as much."""
+
+
+def settings(
+    *,
+    rate: float,
+    epochs: int,
+    turns: float,
+    local: LocalTraining | None = None,
+    final: Parts = "train",
+) -> Settings:
+    """Return the published settings of the methods.
+
+    Parameters
+    ----------
+    rate
+        Inner learning rate: of plain fine-tuning, and where FedL2P's base rates start.
+    epochs
+        Of the inner loop.
+    turns
+        Rounds of learning that a client takes part in, on average; l2p takes as many outer steps,
+        reckoned with one batch of validation data.
+    local
+        Local training of a round; None for one epoch at rate 0.1.
+    final
+        What the last fine-tuning reads.
+    """
+    meta = MetaLearning.published(base_rate=rate)
+    return Settings(
+        finetune=InnerLoop(epochs=epochs, batch_size=32, statistics="published", final=final),
+        finetune_rate=rate,
+        local=local or LocalTraining(epochs=1, batch_size=32, rate=0.1),
+        meta=meta,
+        alone_steps=max(1, round(turns * meta.outer_epochs)),
+        alone_optimizer="sgd",
+        alone_rate=None,
+        baselines=Baselines(rate=rate),
+    )
+
+
+def ours(published: Study) -> Study:
+    """Return the study with our way of learning to personalize, and all else as published.
+
+    Meta-nets, hypergradient, server and its schedule are those of the digits recipe; the rates
+    begin at the published one.
+    """
+    theirs, learn = published.settings, published.learn
+    turns = theirs.alone_steps / theirs.meta.outer_epochs
+    return dataclasses.replace(
+        published,
+        learn=dataclasses.replace(
+            digits.recipe().learn,
+            rounds=learn.rounds,
+            clients_per_round=learn.clients_per_round,
+        ),
+        settings=dataclasses.replace(
+            theirs,
+            finetune=dataclasses.replace(theirs.finetune, statistics=InnerLoop.statistics),
+            meta=MetaLearning(nets=MetaNetsConfig(base_rate=theirs.finetune_rate)),
+            alone_steps=max(1, round(turns)),
+            alone_optimizer=Settings.alone_optimizer,
+            alone_rate=Settings.alone_rate,
+        ),
+    )
+
+
+def miniature(study: Study, data: Source) -> Study:
+    """Return the study with its stages and methods, on less data, in few short rounds.
+
+    The model sees its input coarsely.
+    """
+    full = study.settings
+    return dataclasses.replace(
+        study,
+        data=data,
+        model=f"{study.model}_coarse",
+        pretrain=dataclasses.replace(study.pretrain, rounds=2, clients_per_round=2),
+        learn=dataclasses.replace(study.learn, rounds=2, clients_per_round=2),
+        settings=dataclasses.replace(
+            full,
+            finetune=dataclasses.replace(full.finetune, epochs=1, batch_size=16),
+            local_epochs=1,
+            meta=dataclasses.replace(full.meta, outer_epochs=1),
+            grid=Grid(mixes=(0.0, 1.0), rates=(0.001, 0.01)),
+            alone_steps=1,
+        ),
+    )

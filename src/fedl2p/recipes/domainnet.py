@@ -1,0 +1,43 @@
+"""The paper's DomainNet: ImageNet's ResNet-18, 25 clients for each of six domains."""
+
+from __future__ import annotations
+
+from fedl2p.data import resnet18_imagenet
+from fedl2p.data.domainnet import DomainNet
+from fedl2p.data.folders import root_of
+from fedl2p.federation import Rounds
+from fedl2p.methods.settings import LocalTraining
+from fedl2p.recipes import _paper
+from fedl2p.study import Study
+
+CELLS = {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
+"""The columns of the paper's table, and what the recipe's function takes for each."""
+
+
+def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
+    """Return the study. The methods are those that start from a given model.
+
+    Parameters
+    ----------
+    alpha
+        Concentration of the Dirichlet distribution that clients' classes come from.
+    as_published
+        Whether FedL2P learns as its authors had it; otherwise our way.
+    smoke
+        Whether to make it small, to try it out: one client per domain.
+    """
+    published = Study(
+        data=DomainNet(seen=25, alpha=alpha),
+        model="fedl2p.models:resnet18_imagenet",
+        pretrained=root_of(resnet18_imagenet.NAME) / resnet18_imagenet.CHECKPOINT.name,
+        pretrained_by=f"fedl2p data get {resnet18_imagenet.NAME}",
+        methods=("finetuning-global", "finetuning-client", "local", "fedl2p"),
+        pretrain=Rounds(rounds=100, clients_per_round=15, keep="last"),
+        learn=Rounds(rounds=100, clients_per_round=15, patience=50),
+        settings=_paper.settings(
+            rate=1e-2, epochs=15, turns=100 * 15 / 150, local=LocalTraining(rate=1e-2)
+        ),
+        cohort=5,
+    )
+    study = published if as_published else _paper.ours(published)
+    return _paper.miniature(study, DomainNet(alpha=alpha, seen=1)) if smoke else study

@@ -1,0 +1,49 @@
+"""The paper's Speech Commands: ResNet-18 on log-mels, 250 seen and 50 unseen speakers."""
+
+from __future__ import annotations
+
+from fedl2p.data.filterbanks import FilterBank
+from fedl2p.data.speech import Speech
+from fedl2p.federation import Rounds
+from fedl2p.methods.settings import LocalTraining
+from fedl2p.recipes import _paper
+from fedl2p.study import Study
+
+
+def recipe(unseen: int = 50, *, as_published: bool = False, smoke: bool = False) -> Study:
+    """Return the study.
+
+    Parameters
+    ----------
+    unseen
+        Speakers that only come afterwards; published are 50.
+    as_published
+        Whether FedL2P learns as its authors had it; otherwise our way.
+    smoke
+        Whether to make it small, to try it out.
+    """
+    published = Study(
+        data=Speech(
+            seen=250,
+            unseen=unseen,
+            silence=0.1,
+            balanced=True,
+            shift_ms=100.0,
+            noise_probability=0.8,
+            noise_volume=0.1,
+            features=FilterBank(bins=128, shift_ms=10.0, frames=128),
+        ),
+        model="fedl2p.models:resnet18_speech",
+        methods=_paper.METHODS,
+        pretrain=Rounds(rounds=500, clients_per_round=25, keep="last"),
+        learn=Rounds(rounds=100, clients_per_round=25, patience=50),
+        settings=_paper.settings(
+            rate=1e-2,
+            epochs=5,
+            turns=100 * 25 / 250,
+            local=LocalTraining(epochs=1, batch_size=32, rate=0.1, end_rate=0.01, end_round=500),
+        ),
+        cohort=5,
+    )
+    study = published if as_published else _paper.ours(published)
+    return _paper.miniature(study, Speech(seen=3, unseen=min(unseen, 2))) if smoke else study
