@@ -36,7 +36,7 @@ def test_small_mel_tells_low_from_high_frequencies_and_takes_any_duration() -> N
     ]
     low = torch.zeros(1, 1, 48, 40)
     low[..., 3] = 1
-    high = low.roll(24, dims=-1)  # a tone three octets of filters higher
+    high = low.roll(24, dims=-1)  # a tone 24 filters higher
     with torch.no_grad():
         assert not torch.allclose(model(low), model(high), atol=1e-3)
         assert model(torch.randn(2, 1, 128, 40)).shape == (2, 12)
