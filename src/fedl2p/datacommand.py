@@ -41,7 +41,7 @@ def main(args: list[str]) -> int:
         else:
             left = module.get(root, tell) if verb == "get" else module.check(root)
     for line in left:
-        sys.stderr.write(f"fedl2p: {' '.join(line.split())}\n")
+        sys.stderr.write(f"fedl2p: error: {' '.join(line.split())}\n")
     if left:
         return 2
     print(f"{name}: complete in {root}")

@@ -31,7 +31,8 @@ class Normalise:
 
     def __call__(self, x: np.ndarray) -> Tensor:
         """Map uint8 images (n, channels, height, width) to float32."""
-        pixels = torch.from_numpy(x).to(torch.float32).div_(255)
+        # a copy: what is mapped is read-only
+        pixels = torch.from_numpy(np.array(x)).to(torch.float32).div_(255)
         return pixels.sub_(_per_channel(self.mean)).div_(_per_channel(self.sd))
 
     @property
@@ -111,7 +112,7 @@ class SharedPool(Population):
         order = positions.argsort()
         rows = torch.empty_like(order)
         rows[order] = torch.arange(len(order))
-        x = self._prepare(np.asarray(self._x[positions[order].numpy()]))
+        x = self._prepare(self._x[positions[order].numpy()])
         return Examples(x[rows], self._labels[positions])
 
     def _check(self, name: str) -> None:

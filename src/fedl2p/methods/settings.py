@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from fedl2p.core.hypergrad import HypergradientConfig
 from fedl2p.core.innerloop import InnerLoop, Parts
@@ -44,6 +44,9 @@ class LocalTraining:
             )
         if not self.rate > 0 or not self.decay > 0:
             raise ValueError(f"rate {self.rate} and decay {self.decay} must both be above 0")
+        if self.reads not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
 
     def rate_in(self, round: int) -> float:
         """Return the learning rate of a round, counted from 1."""
