@@ -54,9 +54,31 @@ class LocalTraining:
         if self.reads not in get_args(Parts):
             wanted = ", ".join(get_args(Parts))
             raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self.end_rate is None:
+            if self.end_round:
+                raise ValueError(
+                    f"end_round is {self.end_round}, but there is no end_rate; give it"
+                )
+            return
+        if not 0 < self.end_rate < float("inf") or self.end_round < 2:
+            raise ValueError(
+                f"end_rate {self.end_rate} must be above 0 and finite, and its end_round "
+                f"{self.end_round} be 2 or more"
+            )
+        if self.decay_rounds:
+            raise ValueError(
+                "the rate cannot both fall in steps (decay_rounds) and exponentially (end_rate); "
+                "give one of them"
+            )
 
     def rate_in(self, round: int) -> float:
         """Return the learning rate of a round, counted from 1."""
+        if self.end_rate is not None:
+            passed = min((round - 1) / (self.end_round - 1), 1.0)
+            return float(self.rate ** (1 - passed) * self.end_rate**passed)
         return self.rate * self.decay ** sum(round >= r for r in self.decay_rounds)
 
 
