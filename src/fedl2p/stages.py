@@ -123,6 +123,8 @@ def prepare(
     )
     given = None if study.pretrained is None else _load_weights(initial, study.pretrained)
     built = tuple(methods.build(name, study.settings) for name in study.methods)
+    for method in built:
+        method.start(initial)  # refuses a model without the parts that the method needs
     folder = RunDir(out)
     folder.claim(study, resume=resume)
     folder.describe_population(population)

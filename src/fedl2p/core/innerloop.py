@@ -7,7 +7,7 @@ Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
@@ -55,6 +55,10 @@ class InnerLoop:
         if self.statistics not in get_args(Statistics):
             wanted = ", ".join(get_args(Statistics))
             raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
+
+    def steps(self, examples: int) -> int:
+        """Return the number of inner steps on that many examples."""
+        return self.epochs * -(-examples // self.batch_size)
 
 
 class DivergedError(ArithmeticError):
@@ -178,22 +182,27 @@ def train_gradient(
     *,
     create_graph: bool,
     noise: int = 0,
+    wanted: Collection[str] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Return gradients of the training loss by name, the new running statistics, the losses (C,).
 
-    ``state.params`` must require gradients. ``noise`` is the seed of dropout's masks.
+    ``wanted`` names the parameters to differentiate by, None for all; these must require gradients.
+    ``noise`` is the seed of dropout's masks.
     """
+    names = [k for k in state.params if wanted is None or k in wanted]
     with torch.enable_grad():
         logits, stats = net.logits(state, mix, batch[0], training=True, noise=noise)
         losses = cross_entropy(logits, batch[1])
+        if not names:
+            return {}, stats, losses
         grads = torch.autograd.grad(
             losses.sum(),
-            list(state.params.values()),
+            [state.params[k] for k in names],
             create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )
-    return dict(zip(state.params, grads, strict=True)), stats, losses
+    return dict(zip(names, grads, strict=True)), stats, losses
 
 
 def inner_step(
@@ -213,11 +222,52 @@ def inner_step(
     grads, stats, losses = train_gradient(
         net, state, mix, batch, create_graph=create_graph, noise=noise
     )
-    rates = per_tensor(rate, state.params)
     with torch.set_grad_enabled(create_graph):
-        params = {k: p - rates[k] * grads[k] for k, p in state.params.items()}
-    after = NetState(params, stats)
+        after = NetState(descended(state.params, per_tensor(rate, state.params), grads), stats)
     return Step(after if create_graph else after.detach(), grads, losses)
+
+
+def descended(
+    params: dict[str, Tensor], rates: dict[str, Tensor], grads: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return parameters one step further; those without a gradient are the same tensors."""
+    return {k: p - rates[k] * grads[k] if k in grads else p for k, p in params.items()}
+
+
+class Gradient(Protocol):
+    """What an inner step goes down: by default the gradient of a batch's loss.
+
+    A method that needs another one (a proximal term, a gradient through a step) gives its own.
+    """
+
+    def __call__(
+        self, state: NetState, step: int, wanted: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return gradients by name, outside of any graph, and the running statistics afterwards.
+
+        ``wanted`` names the parameters that move; only these have gradients.
+        """
+
+
+def batch_gradient(net: Net, mix: Tensor, batches: Batches) -> Gradient:
+    """Return the gradient of the training loss on the batch of each step."""
+
+    def gradient(
+        state: NetState, step: int, wanted: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        leaf = {k: v.detach().requires_grad_(k in wanted) for k, v in state.params.items()}
+        grads, stats, _ = train_gradient(
+            net,
+            NetState(leaf, state.stats),
+            mix,
+            batches[step],
+            create_graph=False,
+            noise=noise_of(batches, step),
+            wanted=wanted,
+        )
+        return grads, {k: v.detach() for k, v in stats.items()}
+
+    return gradient
 
 
 def start_of(net: Net, clients: int, statistics: Statistics, *, steps: int) -> NetState:
@@ -245,9 +295,23 @@ def run_inner_loop(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
-    state = start
-    for k in range(len(batches)) if steps is None else steps:
-        state = inner_step(net, state, mix, rate, batches[k], noise=noise_of(batches, k)).state
+    taken = range(len(batches)) if steps is None else steps
+    return descent(start, rate, batch_gradient(net, mix, batches), taken)
+
+
+def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: range) -> NetState:
+    """Take steps down a gradient, without a graph.
+
+    A parameter tensor whose rate, of shape (C, P), is 0 for every client stays the same tensor, and
+    no gradient is computed for it.
+    """
+    rates = per_tensor(rate, start.params)
+    moves = zip(start.params, (rate != 0).any(0).tolist(), strict=True)
+    wanted = frozenset(name for name, does in moves if does)
+    state = start.detach()
+    for step in steps:
+        grads, stats = gradient(state, step, wanted)
+        state = NetState(descended(state.params, rates, grads), stats)
     return state
 
 

@@ -2,7 +2,8 @@
 
 A file holds one subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the
 names that a study may use to functions ``settings -> method``. To add a method, add a file.
-``settings.py`` and ``common.py`` hold what methods share.
+``settings.py``, ``common.py``, ``parts.py``, ``localsgd.py`` and ``proximal.py`` hold what methods
+share.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from fedl2p.method import Method
 from fedl2p.methods.settings import Settings
 
-_SHARED = {"settings", "common"}
+_SHARED = {"settings", "common", "parts", "localsgd", "proximal"}
 
 
 def _found(table: str) -> dict[str, Callable[[Settings], Method]]:

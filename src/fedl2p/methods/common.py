@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -90,8 +90,13 @@ def evaluate_plain(
 ) -> list[tuple[float, float]]:
     """Evaluate the net's own model, with global statistics, on one part per client."""
     start = net.start(len(clients), "global")
-    mix = torch.zeros(len(clients), len(net.sites.norms), device=net.device, dtype=net.dtype)
-    return evaluate(net, start, mix, parts)
+    return evaluate(net, start, same_mix(net, len(clients), 0.0), parts)
+
+
+def same_mix(net: Net, clients: int, mix: float) -> Tensor:
+    """Return the same mix in every norm layer of C clients, shape (C, B)."""
+    shape = clients, len(net.sites.norms)
+    return torch.full(shape, mix, device=net.device, dtype=net.dtype)
 
 
 def tune(
@@ -146,6 +151,28 @@ def _chosen(first: Tensor, one: NetState, other: NetState) -> NetState:
     )
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """The personal models of a stack of C clients.
+
+    Parameters
+    ----------
+    state
+        Their tensors.
+    mix
+        Of their norms in evaluation, shape (C, B).
+    hyperparams
+        What they were fine-tuned with, where that says it all; None otherwise.
+    profiles
+        Where the hyperparameters come from, if there are any.
+    """
+
+    state: NetState
+    mix: Tensor
+    hyperparams: Hyperparams | None = None
+    profiles: Sequence[Profile] | None = None
+
+
 def personalize_with(
     model: nn.Module, clients: Sequence[Client], inner: InnerLoop, choose: ForStack
 ) -> list[Outcome]:
@@ -155,17 +182,42 @@ def personalize_with(
     stacked, and their profiles if it made any; its time counts.
     """
     net = resident(model).net
-    tests = [_test_part(c) for c in clients]
-    before = evaluate_plain(net, clients, tests)
 
-    def stack(members: list[int]) -> list[Outcome]:
-        began = time.perf_counter()
+    def tuned(members: list[int]) -> Tuned:
         hyperparams, profiles = choose(members)
         hyperparams = on(net, hyperparams)
         state = tune(net, [clients[i] for i in members], hyperparams, inner)
+        return Tuned(state, hyperparams.mix, hyperparams, profiles)
+
+    start = net.start(len(clients), "global")
+    return outcomes(net, clients, start, same_mix(net, len(clients), 0.0), tuned)
+
+
+def outcomes(
+    net: Net,
+    clients: Sequence[Client],
+    start: NetState,
+    mix: Tensor,
+    tuned: Callable[[list[int]], Tuned],
+) -> list[Outcome]:
+    """Evaluate every client before and after personalization; one outcome each, in order.
+
+    Parameters
+    ----------
+    start, mix
+        What the clients have without fine-tuning.
+    tuned
+        Given the positions of a stack of clients, returns their personal models; its time counts.
+    """
+    tests = [_test_part(c) for c in clients]
+    before = evaluate(net, start, mix, tests)
+
+    def stack(members: list[int]) -> list[Outcome]:
+        began = time.perf_counter()
+        made = tuned(members)
         seconds = (time.perf_counter() - began) / len(members)
-        sound = finite(state).tolist()
-        after = evaluate(net, state, hyperparams.mix, [tests[i] for i in members])
+        sound = finite(made.state).tolist()
+        after = evaluate(net, made.state, made.mix, [tests[i] for i in members])
         return [
             Outcome(
                 clients[i].name,
@@ -176,8 +228,8 @@ def personalize_with(
                 loss_before=before[i][0],
                 loss=after[j][0],
                 seconds=seconds,
-                hyperparams=hyperparams[j],
-                profile=None if profiles is None else profiles[j],
+                hyperparams=None if made.hyperparams is None else made.hyperparams[j],
+                profile=None if made.profiles is None else made.profiles[j],
                 failure=None if sound[j] else DIVERGED,
             )
             for j, i in enumerate(members)
@@ -186,13 +238,27 @@ def personalize_with(
     return over_stacks(net, [c.data for c in clients], stack)
 
 
-def constant_for(net: Net, mix: float, rate: float) -> ForStack:
+def uniform(
+    net: Net, clients: int, *, mix: float, rate: float, only: Collection[str] | None = None
+) -> Hyperparams:
+    """Return the same mix in all norms and the same rate for all tensors, for C clients.
+
+    With ``only``, tensors of other names get rate 0 and so stay as they are.
+    """
+    one = Hyperparams.constant(net.sites, mix=mix, rate=rate)
+    if only is not None:
+        moves = torch.tensor([name in only for name in net.sites.params])
+        one = replace(one, rate=torch.where(moves, one.rate, torch.zeros(())))
+    return on(net, Hyperparams.stack([one] * clients))
+
+
+def constant_for(
+    net: Net, mix: float, rate: float, only: Collection[str] | None = None
+) -> ForStack:
     """Give every client the same mix in all norms and the same rate for all tensors."""
 
     def choose(members: list[int]) -> tuple[Hyperparams, None]:
-        return Hyperparams.stack(
-            [Hyperparams.constant(net.sites, mix=mix, rate=rate)] * len(members)
-        ), None
+        return uniform(net, len(members), mix=mix, rate=rate, only=only), None
 
     return choose
 

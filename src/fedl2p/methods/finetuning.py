@@ -2,20 +2,37 @@
 
 What most people do today: take the pre-trained model and run SGD on the client's own data, with the
 global batch-norm statistics (mix 0), the client's (mix 1), or any fixed mix between.
+
+Two variants train a part only, and leave every other tensor as it is in the global model:
+
+- ``finetuning-head``, the last linear layer (linear probing: Kumar, Raghunathan, Jones, Ma, Liang,
+  "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022,
+  arXiv 2202.10054). Norms keep the global statistics, in training too.
+- ``finetuning-norms``, weights, biases and statistics of the batch-norm layers (Frankle, Schwab,
+  Morcos, "Training BatchNorm and Only BatchNorm", ICLR 2021, arXiv 2003.00152; they start from
+  random weights, we from the global model).
+
+Both use the rate of the further baselines (``baselines.rate``), since the few tensors that they
+train need larger steps than whole models. Departures: plain SGD, a fixed number of epochs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from fedl2p.core.cohort import resident
 from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.net import Net
 from fedl2p.method import Client, Outcome, State
 from fedl2p.methods.common import WithoutRounds, constant_for, personalize_with
+from fedl2p.methods.parts import head_of, norms_of
 from fedl2p.methods.settings import Settings
+
+Part = Literal["all", "head", "norms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +47,31 @@ class FineTuning(WithoutRounds):
         Learning rate of every parameter tensor.
     inner
         Epochs and batch size.
+    only
+        What trains: everything, the head, or the norms.
     """
 
     mix: float
     rate: float
     inner: InnerLoop
+    only: Part = "all"
+
+    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+        """Return an empty state, once the model is seen to have the part."""
+        self._trains(resident(model).net)
+        return {}
+
+    def _trains(self, net: Net) -> frozenset[str] | None:
+        if self.only == "all":
+            return None
+        return (head_of if self.only == "head" else norms_of)(net, self.name)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Fine-tune every client with the same hyperparameters."""
-        choose = constant_for(resident(model).net, self.mix, self.rate)
+        net = resident(model).net
+        choose = constant_for(net, self.mix, self.rate, self._trains(net))
         return personalize_with(model, clients, self.inner, choose)
 
 
@@ -48,8 +79,16 @@ def _fixed(name: str, mix: float) -> Callable[[Settings], FineTuning]:
     return lambda s: FineTuning(name=name, mix=mix, rate=s.finetune_rate, inner=s.finetune)
 
 
+def _partial(name: str, mix: float, only: Part) -> Callable[[Settings], FineTuning]:
+    return lambda s: FineTuning(
+        name=name, mix=mix, rate=s.personal_rate, inner=s.finetune, only=only
+    )
+
+
 METHODS = {
     "finetuning-global": _fixed("finetuning-global", 0.0),
     "finetuning-half": _fixed("finetuning-half", 0.5),
     "finetuning-client": _fixed("finetuning-client", 1.0),
+    "finetuning-head": _partial("finetuning-head", 0.0, "head"),
+    "finetuning-norms": _partial("finetuning-norms", 1.0, "norms"),
 }

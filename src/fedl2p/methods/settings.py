@@ -143,6 +143,63 @@ class MetaLearning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """Settings of the published methods that FedL2P is compared with, named after the method.
+
+    Parameters
+    ----------
+    rate
+        Learning rate with which they personalize, and with which finetuning-head and
+        finetuning-norms fine-tune; None for local.rate, with which they train.
+    fedprox_mu
+        Weight of the proximal term, >= 0. The paper tries 0.001, 0.01, 0.1 and 1.
+    ditto_lambda
+        Weight of the pull of a personal model to the global one, >= 0. The paper's clients choose
+        among 0.1, 1 and 2 on validation data; on digits (seed 100, seen and unseen clients) 0.1
+        gave accuracies of 0.88 and 0.89, 1 gave 0.85 and 0.81.
+    perfedavg_alpha
+        Learning rate of the step that Per-FedAvg looks ahead, > 0; the paper's.
+    perfedavg_beta
+        Learning rate of its local training, > 0; None for local.rate (the paper: 0.001, for
+        thousands of steps).
+    perfedavg_delta
+        Length of the move by which the Hessian-free variant finds a Hessian product, > 0.
+    fedrep_head_epochs
+        Epochs of the head in each round, before local.epochs of the body; the paper's.
+    apfl_alpha
+        Share of the personal model in the mixture at first, in [0, 1].
+    apfl_adaptive
+        Whether each client adapts that share.
+    """
+
+    rate: float | None = None
+    fedprox_mu: float = 0.01
+    ditto_lambda: float = 0.1
+    perfedavg_alpha: float = 0.01
+    perfedavg_beta: float | None = None
+    perfedavg_delta: float = 1e-2
+    fedrep_head_epochs: int = 10
+    apfl_alpha: float = 0.5
+    apfl_adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "perfedavg_alpha", "perfedavg_beta", "perfedavg_delta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}, but must be above 0 and finite")
+        for name in ("fedprox_mu", "ditto_lambda"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}, but must be 0 or more and finite")
+        if self.fedrep_head_epochs < 1:
+            raise ValueError(
+                f"fedrep_head_epochs is {self.fedrep_head_epochs}, but must be 1 or more"
+            )
+        if not 0 <= self.apfl_alpha <= 1:
+            raise ValueError(f"apfl_alpha is {self.apfl_alpha}, but must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a study hands to its methods.
 
@@ -166,6 +223,8 @@ class Settings:
         Optimizer of l2p's outer steps; that of FedL2P's server, on the client.
     alone_rate
         Learning rate of l2p's outer steps; None for FedL2P's own meta.rate.
+    baselines
+        What only one or another of the further baselines needs.
     """
 
     finetune: InnerLoop = field(default_factory=InnerLoop)
@@ -177,6 +236,12 @@ class Settings:
     alone_steps: int = 20
     alone_optimizer: Literal["sgd", "adam"] = "adam"
     alone_rate: float | None = 0.005
+    baselines: Baselines = field(default_factory=Baselines)
+
+    @property
+    def personal_rate(self) -> float:
+        """The learning rate with which baselines personalize."""
+        return self.local.rate if self.baselines.rate is None else self.baselines.rate
 
     def __post_init__(self) -> None:
         if not self.finetune_rate > 0:

@@ -58,6 +58,16 @@ _NAMES = {
         "batch-norm takes the mean of global and client statistics; one rate for all",
         "fixed",
     ),
+    "finetuning-head": MethodName(
+        "Fine-tuning, head only",
+        "the last layer trains, everything else stays the global model's; one rate for all",
+        "fixed",
+    ),
+    "finetuning-norms": MethodName(
+        "Fine-tuning, norms only",
+        "batch-norm trains and takes the client's statistics, all else stays; one rate for all",
+        "fixed",
+    ),
     "bestfixed": MethodName(
         "One mix and rate for all",
         "the pair of a grid that is best for the seen clients together, on validation data",
@@ -69,6 +79,39 @@ _NAMES = {
         "search",
     ),
     "local": MethodName("Local training", "every client trains alone from scratch", "other"),
+    "fedprox": MethodName(
+        "FedProx", "one global model, trained by clients held near it; no fine-tuning", "other"
+    ),
+    "fedprox-finetuning": MethodName(
+        "FedProx, then fine-tuning", "FedProx's model, fine-tuned by every client", "other"
+    ),
+    "fedbn": MethodName(
+        "FedBN", "batch-norm stays on the client, the rest is averaged; no fine-tuning", "other"
+    ),
+    "fedbn-finetuning": MethodName(
+        "FedBN, then fine-tuning", "FedBN's model with the client's norms, fine-tuned", "other"
+    ),
+    "fedbabu": MethodName(
+        "FedBABU", "the federation trains the body under a fixed head; all fine-tunes", "other"
+    ),
+    "fedper": MethodName(
+        "FedPer", "the body is averaged, every client keeps a head; both fine-tune", "other"
+    ),
+    "fedrep": MethodName(
+        "FedRep", "body and own head train in turns; the head fine-tunes over the body", "other"
+    ),
+    "perfedavg": MethodName(
+        "Per-FedAvg (FO)", "a global model trained to be fine-tuned, first-order", "other"
+    ),
+    "perfedavg-hf": MethodName(
+        "Per-FedAvg (HF)", "a global model trained to be fine-tuned, Hessian-free", "other"
+    ),
+    "ditto": MethodName(
+        "Ditto", "every client trains a model of its own, pulled to the global one", "other"
+    ),
+    "apfl": MethodName(
+        "APFL", "every client mixes a model of its own with the global one", "other"
+    ),
 }
 
 

@@ -1,0 +1,91 @@
+"""Ditto: beside the global model each client trains a personal one, pulled to the global one.
+
+Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML
+2021, arXiv 2012.04221, algorithm 1. The global model w is trained and averaged exactly as in
+FedAvg. A drawn client also trains its personal model v on its loss plus (lambda / 2) ||v - w^t||^2,
+with w^t as received; v stays. lambda 0 is local training, a large lambda gives the global model.
+
+Personalization goes on with v for the epochs of fine-tuning, pulled to the final w. A client never
+seen starts v from w. Before that, a client is judged by w.
+
+Departures: the term is taken implicitly (:mod:`fedl2p.methods.proximal`), so that every lambda is
+stable; one lambda for all clients, where the paper's choose theirs from three on validation data; v
+sees as many batches as w, from a draw of its own. Running statistics are not pulled: v's norms have
+statistics of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedl2p.core.net import Net
+from fedl2p.method import Client, State
+from fedl2p.methods.common import Tuned, same_mix
+from fedl2p.methods.localsgd import Fitted, LocalSGD, afresh, descend, loss_gradient
+from fedl2p.methods.parts import stacked, tensor_names, tensors_of, to_keep
+from fedl2p.methods.proximal import damped, pulled
+
+PERSONAL = "personal."
+"""Prefix of a personal model's tensors among what a client keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ditto(LocalSGD):
+    """Federated averaging, and a personal model per client.
+
+    Parameters
+    ----------
+    pull
+        lambda, the weight of the term, >= 0.
+    """
+
+    pull: float
+
+    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+        """Train global and personal models of clients of equal shapes for one round."""
+        loop, rate = self.round_loop, self.local.rate_in(clients[0].round)
+        received = stacked(net, state, clients)
+        trained = descend(net, received, clients, loop, rate)
+        anchor, start = received.params, stacked(net, {}, clients, prefix=PERSONAL)
+        loss = loss_gradient(net, clients, loop, "personal")
+        personal = descend(
+            net,
+            start,
+            clients,
+            loop,
+            damped(rate, self.pull),
+            gradient=pulled(loss, anchor, self.pull),
+        )
+        names = tensor_names(net)
+        kept = [
+            to_keep(tensors_of(net, personal, j, names), prefix=PERSONAL)
+            for j in range(len(clients))
+        ]
+        return Fitted(trained, kept)
+
+    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+        """Train the personal models of clients of equal shapes, near the final global one."""
+        anchor = stacked(net, state, clients).params
+        start = afresh(net, stacked(net, {}, clients, prefix=PERSONAL), self.inner)
+        loss = loss_gradient(net, clients, self.inner, "finetune")
+        personal = descend(
+            net,
+            start,
+            clients,
+            self.inner,
+            damped(self.rate, self.pull),
+            gradient=pulled(loss, anchor, self.pull),
+        )
+        return Tuned(personal, same_mix(net, len(clients), 1.0))
+
+
+METHODS = {
+    "ditto": lambda s: Ditto(
+        name="ditto",
+        local=s.local,
+        pull=s.baselines.ditto_lambda,
+        inner=s.finetune,
+        rate=s.personal_rate,
+    )
+}

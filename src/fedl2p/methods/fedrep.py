@@ -1,0 +1,69 @@
+"""FedRep: a common representation under heads of the clients' own, trained in turns.
+
+Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for Personalized
+Federated Learning", ICML 2021, arXiv 2102.07078, algorithm 1. In a round a client first trains its
+head for several epochs with the received body frozen, then the body for the local epochs with the
+new head frozen; the body is averaged, the head stays.
+
+Personalization trains the head alone, over the final body, for the epochs of fine-tuning: that is
+how the paper takes in new clients. A seen client goes on with its head; one never seen starts a
+head from the initial weights, since no head ever travelled.
+
+Departures: plain SGD without momentum, as in all methods here; heads start from the initial weights
+that all clients share. A frozen body has frozen parameters: its batch-norm layers still normalise
+with the batch in training, and their running statistics follow, as in PyTorch's training mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedl2p.core.net import Net
+from fedl2p.method import Client, State
+from fedl2p.methods.common import Tuned
+from fedl2p.methods.localsgd import Fitted, LocalSGD, descend, finetuned
+from fedl2p.methods.parts import head_of, stacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedRep(LocalSGD):
+    """Federated averaging of the body; heads stay and train first.
+
+    Parameters
+    ----------
+    head_epochs
+        Epochs of the head in a round.
+    """
+
+    head_epochs: int
+
+    def stays(self, net: Net) -> frozenset[str]:
+        """Return the head."""
+        return head_of(net, self.name)
+
+    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+        """Train the heads, then the bodies, of clients of equal shapes."""
+        head, rate = self.stays(net), self.local.rate_in(clients[0].round)
+        first = replace(self.round_loop, epochs=self.head_epochs)
+        start = stacked(net, state, clients)
+        headed = descend(net, start, clients, first, rate, only=head, stream="head")
+        body = set(net.sites.params) - head
+        trained = descend(net, headed, clients, self.round_loop, rate, only=body)
+        return Fitted(trained, self.own(net, trained, len(clients)))
+
+    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+        """Train the heads of clients of equal shapes over the final body."""
+        start = stacked(net, state, clients)
+        return finetuned(net, start, clients, self.inner, self.rate, only=self.stays(net))
+
+
+METHODS = {
+    "fedrep": lambda s: FedRep(
+        name="fedrep",
+        local=s.local,
+        head_epochs=s.baselines.fedrep_head_epochs,
+        inner=s.finetune,
+        rate=s.personal_rate,
+    )
+}
