@@ -166,7 +166,7 @@ FINAL = (
     Row("constants instead of nets", method="fedl2p-constant"),
     Row("grid search per client", method="gridsearch"),
     Row("L2P", method="l2p"),
-    Row("FedL2P, published settings", base="digits_published", watched=True),
+    Row("FedL2P, published settings", base="digits_published"),
 )
 
 PROFILE = (
@@ -185,19 +185,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "alpha 0.1, no sensors": {"data.alpha": 0.1, "data.feature_shift": False},
     "alpha 1, no sensors": {"data.feature_shift": False},
     "alpha 1000, no sensors": {"data.alpha": 1000.0, "data.feature_shift": False},
-    "alpha 1, sensors, 5 to 200 samples": {"data.sizes": [5, 10, 20, 40, 80, 200]},
+    "5 to 200 samples": {"data.sizes": [5, 10, 20, 40, 80, 200]},
+    "160 seen clients": {"data.seen": 160},
 }
+
+WITH_CONSTANTS = ("alpha 1, sensors", "5 to 200 samples", "160 seen clients")
 
 HETEROGENEITY = tuple(
     Row(f"{setting} | {name}", method=method, changes=changes)
     for setting, changes in SETTINGS.items()
     for name, method in (
         ("FedL2P", "fedl2p"),
+        ("global statistics", "finetuning-global"),
         ("client statistics", "finetuning-client"),
         ("best single", "bestfixed"),
         ("constants", "fedl2p-constant"),
-        ("grid search", "gridsearch"),
     )
+    if method != "fedl2p-constant" or setting in WITH_CONSTANTS
 )
 
 STUDIES: dict[str, tuple[Row, ...]] = {
