@@ -350,6 +350,12 @@ def _recipes(args: list[str]) -> int:
     return 0
 
 
+def _data(args: list[str]) -> int:
+    from fedl2p import datacommand
+
+    return datacommand.main(args)
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "personalize": _personalize,
@@ -357,6 +363,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "report": _report,
     "recipes": _recipes,
+    "data": _data,
 }
 _SUMMARIES = {
     "run": "run a recipe: fedl2p run RECIPE --out DIR [--FIELD VALUE ...]",
@@ -365,6 +372,7 @@ _SUMMARIES = {
     "compare": "one table over several seeds: fedl2p compare DIR DIR ...",
     "report": "make report.html again: fedl2p report DIR",
     "recipes": "list the recipes with one line each",
+    "data": "files of data sets: fedl2p data get|check|make NAME [--root DIR]",
 }
 
 

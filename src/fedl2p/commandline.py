@@ -14,6 +14,8 @@ T = TypeVar("T")
 _EXTRAS = {
     "flwr": "flower",
     "sklearn": "data",
+    "soundfile": "audio",
+    "scipy": "audio",
     "jinja2": "report",
     "tyro": "cli",
     "rich": "cli",

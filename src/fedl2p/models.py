@@ -1,7 +1,7 @@
 """Models that the recipes train, and how a study names one.
 
 A model is named ``package.module:callable``; the callable takes the shape of one example and the
-number of classes and returns a ``torch.nn.Module``. The models here are two of that kind; a user's
+number of classes and returns a ``torch.nn.Module``. Those here are of that kind; a user's
 own needs nothing of this package.
 """
 
@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fedl2p.resnets import ResNet18
 from fedl2p.seeds import derive_seed
 
 Builder = Callable[[Sequence[int], int], nn.Module]
@@ -108,6 +109,44 @@ class SmallResNet(nn.Module):
         return cast(Tensor, self.head(self.blocks(self.stem(x)).mean(dim=(2, 3))))
 
 
+class SmallMel(nn.Module):
+    """A small net for log-mel features: three strided blocks, the mean over time, a linear head.
+
+    Unlike the mean over the whole image, the mean over time alone tells low from high frequencies.
+
+    Parameters
+    ----------
+    channels
+        Channels of the input, 1 for log-mel features.
+    bins
+        Mel bins, the last dimension of the input.
+    classes
+        Number of logits.
+    widths
+        Channels of the three blocks; each halves time and frequency.
+    """
+
+    def __init__(
+        self, channels: int, bins: int, classes: int, *, widths: tuple[int, int, int] = (8, 16, 32)
+    ) -> None:
+        super().__init__()
+        one, two, three = widths
+        self.conv1 = nn.Conv2d(channels, one, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(one)
+        self.conv2 = nn.Conv2d(one, two, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(two)
+        self.conv3 = nn.Conv2d(two, three, 3, stride=2, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(three)
+        self.head = nn.Linear(three * -(-bins // 8), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (n, channels, frames, bins) to logits (n, classes)."""
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.relu(self.norm3(self.conv3(x)))
+        return cast(Tensor, self.head(x.mean(dim=2).flatten(1)))
+
+
 def small_conv(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallConv` for images of shape (channels, height, width)."""
     return SmallConv(_channels(shape, "small_conv"), classes)
@@ -116,6 +155,26 @@ def small_conv(shape: Sequence[int], classes: int) -> nn.Module:
 def small_resnet(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallResNet` for images of shape (channels, height, width)."""
     return SmallResNet(_channels(shape, "small_resnet"), classes)
+
+
+def small_mel(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a :class:`SmallMel` for log-mel features of shape (channels, frames, bins)."""
+    return SmallMel(_channels(shape, "small_mel"), shape[2], classes)
+
+
+def resnet18_cifar(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a ResNet-18 for small images: 3 x 3 stem of stride 1, no pooling."""
+    return ResNet18(_channels(shape, "resnet18_cifar"), classes, stem="cifar")
+
+
+def resnet18_imagenet(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return torchvision's ResNet-18: 7 x 7 stem of stride 2 and max-pooling."""
+    return ResNet18(_channels(shape, "resnet18_imagenet"), classes, stem="imagenet")
+
+
+def resnet18_speech(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a ResNet-18 for log-mel filter banks: 7 x 7 stem of stride 2, no pooling."""
+    return ResNet18(_channels(shape, "resnet18_speech"), classes, stem="speech")
 
 
 def load(spec: str, *, shape: Sequence[int], classes: int) -> nn.Module:

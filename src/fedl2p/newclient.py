@@ -101,6 +101,7 @@ def personalize_new_client(
     where = find_device(device)
     model, metanets, client = model.to(where), metanets.to(where), client.to(where)
     inner = study.settings.finetune
+    client = inner.final_data(client)
     try:
         personalized = personalize(
             model,

@@ -38,6 +38,7 @@ from fedl2p.method import Method, State
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.reporting.files import read_json, write_atomically
 from fedl2p.reporting.report import Report, Row
+from fedl2p.resnets import load_checkpoint
 from fedl2p.rundir import RunDir, load_tensors, save_tensors
 from fedl2p.seeds import derive_seed
 
@@ -309,6 +310,9 @@ def _check_cohorts(rounds: Rounds, population: Population) -> None:
 def _load_weights(initial: nn.Module, path: Path) -> nn.Module:
     """Return a copy of the model with the weights of a file."""
     model = copy.deepcopy(initial)
+    if path.suffix == ".pth":
+        load_checkpoint(model, path)
+        return model
     try:
         model.load_state_dict(load_tensors(path))
     except RuntimeError as problem:

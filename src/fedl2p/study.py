@@ -51,8 +51,9 @@ class Study:
         The model to personalize, as package.module:callable; the callable takes the shape of one
         example and the number of classes and returns a torch.nn.Module.
     pretrained
-        A safetensors file with the weights of the global model, by parameter and buffer name; with
-        it nothing is pre-trained. None: pre-train with FedAvg.
+        A safetensors file with the weights of the global model, by parameter and buffer name, or
+        torchvision's checkpoint of ResNet-18 (.pth), of which the head is left out where the
+        number of classes differs; with it nothing is pre-trained. None: pre-train with FedAvg.
     seed
         The source of all randomness: data, initial weights, cohorts, batches.
     methods

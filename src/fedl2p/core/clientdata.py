@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""``augment(x, generator) -> x`` on one batch; every random draw comes from ``generator``."""
+"""``augment(x, generator) -> x`` on one batch; every random draw comes from ``generator``.
+
+Where the client has ``raw`` examples it gets a batch of these and returns the model's inputs.
+"""
 
 
 class Examples(NamedTuple):
@@ -38,12 +42,24 @@ class ClientData:
         Examples that only the final evaluation reads; None if the client has none.
     augment
         Applied to each training batch, never to validation or test; None for no augmentation.
+    raw
+        The training examples in the form that ``augment`` takes, shape (n, ...), if that is not the
+        model's own: waveforms, where ``train.x`` holds their spectra. None: it takes ``train.x``.
+    raw_validation
+        The same of the validation examples: what :meth:`joined` adds to ``raw``.
+    balanced
+        Whether training batches hold each class that the client has equally often on average: an
+        epoch then draws as many examples as there are, with replacement. If not, an epoch is every
+        example once.
     """
 
     train: Examples
     validation: Examples | None = None
     test: Examples | None = None
     augment: Augment | None = None
+    raw: Tensor | None = None
+    raw_validation: Tensor | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -62,6 +78,35 @@ class ClientData:
                     f"{part}: labels must be a 1-d integer tensor, got shape "
                     f"{tuple(examples.y.shape)} of {examples.y.dtype}"
                 )
+        self._check_raw()
+
+    def _check_raw(self) -> None:
+        if self.raw is not None and self.augment is None:
+            raise ValueError("raw is given without augment, which makes inputs of it; give both")
+        parts = (
+            ("raw", self.raw, self.train),
+            ("raw_validation", self.raw_validation, self.validation),
+        )
+        for name, raw, part in parts:
+            wanted = 0 if part is None else len(part.x)
+            if raw is not None and len(raw) != wanted:
+                raise ValueError(
+                    f"{name} has {len(raw)} examples where {wanted} are wanted; give one for each "
+                    "example of the part"
+                )
+
+    def joined(self) -> ClientData:
+        """Return the same data with the validation part joined to the training part as well."""
+        if self.validation is None:
+            return self
+        x = torch.cat([self.train.x, self.validation.x])
+        y = torch.cat([self.train.y, self.validation.y])
+        if self.raw is None:
+            return dataclasses.replace(self, train=Examples(x, y))
+        if self.raw_validation is None:
+            raise ValueError("raw_validation is missing, without which raw cannot be joined")
+        raw = torch.cat([self.raw, self.raw_validation])
+        return dataclasses.replace(self, train=Examples(x, y), raw=raw)
 
     def to(self, device: torch.device | str) -> ClientData:
         """Return the same data on another device."""
@@ -70,4 +115,24 @@ class ClientData:
             None if self.validation is None else self.validation.to(device),
             None if self.test is None else self.test.to(device),
             self.augment,
+            None if self.raw is None else self.raw.to(device),
+            None if self.raw_validation is None else self.raw_validation.to(device),
+            self.balanced,
         )
+
+
+def class_balance(y: Tensor) -> Tensor:
+    """Return weights under which each class that occurs is drawn equally often.
+
+    Parameters
+    ----------
+    y
+        Integer class labels, shape (n,).
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64, sums to 1.
+    """
+    counts = torch.bincount(y)
+    return 1.0 / (counts[y] * (counts > 0).sum()).to(torch.float64)

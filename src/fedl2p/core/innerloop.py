@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedl2p.core.clientdata import Augment, ClientData, Examples
+from fedl2p.core.clientdata import Augment, ClientData, Examples, class_balance
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.seeds import derive_seed, generator
+
+Parts = Literal["train", "train+validation"]
+"""The parts of a client's data that training reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,10 @@ class InnerLoop:
         How the client's running batch-norm statistics start: corrected (bias removed, our
         default), published (mean 0, variance 1, as in the reference), or global (at the global
         model's, as in plain training).
+    final
+        What the last fine-tuning, that of the model which a client uses, reads: its training part,
+        or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
+        is on the training part alone.
     early_stopping
         Keep the client's state after the epoch with the lowest loss on its validation part (the
         state without fine-tuning counts too), where a method personalizes; learning is not
@@ -45,6 +52,7 @@ class InnerLoop:
     epochs: int = 15
     batch_size: int = 32
     statistics: Statistics = "corrected"
+    final: Parts = "train"
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +63,18 @@ class InnerLoop:
         if self.statistics not in get_args(Statistics):
             wanted = ", ".join(get_args(Statistics))
             raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
+        if self.final not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+        if self.early_stopping and self.final != "train":
+            raise ValueError(
+                f"early_stopping judges on the validation part, but final {self.final!r} trains on "
+                "it; set final to 'train', or early_stopping to False"
+            )
+
+    def final_data(self, data: ClientData) -> ClientData:
+        """Return a client's data as the last fine-tuning reads it."""
+        return data.joined() if self.final == "train+validation" else data
 
     def steps(self, examples: int) -> int:
         """Return the number of inner steps on that many examples."""
@@ -88,6 +108,10 @@ class EpochBatches:
         As in :class:`InnerLoop`.
     augment
         One per client, applied to its batches; None for none.
+    raw
+        One per client: what its augment takes instead of the examples' ``x``; None for ``x``.
+    balanced
+        One per client, as in :class:`~fedl2p.core.clientdata.ClientData`; none for all False.
     """
 
     def __init__(
@@ -98,12 +122,17 @@ class EpochBatches:
         epochs: int,
         batch_size: int,
         augment: Sequence[Augment | None] = (),
+        raw: Sequence[Tensor | None] = (),
+        balanced: Sequence[bool] = (),
     ) -> None:
-        self._x = torch.stack([e.x for e in examples])
+        self._sources = [e.x for e in examples]
+        self._x = torch.stack(self._sources)
         self._y = torch.stack([e.y for e in examples])
         self.seeds = tuple(seeds)
         self._size = batch_size
         self._augment = list(augment) if any(augment) else []
+        self._raw = list(raw) or [None] * len(examples)
+        self._balanced = list(balanced) or [False] * len(examples)
         self._per_epoch = -(-self._x.shape[1] // batch_size)
         self._steps = epochs * self._per_epoch
         self._orders: dict[int, Tensor] = {}
@@ -128,20 +157,44 @@ class EpochBatches:
         chosen = self._order(epoch)[:, position * self._size : (position + 1) * self._size]
         x, y = self._x[self._rows, chosen], self._y[self._rows, chosen]
         if self._augment:
-            x = torch.stack([self._augmented(c, step, x[c]) for c in range(len(x))])
+            x = self._augmented(step, x, chosen)
         return x, y
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            n = self._x.shape[1]
-            drawn = [torch.randperm(n, generator=generator(s, "order", epoch)) for s in self.seeds]
+            drawn = [self._drawn(c, generator(s, "order", epoch)) for c, s in enumerate(self.seeds)]
             self._orders[epoch] = torch.stack(drawn).to(self._x.device)
         return self._orders[epoch]
 
-    def _augmented(self, client: int, step: int, x: Tensor) -> Tensor:
-        augment = self._augment[client]
-        # a generator per step, not per run: a step can be computed again (checkpointing)
-        return x if augment is None else augment(x, generator(self.seeds[client], "augment", step))
+    def _drawn(self, client: int, rng: torch.Generator) -> Tensor:
+        n = self._x.shape[1]
+        if not self._balanced[client]:
+            return torch.randperm(n, generator=rng)
+        ends = class_balance(self._y[client].cpu()).cumsum(0)
+        uniform = torch.rand(n, generator=rng, dtype=torch.float64)
+        return torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=n - 1)
+
+    def _augmented(self, step: int, x: Tensor, chosen: Tensor) -> Tensor:
+        """Return each client's batch, augmented.
+
+        A client that is in the stack several times with one seed (a search that tries many settings
+        on it) is augmented once.
+        """
+        done: dict[tuple[int, ...], Tensor] = {}
+        batches = []
+        for c, augment in enumerate(self._augment):
+            if augment is None:
+                batches.append(x[c])
+                continue
+            raw = self._raw[c]
+            source = self._sources[c] if raw is None else raw
+            key = (id(augment), source.data_ptr(), self._balanced[c], self.seeds[c])
+            if key not in done:
+                # a generator per step, not per run: a step can be computed again (checkpointing)
+                rng = generator(self.seeds[c], "augment", step)
+                done[key] = augment(x[c] if raw is None else raw[chosen[c]], rng)
+            batches.append(done[key])
+        return torch.stack(batches)
 
 
 def noise_of(batches: Batches, step: int) -> int:
@@ -391,6 +444,8 @@ def batches_of(
         epochs=inner.epochs,
         batch_size=inner.batch_size,
         augment=[d.augment for d in data],
+        raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
+        balanced=[d.balanced for d in data],
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData
+from fedl2p.data.opened import KEEP_BYTES, Opened, size_of
 from fedl2p.data.population import Population
 from fedl2p.federation import wire
 from fedl2p.federation.checks import not_finite, objection
@@ -24,6 +24,8 @@ log = logging.getLogger("fedl2p")
 
 # Global models that a process remembers. A study has two: the initial and the pre-trained one.
 _REMEMBERED = 4
+
+KEEP_BYTES_GPU = 4 << 30
 
 T = TypeVar("T", Update, Outcome)
 
@@ -71,8 +73,9 @@ class Handler:
         :func:`~fedl2p.federation.clientfiles.write_strategy`); None to write none.
     live
         True if replies may carry the tensors themselves (in process), False to encode them.
-    keep_open
-        How many clients' data stay in memory between calls; None for all.
+    keep_bytes
+        Most bytes of clients' data that stay in memory between calls, and that one call of a
+        method is given, but for a single larger client; None for 256 MiB, on a GPU 4 GiB.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Handler:
         device: torch.device | str = "cpu",
         folder: Path | None = None,
         live: bool = True,
-        keep_open: int | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
         self.population = population
         self.methods = dict(methods)
@@ -98,7 +101,9 @@ class Handler:
         def open_data(name: str) -> ClientData:
             return population.open(name).to(self.device)
 
-        self._open: Callable[[str], ClientData] = lru_cache(maxsize=keep_open)(open_data)
+        usual = KEEP_BYTES if self.device.type == "cpu" else KEEP_BYTES_GPU
+        self._keep_bytes = usual if keep_bytes is None else keep_bytes
+        self._open = Opened(open_data, keep_bytes=self._keep_bytes)
 
     def remember(self, weights: State) -> str:
         """Keep a copy of a global model's weights and return their content hash."""
@@ -145,7 +150,8 @@ class Handler:
             Task(m, c, client_name(c, self.population), _config_int(m, "seed"))
             for m, c in zip(messages, contexts, strict=True)
         ]
-        answers = self._attempt(self._work(job, messages[0]), tasks)
+        work = self._work(job, messages[0])
+        answers = [a for part in self._portions(tasks) for a in self._attempt(work, part)]
         if job.action == wire.PERSONALIZE:
             answers = [
                 self._with_counts(task, answer) if isinstance(answer, str) else answer
@@ -185,6 +191,22 @@ class Handler:
             return [self._personalized(job, outcome) for outcome in outcomes]
 
         return work
+
+    def _portions(self, tasks: Sequence[Task]) -> Iterator[list[Task]]:
+        """Cut a cohort so that memory does not grow with it: by the bytes of the clients' data."""
+        portion: list[Task] = []
+        filled = 0
+        for task in tasks:
+            try:
+                size = size_of(self._open(task.client))
+            except Exception:  # told when the client is worked on
+                size = 0
+            if portion and filled + size > self._keep_bytes:
+                yield portion
+                portion, filled = [], 0
+            portion.append(task)
+            filled += size
+        yield portion
 
     def _attempt(
         self, work: Callable[[Sequence[Task]], list[Answer]], tasks: Sequence[Task]

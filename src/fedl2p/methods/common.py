@@ -171,15 +171,24 @@ def personalize_with(
     stacked, and their profiles if it made any; its time counts.
     """
     net = resident(model).net
+    final = final_clients(clients, inner)
 
     def tuned(members: list[int]) -> Tuned:
         hyperparams, profiles = choose(members)
         hyperparams = on(net, hyperparams)
-        state = tune(net, [clients[i] for i in members], hyperparams, inner)
+        state = tune(net, [final[i] for i in members], hyperparams, inner)
         return Tuned(state, hyperparams.mix, hyperparams, profiles)
 
     start = net.start(len(clients), "global")
-    return outcomes(net, clients, start, same_mix(net, len(clients), 0.0), tuned)
+    return outcomes(net, final, start, same_mix(net, len(clients), 0.0), tuned)
+
+
+def final_clients(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
+    """Return the clients with the data that the last fine-tuning reads.
+
+    Clients whose shapes agreed before agree afterwards, and the other way round.
+    """
+    return [replace(c, data=inner.final_data(c.data)) for c in clients]
 
 
 def outcomes(

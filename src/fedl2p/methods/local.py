@@ -54,6 +54,7 @@ METHODS = {
             epochs=s.local_epochs,
             batch_size=s.local.batch_size,
             statistics=s.finetune.statistics,
+            final=s.finetune.final,
         ),
     )
 }

@@ -18,7 +18,7 @@ says so in a file of its own. What holds for all of them:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -37,6 +37,7 @@ from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.common import (
     DIVERGED,
     Tuned,
+    final_clients,
     metrics_of,
     outcomes,
     same_mix,
@@ -130,6 +131,8 @@ class LocalSGD(Method):
         """Train every client for one round, from the received tensors and its own."""
         net = resident(model).net
         judged = self.validate(model, state, clients)
+        if self.local.reads == "train+validation":
+            clients = [replace(c, data=c.data.joined()) for c in clients]
 
         def stack(members: list[int]) -> list[Update]:
             own = [clients[i] for i in members]
@@ -166,6 +169,7 @@ class LocalSGD(Method):
         """Personalize; before that, a client has the final state and what it kept."""
         # A net of its own, so that whatever falls back on the model falls back on the final state.
         net = resident(with_state(model, state)).net
+        clients = final_clients(clients, self.inner)
 
         def tuned(members: list[int]) -> Tuned:
             return self.adapt(net, state, [clients[i] for i in members])

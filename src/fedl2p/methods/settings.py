@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from fedl2p.core.hypergrad import HypergradientConfig
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.innerloop import InnerLoop, Parts
 from fedl2p.core.metanets import MetaNetsConfig
 
 
@@ -26,6 +26,8 @@ class LocalTraining:
         Factor on the rate at each round of decay_rounds.
     decay_rounds
         Rounds from which on the rate is multiplied by decay once more.
+    reads
+        The training part, or the validation part too (published for CIFAR-10).
     """
 
     epochs: int = 1
@@ -33,6 +35,7 @@ class LocalTraining:
     rate: float = 0.1
     decay: float = 0.1
     decay_rounds: tuple[int, ...] = ()
+    reads: Parts = "train"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -41,6 +44,9 @@ class LocalTraining:
             )
         if not self.rate > 0 or not self.decay > 0:
             raise ValueError(f"rate {self.rate} and decay {self.decay} must both be above 0")
+        if self.reads not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
 
     def rate_in(self, round: int) -> float:
         """Return the learning rate of a round, counted from 1."""

@@ -2,7 +2,8 @@
 
 Each file holds a function ``recipe() -> Study``; its file name is the recipe's name and the first
 line of the file's docstring its description. A variant calls another recipe and changes fields with
-``dataclasses.replace``.
+``dataclasses.replace``. From Python a recipe is called by its name, with what its function takes:
+``recipes.huggingface(dataset="...")``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import pkgutil
 from importlib import import_module
 from types import ModuleType
+from typing import Any, cast
 
 from fedl2p.study import Study
 
@@ -18,6 +20,21 @@ from fedl2p.study import Study
 def names() -> tuple[str, ...]:
     """Return the names of all recipes, sorted."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+class Recipe(ModuleType):
+    """The file of a recipe, which is called like its function."""
+
+    def __call__(self, **settings: Any) -> Study:
+        """Return the study, under the recipe's name; ``settings`` go to its function."""
+        study: Study = self.recipe(**settings)
+        return dataclasses.replace(study, recipe=self.__name__.rpartition(".")[2])
+
+
+def __getattr__(name: str) -> Recipe:
+    if name in names():
+        return _module(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get(name: str) -> Study:
@@ -28,8 +45,7 @@ def get(name: str) -> Study:
     ValueError
         If there is no such recipe.
     """
-    study: Study = _module(name).recipe()
-    return dataclasses.replace(study, recipe=name)
+    return _module(name)()
 
 
 def describe(name: str) -> str:
@@ -37,7 +53,9 @@ def describe(name: str) -> str:
     return (_module(name).__doc__ or "").strip().partition("\n")[0]
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str) -> Recipe:
     if name not in names():
         raise ValueError(f"unknown recipe {name!r}; there are {', '.join(names())}")
-    return import_module(f"{__name__}.{name}")
+    module = import_module(f"{__name__}.{name}")
+    module.__class__ = Recipe
+    return cast(Recipe, module)

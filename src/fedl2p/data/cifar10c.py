@@ -1,0 +1,229 @@
+"""CIFAR-10-C: CIFAR-10's test images under common corruptions; every client has one kind.
+
+D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Per corruption one .npy file of the
+10,000 test images at five severities, one after another; labels.npy holds their labels.
+
+As FedL2P's authors use it (NeurIPS 2023, section 4): ten corruptions at the middle severity, 25
+clients each. The images are split 80/20 into training and test, the former 80/20 into training and
+validation, class by class; each is then dealt among the clients of a corruption with label skew,
+equally many to each. The split is the same for all corruptions, so that a photograph never is in
+one client's training and another's test part, under whatever corruption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedl2p.data.archives import members, naming, source_files
+from fedl2p.data.augment import CropAndFlip
+from fedl2p.data.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.cifar10 import CLASSES, NORMALISE, SHAPE
+from fedl2p.data.dealing import check_counts, deal_groups
+from fedl2p.data.download import Remote, fetch_all, verify
+from fedl2p.data.folders import Tell, root_of
+from fedl2p.data.npyfiles import NpyRows
+from fedl2p.data.partition import stratified_split
+from fedl2p.data.sharedpool import SharedPool
+from fedl2p.seeds import generator
+
+NAME = "cifar10c"
+ARCHIVE = Remote(
+    url="https://zenodo.org/records/2535967/files/CIFAR-10-C.tar",
+    name="CIFAR-10-C.tar",
+    checksum="md5:56bf5dcef84df0e2308c6dcbcbbd8499",
+)
+FOLDER = "CIFAR-10-C"
+SEVERITIES = 5
+PUBLISHED = 10_000
+"""Images per corruption and severity of the published files."""
+
+CORRUPTIONS = (
+    *("brightness", "frost", "jpeg_compression", "contrast", "snow"),
+    *("motion_blur", "pixelate", "speckle_noise", "fog", "saturate"),
+)
+"""The ten that FedL2P's authors use."""
+
+ALL_CORRUPTIONS = (
+    *CORRUPTIONS,
+    *("shot_noise", "gaussian_blur", "defocus_blur", "gaussian_noise", "spatter"),
+    *("elastic_transform", "glass_blur", "impulse_noise", "zoom_blur"),
+)
+
+SHARES = (0.64, 0.16, 0.2)  # of training, validation and test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10C:
+    """CIFAR-10-C with label skew, one corruption per client.
+
+    Parameters
+    ----------
+    root
+        Folder with the archive, or with what it unpacks to; None for $FEDL2P_DATA/cifar10c or
+        data/cifar10c.
+    corruptions
+        The kinds of corruption.
+    severity
+        0, the mildest, to 4.
+    seen
+        Clients per corruption that take part in training.
+    unseen
+        Clients per corruption that only come afterwards.
+    alpha
+        Concentration of the Dirichlet distribution that each client's class distribution is drawn
+        from: 0.1 is strong label skew, 1000 is none.
+    """
+
+    root: Path | None = None
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    severity: int = 2
+    seen: int = 25
+    unseen: int = 0
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_counts(self, at_least_one=("seen",), or_none="unseen")
+        if not 0 <= self.severity <= 4:
+            raise ValueError(f"severity must be 0 to 4, got {self.severity}")
+        if not self.corruptions or len(set(self.corruptions)) != len(self.corruptions):
+            raise ValueError(f"corruptions must be different names, got {self.corruptions}")
+        for kind in self.corruptions:
+            if kind not in ALL_CORRUPTIONS:
+                raise ValueError(
+                    f"there is no corruption {kind!r}; there are {', '.join(ALL_CORRUPTIONS)}"
+                )
+
+    def open(self, seed: int) -> SharedPool:
+        """Return the population under a seed.
+
+        The first call decodes these corruptions at this severity into one file, which every later
+        one maps.
+
+        Raises
+        ------
+        ValueError
+            If the data is missing or damaged, or too little for so many clients.
+        """
+        pool = load(root_of(NAME, self.root), self.corruptions, self.severity)
+        label = torch.from_numpy(pool.column("label"))
+        per_kind = len(label) // len(self.corruptions)
+        parts = stratified_split(label[:per_kind], SHARES, generator=generator(seed, NAME, "parts"))
+        groups: dict[str, tuple[Tensor, Tensor, Tensor]] = {
+            kind: (parts[0] + i * per_kind, parts[1] + i * per_kind, parts[2] + i * per_kind)
+            for i, kind in enumerate(self.corruptions)
+        }
+        seen, unseen = deal_groups(
+            groups,
+            label,
+            seen=self.seen,
+            unseen=self.unseen,
+            classes=len(CLASSES),
+            alpha=self.alpha,
+            seed=(seed, NAME),
+            what="corruption",
+        )
+        return SharedPool(
+            pool.x,
+            label,
+            seen=seen,
+            unseen=unseen,
+            classes=len(CLASSES),
+            prepare=NORMALISE,
+            augment=CropAndFlip(padding=4, black=NORMALISE.black),
+        )
+
+
+def load(root: Path, corruptions: tuple[str, ...], severity: int) -> Cached:
+    """Return the images of these corruptions, equally many each, with the column ``label``.
+
+    Raises
+    ------
+    ValueError
+        If the data is missing or damaged.
+    """
+    wanted = [f"{kind}.npy" for kind in (*corruptions, "labels")]
+    files = source_files(root, archive=ARCHIVE.name, folder=FOLDER, wanted=wanted)
+
+    def build(allocate: Allocate) -> Columns:
+        x: np.ndarray | None = None
+        labels: list[int] = []
+        found = members(root, archive=ARCHIVE.name, folder=FOLDER, wanted=wanted, name=NAME)
+        counts: dict[str, int] = {}
+        for path, name, file in found:
+            kind = name.removesuffix(".npy")
+            source = str(path) if path.name == name else f"{path}: {name}"
+            with naming(path):
+                rows = _rows(file, kind, source)
+                counts[source] = count = rows.count // SEVERITIES
+                if rows.count % SEVERITIES or count != next(iter(counts.values())):
+                    raise ValueError(
+                        f"{source} holds {rows.count} rows, and {next(iter(counts))} "
+                        f"{SEVERITIES * next(iter(counts.values()))}; fetch the published files"
+                    )
+                part = rows.read(severity * count, count)
+            if kind == "labels":
+                labels = _checked(part, source)
+                continue
+            if x is None:
+                x = allocate((len(corruptions) * count, *SHAPE), np.uint8)
+            at = corruptions.index(kind) * count
+            x[at : at + count] = part.transpose(0, 3, 1, 2)
+        return {"label": labels * len(corruptions)}
+
+    key = {"files": fingerprint(files), "corruptions": corruptions, "severity": severity}
+    return cached(root / "cache" / f"severity-{severity}", key=key, build=build)
+
+
+def _rows(file: IO[bytes], kind: str, source: str) -> NpyRows:
+    if kind == "labels":
+        return NpyRows(file, shape=(), kinds=("uint8", "int32", "int64"), source=source)
+    return NpyRows(file, shape=(*SHAPE[1:], SHAPE[0]), kinds=("uint8",), source=source)
+
+
+def _checked(labels: np.ndarray, source: str) -> list[int]:
+    if labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise ValueError(f"{source} holds a label that is not one of 0 to {len(CLASSES) - 1}")
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    if not counts.all():
+        empty = int(counts.argmin())
+        raise ValueError(
+            f"{source} holds no image of class {empty} ({CLASSES[empty]}); fetch the published file"
+        )
+    return [int(label) for label in labels]
+
+
+def get(root: Path, tell: Tell) -> list[str]:
+    """Download the archive; nothing is left to do by hand."""
+    wanted = [] if (root / FOLDER).is_dir() else [ARCHIVE]
+    return fetch_all(wanted, root, tell) or check(root)
+
+
+def check(root: Path) -> list[str]:
+    """Verify the archive's checksum, or the files of the unpacked folder."""
+    if not (root / FOLDER).is_dir() or (root / ARCHIVE.name).exists():
+        found = verify(ARCHIVE, root)
+        return [] if found is None else [found]
+    problems = []
+    for kind in (*ALL_CORRUPTIONS, "labels"):
+        path = root / FOLDER / f"{kind}.npy"
+        try:
+            with path.open("rb") as file:
+                rows = _rows(file, kind, str(path))
+                rows.read(rows.count - 1, 1)
+            if rows.count != SEVERITIES * PUBLISHED:
+                problems.append(
+                    f"{path} holds {rows.count} rows, but must hold {SEVERITIES * PUBLISHED}; "
+                    f"unpack {ARCHIVE.name} again"
+                )
+        except FileNotFoundError:
+            problems.append(f"{path} is missing; unpack {ARCHIVE.name} again")
+        except ValueError as problem:
+            problems.append(str(problem))
+    return problems

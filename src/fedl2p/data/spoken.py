@@ -1,0 +1,337 @@
+"""Spoken commands without a download: the Speech Commands layout, filled by made speakers.
+
+``fedl2p data make spoken`` lets espeak-ng speak the words of Speech Commands in 60 voices and
+writes ``clips/`` exactly as the archive is laid out (:mod:`fedl2p.data.commands`), so that the
+reader of :mod:`fedl2p.data.speech` takes it for real. What makes its speakers differ, each drawn
+once per speaker:
+
+- the voice: accent (8) and variant (75, each used once before any comes twice), with a pitch and a
+  speed of its own;
+- what they are recorded with: one of 8 kinds of device, with a severity (narrow or muffled bands,
+  a bare room, an echo, overdriven, coarse, ...; :data:`fedl2p.data.recording.DEVICES`);
+- where they are: one of 7 kinds of noise, 5 to 30 dB below the speech, and their loudness, 26 dB
+  from the loudest to the quietest.
+
+Each clip varies the speaker's pitch and speed, its place in the second and its loudness. Unseen
+speakers are drawn by lot; half of them are in the validation list, half in the testing list. So
+``silence``, cut from the clean background noises, is easy, and everything else is not.
+
+The same settings give the same files under the same version of espeak-ng.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedl2p.data.commands import COMMANDS, LISTS, NOISE, problems
+from fedl2p.data.filterbanks import SAMPLE_RATE
+from fedl2p.data.folders import Tell
+from fedl2p.data.recording import DEVICES, NOISES, hear, noise
+from fedl2p.data.speech import ABOUT, CLIPS, remedy
+from fedl2p.data.voices import ACCENTS, VARIANTS, Espeak, Speak, Utterance
+from fedl2p.data.waveforms import CLIP, write_wav
+from fedl2p.seeds import derive_seed
+
+OTHERS = (
+    *("backward", "bed", "bird", "cat", "dog", "eight", "five", "follow", "forward", "four"),
+    *("happy", "house", "learn", "marvin", "nine", "one", "seven", "sheila", "six", "three"),
+    *("tree", "two", "visual", "wow", "zero"),
+)
+"""The words of Speech Commands that are no commands."""
+
+NOISE_SECONDS = 20
+LONGEST = 0.95
+"""Seconds of a clip that a word may fill; a longer one is cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make:
+    """Let espeak-ng speak the commands.
+
+    Parameters
+    ----------
+    speakers
+        Number of speakers, each with a voice of its own.
+    unseen
+        How many of them are in the validation and testing lists.
+    repeats
+        Clips of each command per speaker.
+    others
+        Words that are no commands, one clip each, per speaker.
+    seed
+        Determines the speakers and every clip.
+    workers
+        Threads; 0 for one per processor.
+    """
+
+    speakers: int = 60
+    unseen: int = 15
+    repeats: int = 10
+    others: int = 20
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.unseen < self.speakers:
+            raise ValueError(
+                f"unseen must be 0 or more and below speakers, got {self.unseen} of {self.speakers}"
+            )
+        if self.repeats < 1 or not 1 <= self.others <= len(OTHERS):
+            raise ValueError(
+                f"repeats must be 1 or more and others 1 to {len(OTHERS)}, got {self.repeats} and "
+                f"{self.others}"
+            )
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one per processor) or more, got {self.workers}")
+
+    def run(self, root: Path, tell: Tell) -> None:
+        """Write ``clips/`` into ``root``, completely or not at all.
+
+        Raises
+        ------
+        ValueError
+            If espeak-ng is missing, or the folder holds clips of other settings.
+        """
+        if not self._is_there(root):
+            espeak = Espeak()
+            cast = speakers(self)
+            espeak.check({s.accent for s in cast}, {s.variant for s in cast})
+            write_archive(self, root, espeak, tell, made_by=espeak.version())
+
+    def _is_there(self, root: Path) -> bool:
+        if not (root / CLIPS).exists():
+            return False
+        try:
+            told = json.loads((root / CLIPS / ABOUT).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            told = "unknown"
+        if told != _settings(self):
+            raise ValueError(
+                f"{root / CLIPS} is there already, made with other settings ({told}); move it away "
+                "or name another folder by --root"
+            )
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """Who speaks, and how they are recorded.
+
+    Parameters
+    ----------
+    name
+        As in the files' names.
+    accent, variant
+        The voice, see :mod:`fedl2p.data.voices`.
+    pitch, speed
+        Their own, around which clips vary.
+    device, severity
+        What they are recorded with.
+    noise, snr
+        Kind of noise around them, and how far below the speech it lies, dB.
+    loudness
+        Peak of their clips, dB below full scale (negative).
+    held_out
+        Whether they are unseen.
+    """
+
+    name: str
+    accent: str
+    variant: str
+    pitch: int
+    speed: int
+    device: str
+    severity: float
+    noise: str
+    snr: float
+    loudness: float
+    held_out: bool
+
+
+def speakers(make: Make) -> list[Speaker]:
+    """Return the speakers: voices, devices and noises go round among them in random order."""
+    rng = np.random.default_rng(derive_seed(make.seed, "spoken", "speakers"))
+    count = make.speakers
+    accents, variants = _round(ACCENTS, count, rng), _round(VARIANTS, count, rng)
+    devices, noises = _round(tuple(DEVICES), count, rng), _round(tuple(NOISES), count, rng)
+    held_out = set(rng.permutation(count)[: make.unseen].tolist())
+    width = max(2, len(str(count - 1)))
+    return [
+        Speaker(
+            name=f"voice{i:0{width}d}",
+            accent=accents[i],
+            variant=variants[i],
+            pitch=int(rng.integers(25, 76)),
+            speed=int(rng.integers(120, 200)),
+            device=devices[i],
+            severity=round(float(rng.uniform(0.2, 1)), 3),
+            noise=noises[i],
+            snr=round(float(rng.uniform(5, 30)), 1),
+            loudness=round(float(rng.uniform(-30, -4)), 1),
+            held_out=i in held_out,
+        )
+        for i in range(count)
+    ]
+
+
+def write_archive(
+    make: Make, root: Path, speak: Speak, tell: Tell, *, made_by: str = "unknown"
+) -> None:
+    """Write the folder ``clips/`` with clips spoken by ``speak``; rename it into place at the end.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be written. What ``speak`` raises is passed on; nothing is left then.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{CLIPS}.", suffix=".tmp"))
+    except OSError as problem:
+        raise ValueError(
+            f"cannot write into {root} ({problem.strerror}); name another folder by --root"
+        ) from None
+    try:
+        cast = speakers(make)
+        _write_clips(make, temporary, cast, speak, tell)
+        _write_noises(make, temporary)
+        _write_lists(make, temporary, cast)
+        _write_about(make, temporary, cast, made_by)
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        os.rename(temporary, root / CLIPS)
+    except OSError as problem:
+        raise ValueError(
+            f"cannot write {root / CLIPS} ({problem.strerror or problem}); free some space, move "
+            "away what is there, or name another folder by --root"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check(root: Path) -> list[str]:
+    """Return what is missing or damaged among the clips; every file is read."""
+    return problems(root / CLIPS, remedy=remedy("spoken", root))
+
+
+def words_of(make: Make, speaker: Speaker) -> list[tuple[str, int]]:
+    """Return the words that a speaker says, and how often."""
+    rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, "words"))
+    others = sorted(rng.permutation(len(OTHERS))[: make.others].tolist())
+    return [(word, make.repeats) for word in COMMANDS] + [(OTHERS[i], 1) for i in others]
+
+
+def _write_clips(
+    make: Make, folder: Path, cast: Sequence[Speaker], speak: Speak, tell: Tell
+) -> None:
+    for word in (*COMMANDS, *OTHERS):
+        (folder / word).mkdir()
+    pool = ThreadPoolExecutor(make.workers or os.cpu_count() or 1)
+    try:
+        jobs: list[Future[None]] = [
+            pool.submit(_write_word, make, folder, speaker, word, times, speak)
+            for speaker in cast
+            for word, times in words_of(make, speaker)
+        ]
+        for done, job in enumerate(as_completed(jobs), 1):
+            job.result()
+            tell("speaking", done, len(jobs))
+    finally:
+        # After an error or an interrupt the words that are not begun are not begun any more.
+        pool.shutdown(cancel_futures=True)
+    for word in OTHERS:
+        if not any((folder / word).iterdir()):
+            (folder / word).rmdir()
+
+
+def _write_word(
+    make: Make, folder: Path, speaker: Speaker, word: str, times: int, speak: Speak
+) -> None:
+    """Write all clips of one word by one speaker."""
+    plain = []
+    for i in range(times):
+        rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, word, i))
+        said = speak(
+            Utterance(
+                word=word,
+                accent=speaker.accent,
+                variant=speaker.variant,
+                speed=int(np.clip(speaker.speed * rng.uniform(0.8, 1.25), 80, 450)),
+                pitch=int(np.clip(speaker.pitch + rng.integers(-12, 13), 0, 99)),
+            )
+        )
+        plain.append(_placed(said, speaker, rng))
+    # The device's own draws are the speaker's: it is one and the same device.
+    own = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, "device"))
+    heard = hear(speaker.device, np.stack(plain), severity=speaker.severity, rng=own)
+    for i, clip in enumerate(heard):
+        rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, word, i, "gain"))
+        peak = 10 ** ((speaker.loudness + rng.uniform(-3, 3)) / 20)
+        write_wav(folder / word / f"{speaker.name}_nohash_{i}.wav", _int16(clip, peak))
+
+
+def _placed(said: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
+    """Return a second with the word somewhere in it, and the speaker's noise throughout."""
+    said = said[: int(LONGEST * SAMPLE_RATE)]
+    begin = int(rng.integers(0, CLIP - len(said) + 1))
+    level = np.sqrt(np.mean(said**2)) * 10 ** (-speaker.snr / 20)
+    clip = level * noise(speaker.noise, CLIP, rng)
+    clip[begin : begin + len(said)] += said
+    return np.asarray(clip)
+
+
+def _int16(x: np.ndarray, peak: float) -> np.ndarray:
+    """Return samples scaled so that the largest is ``peak`` (full scale = 1), at most 1."""
+    scaled = x * (min(peak, 1.0) / (np.abs(x).max() + 1e-12))
+    return np.asarray(np.round(scaled * 32767), dtype=np.int16)
+
+
+def _write_noises(make: Make, folder: Path) -> None:
+    (folder / NOISE).mkdir()
+    for kind in NOISES:
+        rng = np.random.default_rng(derive_seed(make.seed, "spoken", "noise", kind))
+        long = noise(kind, NOISE_SECONDS * SAMPLE_RATE, rng)
+        write_wav(folder / NOISE / f"{kind}.wav", _int16(long, 0.5))
+
+
+def _write_lists(make: Make, folder: Path, cast: Sequence[Speaker]) -> None:
+    """Name the clips of the held-out speakers, one half of them in either list."""
+    held_out = [speaker for speaker in cast if speaker.held_out]
+    for i, name in enumerate(LISTS):
+        lines = [line for s in held_out[i::2] for line in _clip_names(make, s)]
+        (folder / name).write_text("".join(f"{line}\n" for line in sorted(lines)), "utf-8")
+
+
+def _clip_names(make: Make, speaker: Speaker) -> Iterator[str]:
+    for word, times in words_of(make, speaker):
+        yield from (f"{word}/{speaker.name}_nohash_{i}.wav" for i in range(times))
+
+
+def _write_about(make: Make, folder: Path, cast: Sequence[Speaker], made_by: str) -> None:
+    """Write who the speakers are; no part of the archive's layout, and its reader's choice."""
+    hidden = ("name", "held_out")
+    told = {
+        s.name: {k: v for k, v in dataclasses.asdict(s).items() if k not in hidden} for s in cast
+    }
+    content = {"settings": _settings(make), "made_by": made_by, "speakers": told}
+    (folder / ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(make: Make) -> dict[str, int]:
+    return {k: v for k, v in dataclasses.asdict(make).items() if k not in ("workers", "root")}
+
+
+def _round(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Return ``count`` kinds, each as often as any other to within one, in random order."""
+    order = [kinds[i] for i in rng.permutation(len(kinds))]
+    dealt = [order[i % len(order)] for i in range(count)]
+    return [dealt[i] for i in rng.permutation(count)]

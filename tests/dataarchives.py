@@ -1,0 +1,187 @@
+"""Small archives in the formats in which the data sets are published, written by hand."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+CIFAR_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+
+
+class _Name:
+    def __init__(self, module: str, name: str) -> None:
+        self.text = f"c{module}\n{name}\n".encode()
+
+
+class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes what Python 2 wrote under protocol 2: byte strings, and numpy's old names."""
+
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(b"T" + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    def save_name(self, value: _Name) -> None:
+        self.write(value.text)
+
+    def save_array(self, value: np.ndarray) -> None:
+        self.save(_Name("numpy.core.multiarray", "_reconstruct"))
+        self.save((_Name("numpy", "ndarray"), (0,), b"b"))
+        self.write(b"R")
+        self.write(b"(")
+        self.save(1)
+        self.save(value.shape)
+        self.save(_Name("numpy", "dtype"))
+        self.save((value.dtype.str[1:].encode(), 0, 1))
+        self.write(b"R")
+        self.save((3, value.dtype.str[:1].encode(), None, None, None, -1, -1, 0))
+        self.write(b"b")
+        self.save(False)
+        self.save(value.tobytes())
+        self.write(b"tb")
+
+    dispatch[bytes] = save_bytes
+    dispatch[_Name] = save_name
+    dispatch[np.ndarray] = save_array
+
+
+def python2_pickle(value: object) -> bytes:
+    """Pickle as CIFAR's authors did."""
+    out = io.BytesIO()
+    _Python2Pickler(out, protocol=2).dump(value)
+    return out.getvalue()
+
+
+def cifar_batch(data: np.ndarray, labels: Sequence[int], name: str) -> bytes:
+    """The content of one of CIFAR-10's batch files; ``data`` of shape (n, 3072)."""
+    return python2_pickle(
+        {
+            b"batch_label": name.encode(),
+            b"labels": [int(label) for label in labels],
+            b"data": data,
+            b"filenames": [f"{name}_{i}.png".encode() for i in range(len(labels))],
+        }
+    )
+
+
+def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    """Write a tar archive, compressed if its name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
+    """Write a zip archive."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def cifar10_files(
+    train: int = 200, test: int = 60, *, seed: int = 0, changed: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """The files of a CIFAR-10 archive with equally many images per class.
+
+    The first pixel of an image is its number modulo 256, the second its label.
+    """
+    rng = np.random.default_rng(seed)
+    counts = [train // 5] * 5 + [test]
+    files = {"cifar-10-batches-py/batches.meta": python2_pickle({b"num_vis": 3072})}
+    for name, count in zip(CIFAR_BATCHES, counts, strict=True):
+        labels = np.arange(count) % 10
+        data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        data[:, 0] = np.arange(count) % 256
+        data[:, 1] = labels
+        files[f"cifar-10-batches-py/{name}"] = cifar_batch(data, labels.tolist(), name)
+    return files | {f"cifar-10-batches-py/{k}": v for k, v in (changed or {}).items()}
+
+
+def write_cifar10(root: Path, **options: Any) -> Path:
+    """Write cifar-10-python.tar.gz into a folder."""
+    return write_tar(root / "cifar-10-python.tar.gz", cifar10_files(**options))
+
+
+def npy(array: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def cifar10c_files(
+    corruptions: Sequence[str], per_severity: int = 100, *, seed: int = 0
+) -> dict[str, bytes]:
+    """The files of a CIFAR-10-C archive.
+
+    Red of the first pixel is the image's number, green its severity, blue its corruption's number.
+    """
+    rng = np.random.default_rng(seed)
+    files = {}
+    for number, kind in enumerate(corruptions):
+        images = rng.integers(0, 256, (5 * per_severity, 32, 32, 3), dtype=np.uint8)
+        images[:, 0, 0, 0] = np.tile(np.arange(per_severity), 5)
+        images[:, 0, 0, 1] = np.repeat(np.arange(5), per_severity)
+        images[:, 0, 0, 2] = number
+        files[f"CIFAR-10-C/{kind}.npy"] = npy(images)
+    labels = np.tile(np.arange(per_severity) % 10, 5).astype(np.uint8)
+    files["CIFAR-10-C/labels.npy"] = npy(labels)
+    return files
+
+
+def picture(label: int, *, size: tuple[int, int] = (20, 30), mode: str = "RGB") -> bytes:
+    """A PNG of one colour that tells the label."""
+    out = io.BytesIO()
+    colour = (20 * label, 255 - 20 * label, 100)
+    Image.new("RGB", size, colour).convert(mode).save(out, "PNG")
+    return out.getvalue()
+
+
+def fedbn_lists(
+    inner: str,
+    counts: Mapping[str, tuple[int, int]],
+    classes: Sequence[str],
+    *,
+    arrays: bool = False,
+) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
+    """FedBN's pickles, and the images that they list, by domain.
+
+    Parameters
+    ----------
+    inner
+        The folder with which the listed paths begin.
+    counts
+        Numbers of training and test images per domain.
+    arrays
+        Whether the columns are numpy arrays instead of lists.
+    """
+    lists, images = {}, {}
+    for domain, sizes in counts.items():
+        images[domain] = {}
+        for part, count in zip(("train", "test"), sizes, strict=True):
+            names = [classes[i % len(classes)] for i in range(count)]
+            paths = [f"{inner}/{domain}/{name}/{part}_{i}.png" for i, name in enumerate(names)]
+            columns: Any = (paths, names)
+            if arrays:
+                columns = (np.array(paths), np.array(names, dtype=object))
+            lists[f"{domain}_{part}.pkl"] = pickle.dumps(columns, protocol=4)
+            for path, name in zip(paths, names, strict=True):
+                short = path.removeprefix(f"{inner}/")
+                images[domain][short] = picture(classes.index(name))
+    return lists, images
