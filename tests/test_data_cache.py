@@ -134,3 +134,15 @@ def test_opened_clients_are_kept_up_to_a_number_of_bytes() -> None:
     assert made[-2:] == ["d100", "d100"]
     opened("a10")
     assert opened("a10") is opened("a10")
+
+
+def test_two_processes_that_build_at_a_time(tmp_path: Path) -> None:
+    """The second finds the first one's cache in its place and both go on with a whole one."""
+    place, slow = tmp_path / "all", Builder(3)
+
+    def builds_while_another_finishes(allocate: Allocate) -> Columns:
+        open_it(place, Builder(3))
+        return slow(allocate)
+
+    assert (cached(place, key={"of": "k"}, build=builds_while_another_finishes).x == 3).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["all"]

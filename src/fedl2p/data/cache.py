@@ -148,4 +148,8 @@ def _put(made: Path, place: Path) -> None:
         old = made.with_name(made.name + ".old")
         place.rename(old)
         shutil.rmtree(old, ignore_errors=True)
-    made.rename(place)
+    try:
+        made.rename(place)
+    except OSError:
+        if not place.exists():  # else another process was faster: its cache is as good
+            raise

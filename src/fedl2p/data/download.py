@@ -70,10 +70,14 @@ def fetch(remote: Remote, root: Path, tell: Tell = silent) -> Path:
         return path
     import filelock
 
+    lock = root / f".{remote.name}.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(root / f".{remote.name}.lock", timeout=0):
-            _download(remote, path, tell)
+        with filelock.FileLock(lock, timeout=0):
+            try:
+                _download(remote, path, tell)
+            finally:
+                lock.unlink(missing_ok=True)
     except filelock.Timeout:
         raise ValueError(f"{path} is being downloaded by another process; wait for it") from None
     except OSError as problem:
@@ -81,7 +85,6 @@ def fetch(remote: Remote, root: Path, tell: Tell = silent) -> Path:
             f"cannot write {path} ({problem.strerror or problem}); free some space, or name "
             "another folder by --root"
         ) from None
-    (root / f".{remote.name}.lock").unlink(missing_ok=True)
     return path
 
 

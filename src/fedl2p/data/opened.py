@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedl2p.core.clientdata import ClientData
 
-KEEP_BYTES = 256 << 20
+KEEP_BYTES = 128 << 20
 """What a population keeps unless told otherwise."""
 
 

@@ -75,7 +75,7 @@ class Handler:
         True if replies may carry the tensors themselves (in process), False to encode them.
     keep_bytes
         Most bytes of clients' data that stay in memory between calls, and that one call of a
-        method is given, but for a single larger client; None for 256 MiB, on a GPU 4 GiB.
+        method is given, but for a single larger client; None for 128 MiB, on a GPU 4 GiB.
     """
 
     def __init__(
