@@ -10,9 +10,10 @@ from fedl2p import models
 
 CONV = "fedl2p.models:small_conv"
 RESNET = "fedl2p.models:small_resnet"
+MEL = "fedl2p.models:small_mel"
 
 
-@pytest.mark.parametrize("spec", [CONV, RESNET])
+@pytest.mark.parametrize("spec", [CONV, RESNET, MEL])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 13, 9), (2, 1, 1)])
 def test_a_model_takes_any_image_size(spec: str, shape: tuple[int, int, int]) -> None:
     model = models.load(spec, shape=shape, classes=7)
@@ -26,6 +27,19 @@ def test_small_conv_has_three_norms() -> None:
     model = models.load(CONV, shape=(1, 8, 8), classes=10)
     norms = [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == ["norm1", "norm2", "norm3"]
+
+
+def test_small_mel_tells_low_from_high_frequencies_and_takes_any_duration() -> None:
+    model = models.build(MEL, shape=(1, 50, 40), classes=12, seed=0).eval()
+    assert [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)] == [
+        *("norm1", "norm2", "norm3")
+    ]
+    low = torch.zeros(1, 1, 48, 40)
+    low[..., 3] = 1
+    high = low.roll(24, dims=-1)  # a tone 24 filters higher
+    with torch.no_grad():
+        assert not torch.allclose(model(low), model(high), atol=1e-3)
+        assert model(torch.randn(2, 1, 128, 40)).shape == (2, 12)
 
 
 def test_small_resnet_nests_its_norms_and_has_a_strided_shortcut() -> None:

@@ -153,6 +153,8 @@ def _extract_tar(archive: Path, into: Path, tell: Tell) -> None:
                     f"{archive} holds {member.name}, which is neither a file nor a folder; it was "
                     "not unpacked, fetch the published archive again"
                 )
+            if not PurePosixPath(member.name).parts:  # "./", the folder that was packed
+                continue
             safe_path(member.name, source=archive)
             _place(tar.extractfile(member) if member.isfile() else None, into / member.name)
             tell(f"unpacking {archive.name}", done, None)

@@ -9,11 +9,11 @@ Povey et al., "The Kaldi Speech Recognition Toolkit", ASRU 2011, ``feat/feature-
 
 Written as batched tensor operations, because the published augmentation acts on the waveform: the
 features of a training batch are computed in every inner step, on the device. kaldi-native-fbank
-computes the same, clip by clip on the CPU (three times slower there); the tests hold the two
-together to 1e-3 (1e-4 up to 80 filters). It cannot be used itself for the published setting: with
-128 filters at 16 kHz the lowest triangles are narrower than the 31.25 Hz between two frequencies
-of the transform, some hold none of them, and it refuses that. Such a filter here gives
-log(2^-23) always, as in the toolkits that admit it.
+computes the same, clip by clip on the CPU, where it takes three times as long; the tests hold the
+two together to 1e-3 (noise in 40 filters to 1e-4). It cannot be used itself for the published
+setting: of 128 filters at 16 kHz the lowest are narrower than the 31.25 Hz between two frequencies
+of the transform, some hold none of these, and it refuses that. Such a filter gives log(2^-23) here
+whatever the sound, as in the toolkits that admit it.
 """
 
 from __future__ import annotations
