@@ -85,3 +85,8 @@ def test_the_cohort_does_not_matter(stop: bool) -> None:
         alone = tune(net, [client], hyperparams(net, [0.3]), inner)
         for name, value in alone.params.items():
             torch.testing.assert_close(value[0], together.params[name][i])
+
+
+def test_it_cannot_choose_on_what_is_trained_on() -> None:
+    with pytest.raises(ValueError, match="not trained on"):
+        InnerLoop(early_stopping=True, final="train+validation")

@@ -66,6 +66,11 @@ class InnerLoop:
         if self.final not in get_args(Parts):
             wanted = ", ".join(get_args(Parts))
             raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+        if self.early_stopping and self.final == "train+validation":
+            raise ValueError(
+                "early_stopping needs a validation part that is not trained on, but final is "
+                "'train+validation'; use one of the two"
+            )
         if self.early_stopping and self.final != "train":
             raise ValueError(
                 f"early_stopping judges on the validation part, but final {self.final!r} trains on "
@@ -348,8 +353,8 @@ def run_inner_loop(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
-    chosen = range(len(batches)) if steps is None else steps
-    return descent(start, rate, batch_gradient(net, mix, batches), chosen)
+    taken = range(len(batches)) if steps is None else steps
+    return descent(start, rate, batch_gradient(net, mix, batches), taken)
 
 
 def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: range) -> NetState:

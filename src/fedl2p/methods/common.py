@@ -27,6 +27,7 @@ from fedl2p.core.innerloop import (
 from fedl2p.core.net import Net, NetState
 from fedl2p.core.profiles import Profile
 from fedl2p.method import Client, Method, Outcome, State, Update
+from fedl2p.methods.parts import per_client
 from fedl2p.seeds import derive_seed
 
 PROFILE_BATCH = 256
@@ -134,21 +135,9 @@ def _stopped_early(
             net, hyperparams, batches, statistics=inner.statistics, start=state, steps=steps
         )
         loss = losses(state)
-        best = _chosen(loss < lowest, state, best)
+        best = per_client((loss < lowest).to(net.device), state, best)
         lowest = torch.minimum(lowest, loss)
     return best
-
-
-def _chosen(first: Tensor, one: NetState, other: NetState) -> NetState:
-    """Return the state ``one`` of the clients where ``first`` (C,), the ``other`` elsewhere."""
-
-    def merge(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(first.to(a.device).view(-1, *(1,) * (a.dim() - 1)), a, b)
-
-    return NetState(
-        {k: merge(v, other.params[k]) for k, v in one.params.items()},
-        {k: merge(v, other.stats[k]) for k, v in one.stats.items()},
-    )
 
 
 @dataclass(frozen=True)
