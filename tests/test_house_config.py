@@ -105,8 +105,8 @@ def test_what_has_no_json_form_is_refused() -> None:
 
 
 def test_reading_settings_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "hostile.py").write_text("raise SystemExit('this code has run')\n")
+    (tmp_path / "hostile_settings.py").write_text("raise SystemExit('this code has run')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plain = to_plain(Outer(shape=Square())) | {"shape": {"kind": "hostile:Thing"}}
-    with pytest.raises(ValueError, match="'hostile' is not imported"):
+    plain = to_plain(Outer(shape=Square())) | {"shape": {"kind": "hostile_settings:Thing"}}
+    with pytest.raises(ValueError, match="'hostile_settings' is not imported"):
         from_plain(Outer, plain)
