@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import inspect
+import io
 import os
 import shlex
 import sys
@@ -85,6 +87,10 @@ class Show:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file may hold bytes that no text has; to show it must not fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(_dispatch(args))
     except UsageError as problem:
@@ -99,9 +105,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as problem:
-        # The system refuses: a full disk, a folder that may not be read.
-        sys.stderr.write(f"fedl2p: error: {problem}\n")
+        if problem.errno in _WRONG_PATH:
+            _fail(str(problem))
+        sys.stderr.write(f"fedl2p: error: {problem}\n")  # the system refuses, e.g. a full disk
         sys.exit(1)
+
+
+_WRONG_PATH = {
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.EINVAL, errno.EEXIST),
+}
+"""Errors of the system that say that what was named is wrong, not that it cannot go on."""
 
 
 def _dispatch(args: list[str]) -> int:
@@ -254,6 +268,8 @@ def _run_study(run: _Run) -> int:
         sys.stderr.write(f"\nfedl2p: interrupted; go on with: {again}\n")
         return 130
     except (FederationError, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno in _WRONG_PATH:
+            raise
         sys.stderr.write(f"fedl2p: error: {problem}; go on with: {again}\n")
         return 1
     print(report)
