@@ -15,10 +15,10 @@ cost           what personalizing one client costs
 
 Results are appended to strategies-STUDY.jsonl as they come, one line per row and seed with every
 client's accuracy and loss; a second call computes what is missing or whose settings have changed.
-Tables are written beside it. A difference is taken client by client, averaged over the clients of a seed,
-and its 95 % interval is Student's over seeds; the one in brackets is over all pairs of one client
-under one seed, which takes the seeds' pre-trained models as given. Clients whose fine-tuning
-diverged count with what their model then predicts; the column "diverged" has their number.
+Tables are written beside it. A difference is taken client by client, averaged over the clients of
+a seed, and its 95 % interval is Student's over seeds; the one in brackets is over all pairs of one
+client under one seed, which takes the seeds' pre-trained models as given. Clients whose fine-
+tuning diverged count with what their model then predicts; the column "diverged" has their number.
 """
 
 from __future__ import annotations

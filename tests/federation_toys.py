@@ -106,9 +106,9 @@ class Toward(Method):
                 num_train=len(c.data.train.x),
                 num_test=int(c.kept.get("visits", torch.tensor(0))),
                 accuracy_before=0.0,
-                accuracy=float(state["point"][0]),
+                accuracy=0.5,
                 loss_before=1.0,
-                loss=0.5,
+                loss=float(state["point"][0]),
                 seconds=0.0,
                 failure="no luck" if c.name in self.bad else None,
             )

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from federation_toys import Line, Toward, model, same
+from fedl2p import durable
 from fedl2p.federation import (
     Federated,
     FederationError,
@@ -251,7 +252,7 @@ def test_a_failed_write_leaves_the_older_ones(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(tmp_path, 2, one)
     monkeypatch.undo()

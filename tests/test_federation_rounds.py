@@ -358,7 +358,7 @@ def test_personalize_reaches_unseen_clients_and_reads_what_clients_keep() -> Non
     assert [o.client for o in outcomes] == list(population.names)
     assert [o.num_train for o in outcomes] == [1, 2, 3, 4, 5]  # of a failed client too
     assert [o.num_test for o in outcomes] == [2, 2, 2, 0, 0]  # the toy tells its visits here
-    assert outcomes[0].accuracy == float(done.state["point"][0])
+    assert outcomes[0].loss == float(done.state["point"][0])
     assert isinstance(outcomes[0].num_test, int)
     assert outcomes[4].failure == "no luck"
     assert math.isnan(outcomes[4].accuracy)

@@ -70,7 +70,10 @@ def test_a_field_whose_type_names_no_class_says_which_one() -> None:
         ({"inner": {"pair": [1]}}, "inner.pair is .*, but must be a list of 2 values"),
         ({"inner": {"rate": 1}}, "unknown field 'inner.rate'; Inner has pair, rates"),
         ({"inner": 5}, "inner is 5, but must be a group of fields"),
-        ({"shape": {"kind": "no.such:Thing"}}, "there is no class 'no.such:Thing'"),
+        ({"shape": {"kind": "no.such:Thing"}}, "'no.such' is not imported; if it is yours"),
+        ({"shape": {"kind": "fedl2p.no:Thing"}}, "there is no class 'fedl2p.no:Thing'"),
+        ({"shape": {"kind": "pathlib:Thing"}}, "there is no class 'pathlib:Thing'"),
+        ({"inner": {"rates": [10**400]}}, r"inner.rates\[0\] is larger than any float"),
         ({"shape": {"kind": "pathlib:Path"}}, "is not a dataclass"),
         ({"shape": {"kind": f"{__name__}:Square", "side": -1}}, "side is -1.0"),
     ],
@@ -99,3 +102,11 @@ def test_differences_name_the_field() -> None:
 def test_what_has_no_json_form_is_refused() -> None:
     with pytest.raises(ValueError, match="type set has no JSON form"):
         to_plain({"a": {1, 2}})
+
+
+def test_reading_settings_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hostile_settings.py").write_text("raise SystemExit('this code has run')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = to_plain(Outer(shape=Square())) | {"shape": {"kind": "hostile_settings:Thing"}}
+    with pytest.raises(ValueError, match="'hostile_settings' is not imported"):
+        from_plain(Outer, plain)

@@ -20,19 +20,20 @@ _BELOW = {"seeds", "core", "method", "methods", "data", "models", "federation", 
 # room -> rooms it may import. A room is a folder or a top-level file of the package.
 ARROWS: dict[str, set[str]] = {
     "seeds": set(),
+    "durable": set(),
     "config": set(),
-    "core": {"seeds"},
+    "core": {"seeds", "durable"},
     "method": {"core"},
     "methods": {"method", "core", "seeds"},
     "data": {"core", "seeds"},
     "resnets": set(),
     "models": {"core", "resnets", "seeds"},
-    "federation": {"method", "data", "models", "core", "seeds"},
-    "reporting": {"method", "core"},
-    "rundir": {"config", "data", "reporting"},
-    "stages": {*_BELOW, "resnets", "rundir", "study"},  # study: for its type alone
+    "federation": {"method", "data", "models", "core", "seeds", "durable"},
+    "reporting": {"method", "core", "durable"},
+    "rundir": {"config", "durable", "data", "reporting"},
+    "stages": {*_BELOW, "resnets", "rundir", "study", "durable"},  # study: for its type alone
     "study": {*_BELOW, "config", "rundir", "stages"},
-    "newclient": {"core", "data", "models", "reporting", "rundir", "stages", "study"},
+    "newclient": {"core", "data", "durable", "models", "reporting", "rundir", "stages", "study"},
     "explaining": {"core", "data", "newclient", "reporting", "stages", "study"},
     "learning": {"core", "data", "federation", "methods"},
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
@@ -45,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
         "commandline",
         "datacommand",
         "tablecommand",
+        "models",
         "study",
         "newclient",
         "explaining",
@@ -58,6 +60,7 @@ ARROWS: dict[str, set[str]] = {
 # room -> packages outside the standard library that it may import.
 PACKAGES: dict[str, set[str]] = {
     "seeds": {"torch"},
+    "durable": {"torch", "safetensors"},
     "core": {"torch", "safetensors"},
     "method": {"torch"},
     "methods": {"torch"},

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import inspect
+import io
 import os
 import shlex
 import sys
@@ -43,6 +45,9 @@ class Personalize:
         Seed of the order of its batches.
     device
         Where to compute: auto is cuda if there is a GPU, else cpu.
+    model
+        The run's model as package.module:callable, to be named only if it is code of your own: a
+        run folder from elsewhere must not say what code is run.
     """
 
     run: Path
@@ -50,6 +55,7 @@ class Personalize:
     out: Path
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,10 @@ class Show:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; always leaves by SystemExit."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file may hold bytes that no text has; to show it must not fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(_dispatch(args))
     except UsageError as problem:
@@ -124,6 +134,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our output has gone (e.g. `| head`); nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as problem:
+        if problem.errno in _WRONG_PATH:
+            _fail(str(problem))
+        sys.stderr.write(f"fedl2p: error: {problem}\n")  # the system refuses, e.g. a full disk
+        sys.exit(1)
+
+
+_WRONG_PATH = {
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.EINVAL, errno.EEXIST),
+}
+"""Errors of the system that say that what was named is wrong, not that it cannot go on."""
 
 
 def _dispatch(args: list[str]) -> int:
@@ -173,8 +195,20 @@ def _run(args: list[str]) -> int:
             default = Study.load(chosen.out)
         if default.recipe != name:
             raise UsageError(f"{chosen.out} holds a run of {default.recipe!r}, not of {name!r}")
+        _refuse_unnamed_code(chosen, default)
         chosen = _parse_run(name, args, default)
     return _run_study(chosen)
+
+
+def _refuse_unnamed_code(chosen: _Run, stored: Study) -> None:
+    """Raise if a folder alone says which code outside this package builds the model."""
+    from fedl2p import models
+
+    if not models.is_ours(stored.model) and chosen.study.model != stored.model:
+        raise UsageError(
+            f"the run in {chosen.out} has the model {stored.model!r}, code outside this package; "
+            f"if you trust it, name it: --model {stored.model}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +282,14 @@ def _fields_help(kind: type) -> str:
 
 
 def _run_study(run: _Run) -> int:
+    from fedl2p import models
     from fedl2p.federation import FederationError
     from fedl2p.reporting.page import write_page
     from fedl2p.study import run_study
 
     again = f"fedl2p run {run.study.recipe} --out {shlex.quote(str(run.out))} --resume"
+    if not models.is_ours(run.study.model):
+        again += f" --model {shlex.quote(run.study.model)}"
     try:
         with user_errors(), _listeners(run) as listeners:
             report = run_study(run.study, run.out, resume=run.resume, listeners=listeners)
@@ -261,6 +298,8 @@ def _run_study(run: _Run) -> int:
         sys.stderr.write(f"\nfedl2p: interrupted; go on with: {again}\n")
         return 130
     except (FederationError, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno in _WRONG_PATH:
+            raise
         sys.stderr.write(f"fedl2p: error: {problem}; go on with: {again}\n")
         return 1
     print(report)
@@ -290,7 +329,12 @@ def _personalize(args: list[str]) -> int:
 
     with user_errors():
         result = personalize_new_client(
-            options.run, options.data, options.out, seed=options.seed, device=options.device
+            options.run,
+            options.data,
+            options.out,
+            seed=options.seed,
+            device=options.device,
+            model=options.model,
         )
     print(result)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -101,7 +102,10 @@ def _build(kind: Any, plain: object, where: str) -> object:
         return Path(str(_expect(isinstance(plain, str), plain, where, "a path")))
     if kind is float:
         number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
-        return float(typing.cast(float, _expect(number, plain, where, "a number")))
+        try:
+            return float(typing.cast(float, _expect(number, plain, where, "a number")))
+        except OverflowError:
+            raise ValueError(f"{where} is larger than any float") from None
     return _expect(type(plain) is kind, plain, where, getattr(kind, "__name__", str(kind)))
 
 
@@ -153,10 +157,20 @@ def _build_dataclass(kind: Any, plain: object, where: str) -> object:
 
 
 def _find_class(kind: object, where: str) -> type:
-    """Return the dataclass that ``kind``, "module:class", names."""
+    """Return the dataclass that ``kind``, "module:class", names.
+
+    To import a module is to run its code, which no file may ask for: outside this package only what
+    the program itself has imported is found.
+    """
     module, _, name = str(kind).partition(":")
     try:
-        found = getattr(import_module(module), name)
+        ours = module.partition(".")[0] == __name__.partition(".")[0]
+        found = getattr(import_module(module) if ours else sys.modules[module], name)
+    except KeyError:
+        raise ValueError(
+            f"{where}: {kind!r} is outside this package and {module!r} is not imported; if it is "
+            "yours, import it before reading the file"
+        ) from None
     except (ImportError, AttributeError, ValueError):
         raise ValueError(f"{where}: there is no class {kind!r}; wanted module:class") from None
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):

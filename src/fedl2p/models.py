@@ -195,6 +195,15 @@ def resnet18_speech_coarse(shape: Sequence[int], classes: int) -> nn.Module:
     return ResNet18(channels, classes, stem="speech", width=8, coarse=4)
 
 
+def is_ours(spec: str) -> bool:
+    """Tell whether a model's name stays within this module.
+
+    To build another one is to run code that somebody named. A user may name it; a file that came
+    from elsewhere may not.
+    """
+    return spec.partition(":")[0] == __name__
+
+
 def load(spec: str, *, shape: Sequence[int], classes: int) -> nn.Module:
     """Find a model by name and build it; its weights come from torch's global generator.
 

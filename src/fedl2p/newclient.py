@@ -15,9 +15,10 @@ from fedl2p.core.clientdata import Examples
 from fedl2p.core.innerloop import DivergedError
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personal import Personalized, personalize
-from fedl2p.data.npz import read_npz_client
-from fedl2p.reporting.files import missing, read_json, write_atomically
-from fedl2p.rundir import load_tensors, save_tensors
+from fedl2p.data.npz import MAX_CLASSES, read_npz_client
+from fedl2p.durable import write_tensors
+from fedl2p.reporting.files import damaged, missing, read_json, write_atomically
+from fedl2p.rundir import load_tensors
 from fedl2p.stages import find_device
 from fedl2p.study import Study
 
@@ -66,7 +67,13 @@ class NewClient:
 
 
 def personalize_new_client(
-    run: str | Path, data: str | Path, out: str | Path, *, seed: int = 0, device: str = "auto"
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    model: str | None = None,
 ) -> NewClient:
     """Personalize the global model of a run for a new client, and write the result.
 
@@ -82,6 +89,8 @@ def personalize_new_client(
         Of the order of its batches.
     device
         auto, cpu or cuda.
+    model
+        The run's model, if it is none of :mod:`fedl2p.models`: see :func:`load_run`.
 
     Raises
     ------
@@ -93,18 +102,16 @@ def personalize_new_client(
     there = [name for name in FILES if (out / name).exists()]
     if there:
         raise ValueError(f"{out} already holds {there[0]}; give another folder")
-    study, model, metanets = load_run(run)
-    world = read_json(run / "population.json")
-    client = read_npz_client(
-        data, shape=tuple(world["shape"]), classes=int(world["classes"]), split=False
-    )
+    study, net, metanets = load_run(run, model=model)
+    shape, classes = _read_world(run)
+    client = read_npz_client(data, shape=shape, classes=classes, split=False)
     where = find_device(device)
-    model, metanets, client = model.to(where), metanets.to(where), client.to(where)
+    net, metanets, client = net.to(where), metanets.to(where), client.to(where)
     inner = study.settings.finetune
     client = inner.final_data(client)
     try:
         personalized = personalize(
-            model,
+            net,
             metanets,
             client,
             epochs=inner.epochs,
@@ -114,7 +121,7 @@ def personalize_new_client(
         )
     except DivergedError as problem:
         raise ValueError(f"{data}: {problem}; look for extreme values in the data") from None
-    before = _judge(model, client.test)
+    before = _judge(net, client.test)
     after = _judge(personalized.model, client.test)
     result = NewClient(
         personalized=personalized,
@@ -130,28 +137,59 @@ def personalize_new_client(
     return result
 
 
-def load_run(run: Path) -> tuple[Study, nn.Module, MetaNets]:
+def load_run(run: Path, *, model: str | None = None) -> tuple[Study, nn.Module, MetaNets]:
     """Return the study of a finished run, its global model and its meta-nets.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    model
+        The run's model as package.module:callable, if it is none of :mod:`fedl2p.models`. To build
+        it is to run that code, so a folder that came from elsewhere cannot name it alone.
 
     Raises
     ------
     ValueError
-        If a file is missing or damaged.
+        If a file is missing or damaged, or the model is one that must be named.
     """
     study = Study.load(run)
     for name in ("population.json", "global.safetensors", "metanets.safetensors", "metanets.json"):
         if not (run / name).exists():
             raise missing(run / name)
-    world = read_json(run / "population.json")
-    model = models.load(study.model, shape=tuple(world["shape"]), classes=int(world["classes"]))
+    if not models.is_ours(study.model) and model != study.model:
+        raise ValueError(
+            f"the run in {run} has the model {study.model!r}, code outside this package; if you "
+            f"trust it, name it: --model {study.model}"
+        )
+    shape, classes = _read_world(run)
+    weights = load_tensors(run / "global.safetensors")
+    net = models.load(study.model, shape=shape, classes=classes)
     try:
-        model.load_state_dict(load_tensors(run / "global.safetensors"))
+        net.load_state_dict(weights)
     except RuntimeError:
         raise ValueError(
             f"the weights in {run / 'global.safetensors'} do not fit the model {study.model}; give "
             "the folder of an unchanged run"
         ) from None
-    return study, model.eval(), MetaNets.load(run / "metanets")
+    return study, net.eval(), MetaNets.load(run / "metanets")
+
+
+def _read_world(run: Path) -> tuple[tuple[int, ...], int]:
+    """Return the shape of an example and the number of classes of a run."""
+    path = run / "population.json"
+    world = read_json(path)
+    shape, classes = world.get("shape"), world.get("classes")
+    if not isinstance(shape, list) or not all(
+        type(n) is int and 0 < n <= _LARGEST_SIDE for n in shape
+    ):
+        raise damaged(path, f"shape is {str(shape)[:80]}, not a list of sizes")
+    if not (type(classes) is int and 0 < classes <= MAX_CLASSES):
+        raise damaged(path, f"classes is {str(classes)[:80]}, not a number of classes")
+    return tuple(shape), classes
+
+
+_LARGEST_SIDE = 2**16
 
 
 @torch.no_grad()
@@ -172,8 +210,13 @@ def _write(result: NewClient) -> None:
         "divergence": dict(zip(profile.sites.norms, profile.divergence.tolist(), strict=True)),
         "moments": dict(zip(profile.sites.layers, profile.moments.tolist(), strict=True)),
     }
-    result.out.mkdir(parents=True, exist_ok=True)
-    save_tensors(result.out / FILES[0], personalized.model.state_dict())
+    try:
+        result.out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(
+            f"cannot write into {result.out} ({problem.strerror}); give another folder"
+        ) from None
+    write_tensors(result.out / FILES[0], personalized.model.state_dict())
     write_atomically(result.out / FILES[1], json.dumps(strategy, indent=1) + "\n")
     if result.num_test:
         numbers = (

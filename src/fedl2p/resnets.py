@@ -8,8 +8,8 @@ that its checkpoints load; 11,689,512 of them with the ImageNet stem and 1,000 c
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal, cast
 
 import torch
@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"there is no file {path}; get torchvision's ResNet-18 with `fedl2p data get "
             "resnet18-imagenet`"
         ) from None
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise ValueError(
             f"{path} is no file of weights, or holds more than tensors, and was not read; get "
             "torchvision's with `fedl2p data get resnet18-imagenet`"

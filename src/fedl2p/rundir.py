@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from fedl2p import __version__
 from fedl2p.config import differences, from_plain, to_plain
 from fedl2p.data.population import Population
-from fedl2p.reporting.files import read_json, write_atomically
+from fedl2p.durable import remove_unfinished
+from fedl2p.reporting.files import MADE_BY, read_config, write_atomically
+
+log = logging.getLogger(__name__)
 
 OURS = (
     "config.json",
@@ -26,6 +30,7 @@ OURS = (
     "results.json",
     "clients.csv",
     "rounds.csv",
+    "failures.csv",
     "report.html",
     "global.safetensors",
     "metanets.safetensors",
@@ -59,8 +64,8 @@ class RunDir:
         Raises
         ------
         ValueError
-            If it holds a run and ``resume`` is not set, or holds a run of another study, or cannot
-            be written. Nothing is changed then.
+            If it holds a run and ``resume`` is not set, or holds a run of another study or of
+            another version of this package, or cannot be written. Nothing is changed then.
         """
         if self.holds_run():
             if not resume:
@@ -69,10 +74,12 @@ class RunDir:
                     "by --resume"
                 )
             self._check_same(study)
+            remove_unfinished(self.path)
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file("config.json"), json.dumps(to_plain(study), indent=2) + "\n")
+            content = {MADE_BY: versions(), **to_plain(study)}
+            write_atomically(self.file("config.json"), json.dumps(content, indent=2) + "\n")
         except OSError as problem:
             raise ValueError(
                 f"cannot write into {self.path} ({problem.strerror}); give another folder"
@@ -82,9 +89,15 @@ class RunDir:
         """Tell whether any file of a run is there."""
         return any(self.file(name).exists() for name in OURS)
 
-    def config(self) -> dict[str, Any]:
-        """Return config.json, the resolved study as plain values."""
-        return read_json(self.file("config.json"))
+    def log_other_versions(self) -> None:
+        """Say in the log which packages have changed since the run was started."""
+        _, there = read_config(self.file("config.json"))
+        for package, here in versions().items():
+            if there.get(package, here) != here:
+                log.warning(
+                    "the run was started with %s %s and goes on with %s; last digits may differ",
+                    *(package, there[package], here),
+                )
 
     def describe_population(self, population: Population) -> None:
         """Write population.json: who the clients are and what is known of each."""
@@ -108,7 +121,7 @@ class RunDir:
     def logging(self) -> Iterator[None]:
         """Append what the package logs to log.txt while the block runs."""
         logger = logging.getLogger("fedl2p")
-        handler = logging.FileHandler(self.file("log.txt"), encoding="utf-8")
+        handler = _LogFile(self.file("log.txt"), encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         level = logger.level
         logger.addHandler(handler)
@@ -124,7 +137,14 @@ class RunDir:
             handler.close()
 
     def _check_same(self, study: object) -> None:
-        stored = from_plain(type(study), self.config())
+        plain, made_by = read_config(self.file("config.json"))
+        there = made_by.get("fedl2p", "of a version before 0.1")
+        if there != __version__:
+            raise ValueError(
+                f"{self.path} holds a run that fedl2p {there} started, and this is {__version__}; "
+                "resume with that version, or give another folder"
+            )
+        stored = from_plain(type(study), plain)
         different = differences(stored, study)
         if different:
             more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
@@ -135,12 +155,25 @@ class RunDir:
             )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors, atomically, on the CPU."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    # Tensors that share memory (tied weights) cannot be written as one; each gets its own copy.
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
-    os.replace(temporary, path)
+class _LogFile(logging.FileHandler):
+    """A log that a full disk leaves incomplete; what fails for the same reason says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing: the usual traceback on stderr would bury the error itself."""
+
+    def close(self) -> None:
+        """Close the file, with what there is room for."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, Python, and the packages that results depend on."""
+    found = {"fedl2p": __version__, "python": platform.python_version()}
+    for package in ("torch", "flwr", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def load_tensors(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -149,11 +182,18 @@ def load_tensors(path: Path, *, device: torch.device | str = "cpu") -> dict[str,
     Raises
     ------
     ValueError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or a tensor holds NaN or infinity.
     """
     try:
-        return load_file(path, device=str(device))
+        tensors = load_file(path, device=str(device))
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}; give a safetensors file of weights") from None
-    except (OSError, SafetensorError) as problem:
+    # A name for a dtype or a device that torch does not have raises what it likes.
+    except (OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError) as problem:
         raise ValueError(f"{path} is not a readable safetensors file ({problem})") from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{path}: tensor {name!r} holds NaN or infinity; give weights that are finite"
+            )
+    return tensors

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import logging
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fedl2p import __version__, methods, models
+from fedl2p import methods, models
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
+from fedl2p.durable import write_tensors
 from fedl2p.federation import (
     CsvListener,
+    FailuresListener,
     Federated,
     Handler,
     InProcessGrid,
@@ -39,7 +38,7 @@ from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.reporting.files import read_json, write_atomically
 from fedl2p.reporting.report import Report, Row
 from fedl2p.resnets import load_checkpoint
-from fedl2p.rundir import RunDir, load_tensors, save_tensors
+from fedl2p.rundir import RunDir, load_tensors, versions
 from fedl2p.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -133,7 +132,11 @@ def prepare(
         study=study,
         folder=folder,
         resume=resume,
-        listeners=(CsvListener(folder.file("rounds.csv")), *listeners),
+        listeners=(
+            CsvListener(folder.file("rounds.csv")),
+            FailuresListener(folder.file("failures.csv")),
+            *listeners,
+        ),
         population=population,
         initial=initial,
         given=given,
@@ -167,6 +170,7 @@ def _nodes_here(
 def pretrain(job: Job) -> Pretrained:
     """Return the global model, trained by FedAvg or given, and write global.safetensors."""
     log.info("%s, seed %d, on %s", job.study.recipe, job.study.seed, job.device)
+    job.folder.log_other_versions()
     fedavg = methods.build("fedavg", job.study.settings)
     if job.given is not None:
         end = Pretrained(fedavg.start(job.given), model=job.given)
@@ -175,7 +179,7 @@ def pretrain(job: Job) -> Pretrained:
         model = copy.deepcopy(job.initial)
         model.load_state_dict(done.state, strict=False)
         end = Pretrained(done.state, done.records, model)
-    save_tensors(job.folder.file("global.safetensors"), end.model.state_dict())
+    write_tensors(job.folder.file("global.safetensors"), end.model.state_dict())
     return end
 
 
@@ -229,11 +233,10 @@ def _federate(
 def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Outcomes:
     """Return one row per client, from the checkpoint if the run had come this far before."""
     path = job.folder.file("checkpoint") / "outcomes" / f"{method.name}.json"
-    if path.exists():
+    if (stored := _stored(path, method, job.population)) is not None:
         # As if it had been asked just now: the later rounds must not send the model again.
         job.nodes.note_sent(model, job.population.names)
-        stored = read_json(path)
-        return Outcomes(tuple(Row(**row) for row in stored["rows"]), stored["seconds"])
+        return stored
     began = time.perf_counter()
     outcomes = personalize_all(
         method,
@@ -257,6 +260,23 @@ def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Out
     return Outcomes(rows, seconds)
 
 
+def _stored(path: Path, method: Method, population: Population) -> Outcomes | None:
+    """Return the outcomes that a stopped run has written, or None if there are none to be used."""
+    if not path.exists():
+        return None
+    try:
+        stored = read_json(path)
+        outcomes = Outcomes(tuple(Row(**row) for row in stored["rows"]), float(stored["seconds"]))
+        if [(r.method, r.client) for r in outcomes.rows] != [
+            (method.name, client) for client in population.names
+        ]:
+            raise ValueError("its rows are not those of this run's clients")
+    except (KeyError, TypeError, ValueError) as problem:
+        log.warning("%s cannot be used (%s); personalizing again", path, problem)
+        return None
+    return outcomes
+
+
 def report(
     job: Job, pretrained: Pretrained, learned: Sequence[Learned], outcomes: Sequence[Outcomes]
 ) -> Report:
@@ -277,7 +297,7 @@ def report(
         engine=job.study.engine,
         device=job.device.type,
         rows=tuple(row for done in outcomes for row in done.rows),
-        versions=_versions(),
+        versions=versions(),
         seconds={**seconds, "total": math.fsum(seconds.values())},
         bytes_per_client_round={
             stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
@@ -333,11 +353,3 @@ def _load_weights(initial: nn.Module, path: Path) -> nn.Module:
             "weights of the same model, by the names of its state_dict"
         ) from None
     return model
-
-
-def _versions() -> dict[str, str]:
-    versions = {"fedl2p": __version__, "python": platform.python_version()}
-    for package in ("torch", "flwr", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from fedl2p import methods, stages
+from fedl2p import __version__, methods, stages
 from fedl2p.config import from_plain
 from fedl2p.data.population import Population
 from fedl2p.federation import Listener, Nodes, Rounds
 from fedl2p.methods.settings import Settings
-from fedl2p.reporting.files import read_json
+from fedl2p.reporting.files import read_config
 from fedl2p.reporting.report import Report
 
 METHODS = (
@@ -125,11 +125,14 @@ class Study:
             If the file is missing or does not fit.
         """
         path = Path(folder) / "config.json"
-        plain = read_json(path)
+        plain, made_by = read_config(path)
         try:
             return from_plain(cls, plain)
         except ValueError as problem:
-            raise ValueError(f"{path} does not describe a study: {problem}") from None
+            there = made_by.get("fedl2p", __version__)
+            which = f"a study of fedl2p {__version__}, but of {there}"
+            which = "a study" if there == __version__ else which
+            raise ValueError(f"{path} does not describe {which}: {problem}") from None
 
 
 def run_study(

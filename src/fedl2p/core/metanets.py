@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -25,6 +24,7 @@ from fedl2p.core.clamps import clamp_inward, clamp_straight_through
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.sites import Sites
+from fedl2p.durable import write_tensors, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,13 +328,10 @@ class MetaNets(nn.Module):
 
         Each file is written beside its place and then put there: one that is there is whole.
         """
-        from safetensors.torch import save_file
-
         description = {"config": asdict(self.config), "sites": asdict(self.sites)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         weights, about = _files(path)
-        _put(weights, lambda file: save_file(tensors, file))
-        _put(about, lambda file: file.write_text(json.dumps(description, indent=1) + "\n"))
+        write_tensors(weights, self.state_dict())
+        write_text(about, json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> MetaNets:
@@ -351,11 +348,21 @@ class MetaNets(nn.Module):
         weights, about = _files(path)
         try:
             description = json.loads(about.read_text())
-            names = {k: tuple(v) for k, v in description["sites"].items()}
-            nets = cls(Sites(**names), config=MetaNetsConfig(**description["config"]))
+            names = {k: _names(v) for k, v in description["sites"].items()}
+            config = MetaNetsConfig(**description["config"])
             tensors = load_file(weights)
+            # Before nets of that width are made: the weights are as large as their file, a number
+            # in a description may be anything.
+            if not config.constant and len(tensors["lrnet.hidden2.bias"]) != config.hidden:
+                raise ValueError(f"hidden is {config.hidden}, but the weights have another width")
+            nets = cls(Sites(**names), config=config)
             nets.to(tensors["base"].dtype).load_state_dict(tensors)
-        except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            if not all(bool(t.isfinite().all()) for t in tensors.values()):
+                raise ValueError("a weight is NaN or infinite")
+        except (
+            *(OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError),
+            ArithmeticError,
+        ) as error:
             raise _unreadable(path, error) from error
         except SafetensorError as error:
             raise _unreadable(path, error) from error
@@ -385,10 +392,10 @@ def _files(path: str | Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
 
 
-def _put(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    write(unfinished)
-    os.replace(unfinished, path)
+def _names(value: object) -> tuple[str, ...]:
+    if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise TypeError("a list of names is something else")
+    return tuple(value)
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:

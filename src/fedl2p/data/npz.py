@@ -14,6 +14,9 @@ otherwise all its files are seen clients.
 
 from __future__ import annotations
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -40,6 +43,9 @@ MAX_CLASSES = 100_000
 # Opened clients kept in memory.
 CACHED_CLIENTS = 64
 
+# A file of some megabytes can unpack to a thousand times its size, and fill the memory.
+MAX_BYTES = 2 * 2**30
+
 
 @dataclass(frozen=True)
 class NpzFolder:
@@ -52,11 +58,15 @@ class NpzFolder:
         until one is named.
     classes
         Number of classes; 0 for the largest label of all clients plus one.
+    max_bytes
+        Most bytes that the arrays of one client may take as they are stored, unpacked; a larger
+        file is refused unread.
     """
 
     path: Path | None = None
     _: KW_ONLY
     classes: int = 0
+    max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
         if self.path is not None:
@@ -65,6 +75,8 @@ class NpzFolder:
             raise ValueError(
                 f"classes must be 0 (from the labels) to {MAX_CLASSES}, got {self.classes}"
             )
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes is {self.max_bytes}, but must be 1 or more")
 
     def open(self, seed: int) -> NpzPopulation:
         """Return the population; every file is read and checked once, none is kept in memory.
@@ -82,23 +94,26 @@ class NpzFolder:
                 "no folder of clients is named; give the one that holds their .npz files as "
                 "--data.path DIR (in Python NpzFolder(DIR))"
             )
-        return NpzPopulation(self.path, classes=self.classes)
+        return NpzPopulation(self.path, classes=self.classes, max_bytes=self.max_bytes)
 
 
 class NpzPopulation(Population):
     """The clients of an :class:`NpzFolder`, named like their files, in alphabetical order."""
 
-    def __init__(self, folder: Path, *, classes: int = 0) -> None:
+    def __init__(self, folder: Path, *, classes: int = 0, max_bytes: int = MAX_BYTES) -> None:
         seen, unseen = _find_files(folder)
         self.seen = tuple(file.stem for file in seen)
         self.unseen = tuple(file.stem for file in unseen)
         self._files = {file.stem: file for file in (*seen, *unseen)}
         self._opened: OrderedDict[str, ClientData] = OrderedDict()
         # The first file sets the shape that the others are compared with.
-        self.shape = tuple(read_npz_client(seen[0]).train.x.shape[1:])
+        self._max_bytes = max_bytes
+        self.shape = tuple(read_npz_client(seen[0], max_bytes=max_bytes).train.x.shape[1:])
         top = 0
         for file in self._files.values():
-            data = read_npz_client(file, shape=self.shape, classes=classes or None)
+            data = read_npz_client(
+                file, shape=self.shape, classes=classes or None, max_bytes=max_bytes
+            )
             top = max(top, *(int(part.y.max()) for part in _parts(data)))
         self.classes = classes or top + 1
 
@@ -108,7 +123,10 @@ class NpzPopulation(Population):
             raise KeyError(f"there is no client {name!r}; a client is called like its .npz file")
         if name not in self._opened:
             self._opened[name] = read_npz_client(
-                self._files[name], shape=self.shape, classes=self.classes
+                self._files[name],
+                shape=self.shape,
+                classes=self.classes,
+                max_bytes=self._max_bytes,
             )
             if len(self._opened) > CACHED_CLIENTS:
                 self._opened.popitem(last=False)
@@ -126,6 +144,7 @@ def read_npz_client(
     shape: tuple[int, ...] | None = None,
     classes: int | None = None,
     split: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> ClientData:
     """Read and check one client's .npz file.
 
@@ -140,6 +159,8 @@ def read_npz_client(
     split
         Whether a file without a validation part gives up a fifth of its training part for one;
         if not, ``validation`` is then None and training keeps everything.
+    max_bytes
+        As in :class:`NpzFolder`.
 
     Returns
     -------
@@ -153,7 +174,7 @@ def read_npz_client(
         the top of this module; one line that names the file and says what to do.
     """
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(path, max_bytes)
     parts = {part: _read_part(path, part, arrays) for part in PARTS if f"x_{part}" in arrays}
     kinds = {part: arrays[f"x_{part}"].dtype == np.uint8 for part in parts}
     if len(set(kinds.values())) > 1:
@@ -195,16 +216,23 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return seen, unseen
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the file's arrays by name, without ever unpickling anything."""
+def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
+    """Return the file's arrays by name, without ever unpickling anything.
+
+    Only what has a known name is unpacked, and nothing if it would take too much memory.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; name an existing .npz file")
     try:
         loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
+        if not isinstance(loaded, np.lib.npyio.NpzFile) or loaded.zip is None:
             raise ValueError("it holds a single array")
         with loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
+            names = set(loaded.files)
+            _check_size(path, loaded.zip, max_bytes)
+            arrays = {name: loaded[name] for name in loaded.files if name in _KNOWN}
+    except _TooLargeError:
+        raise
     except (
         OSError,
         EOFError,
@@ -214,18 +242,50 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         MemoryError,  # a header that claims a vast array
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
+        IndexError,  # bytes that are no header
+        struct.error,
+        TypeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+        SyntaxError,
+        tokenize.TokenError,
+        RecursionError,
     ) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{path}: not a readable .npz file of plain arrays ({why}); write it with "
             "numpy.savez(file, x_train=..., y_train=...), without object arrays"
         ) from error
-    _check_names(path, set(arrays))
+    _check_names(path, names)
     return arrays
 
 
+class _TooLargeError(ValueError):
+    """A file that would unpack to too much."""
+
+
+def _check_size(path: Path, archive: zipfile.ZipFile, max_bytes: int) -> None:
+    # A member yields no more than the size in the archive's directory, whatever its stream holds.
+    sizes = {
+        info.filename: info.file_size
+        for info in archive.infolist()
+        if info.filename.removesuffix(".npy") in _KNOWN
+    }
+    if sum(sizes.values()) > max_bytes:
+        raise _TooLargeError(
+            f"{path}: its arrays take {sum(sizes.values())} bytes unpacked, more than {max_bytes}; "
+            "give fewer examples or, if the file is to be trusted, raise max_bytes of NpzFolder "
+            "(--data.max-bytes)"
+        )
+
+
+_KNOWN = frozenset(f"{axis}_{part}" for part in PARTS for axis in "xy")
+
+
 def _check_names(path: Path, names: set[str]) -> None:
-    known = {f"{axis}_{part}" for part in PARTS for axis in "xy"}
+    known = set(_KNOWN)
     # A misspelt part (x_val) must not pass for a missing one; other arrays may lie beside.
     for name in sorted(names - known):
         if name.startswith(("x_", "y_")):

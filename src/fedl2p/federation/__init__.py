@@ -17,6 +17,7 @@ from fedl2p.federation.handlers import Handler
 from fedl2p.federation.inprocess import InProcessGrid
 from fedl2p.federation.listeners import (
     CsvListener,
+    FailuresListener,
     Listener,
     ProgressListener,
     TensorBoardListener,
@@ -29,6 +30,7 @@ from fedl2p.federation.settings import Rounds
 
 __all__ = [
     "CsvListener",
+    "FailuresListener",
     "Federated",
     "FederationError",
     "Handler",

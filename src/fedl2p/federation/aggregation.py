@@ -15,6 +15,7 @@ from flwr.serverapp import strategy as flower
 from torch import Tensor
 
 from fedl2p.federation import wire
+from fedl2p.federation.checks import not_finite
 from fedl2p.federation.settings import SERVER_OPTIMIZERS, Rounds
 from fedl2p.method import State
 
@@ -63,7 +64,22 @@ class Aggregator:
         replies
             Checked answers. Their order does not matter: they are sorted by client first, since
             the order of a floating-point sum does.
+
+        Raises
+        ------
+        ArithmeticError
+            If the result is not finite; what a server optimizer remembers is then as before.
         """
+        before = self.memory()
+        combined = self._combined(state, replies)
+        if combined is None:
+            return None
+        if (name := not_finite(combined) or not_finite(self.memory())) is not None:
+            self.remember(before)
+            raise ArithmeticError(f"the combined answers overflow in tensor {name!r}")
+        return combined
+
+    def _combined(self, state: State, replies: Sequence[Reply]) -> State | None:
         ordered = sorted(replies, key=lambda reply: reply.client)
         stepped = [
             name
@@ -81,7 +97,8 @@ class Aggregator:
             if type(strategy) is flower.MultiKrum:
                 trusted = len(ordered) - strategy.num_malicious_nodes
                 strategy.num_nodes_to_select = max(1, trusted)
-            with _quiet_flower():
+            # What overflows is found and named above.
+            with _quiet_flower(), np.errstate(over="ignore", invalid="ignore"):
                 arrays, _ = strategy.aggregate_train(self._steps, _messages(ordered, names))
             if arrays is None:
                 return None
@@ -106,8 +123,8 @@ class Aggregator:
                 for name, tensor in memory.items()
                 if name.startswith(f"{moment}/")
             }
-            if arrays:
-                setattr(self._strategy, moment, arrays)
+            if hasattr(self._strategy, moment):
+                setattr(self._strategy, moment, arrays or None)
 
 
 def _strategy(rounds: Rounds) -> flower.FedAvg:

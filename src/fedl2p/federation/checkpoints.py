@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from fedl2p.durable import write_tensors
 from fedl2p.federation.wire import content_hash
 from fedl2p.method import State
 
@@ -51,8 +50,7 @@ def save(folder: Path, position: int, checkpoint: Checkpoint) -> None:
     index: list[list[str]] = []
     for group, state in checkpoint.groups.items():
         for name, tensor in state.items():
-            # Copied: safetensors refuses tensors that share memory.
-            tensors[str(len(index))] = tensor.detach().cpu().contiguous().clone()
+            tensors[str(len(index))] = tensor
             index.append([group, name])
     header = json.dumps(
         {"groups": list(checkpoint.groups), "index": index, "values": checkpoint.values},
@@ -60,17 +58,7 @@ def save(folder: Path, position: int, checkpoint: Checkpoint) -> None:
     )
     metadata = {"fedl2p": header, "hash": _hash(tensors, header)}
     path = folder / f"round-{position:06d}.safetensors"
-    unfinished = folder / f".{path.name}.tmp"
-    try:
-        save_file(tensors, unfinished, metadata=metadata)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _sync_folder(folder)
+    write_tensors(path, tensors, metadata=metadata)
     for old in _paths(folder)[_KEPT:]:
         old.unlink(missing_ok=True)
 
@@ -89,7 +77,10 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in paths:
         try:
             return _load(path)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (
+            *(SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError),
+            RecursionError,
+        ) as error:
             log.warning("checkpoint %s is damaged (%s); taking the one before", path, error)
     if paths:
         raise ValueError(
@@ -126,14 +117,3 @@ def _paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this the new name may be lost with the power, though its content is on the disk.
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fedl2p.durable import write_text
 from fedl2p.method import Outcome
 
 
@@ -44,9 +44,8 @@ def write_strategy(folder: Path, method: str, outcome: Outcome) -> None:
     # A client may be called anything; its file stays inside the folder.
     path = folder / "clients" / quote(method, safe=" ") / f"{quote(outcome.client, safe=' ')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".json.tmp")
-    unfinished.write_text(json.dumps(_finite(content), indent=1), encoding="utf-8")
-    os.replace(unfinished, path)
+    # One file per client and method: waiting for the disk each time would take longest.
+    write_text(path, json.dumps(_finite(content), indent=1), sync=False)
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,7 @@ from fedl2p.core.clientdata import ClientData
 from fedl2p.data.opened import KEEP_BYTES, Opened, size_of
 from fedl2p.data.population import Population
 from fedl2p.federation import wire
-from fedl2p.federation.checks import not_finite, objection
+from fedl2p.federation.checks import not_finite, objection, one_line
 from fedl2p.federation.clientfiles import write_strategy
 from fedl2p.method import Client, Method, Outcome, State, Update
 
@@ -136,20 +136,22 @@ class Handler:
             return [
                 Message(self._introduce(context), reply_to=message) for message, context in pairs
             ]
-        job = _job(messages[0])
+        try:
+            job, tasks = self._read(messages, contexts)
+            for message in messages:
+                self._receive_model(message)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # A server may send anything; whoever runs the node must see its answer, not a trace.
+            reason = one_line(f"the message cannot be read: {type(error).__name__}: {error}")
+            error_reply = Error(wire.CLIENT_FAILED, reason)
+            return [Message(error_reply, reply_to=message) for message in messages]
         if any(_job(message) != job for message in messages[1:]):
             raise ValueError(
                 "messages that ask for different things cannot be answered in one call"
             )
-        for message in messages:
-            self._receive_model(message)
         if job.model not in self._models:
-            error = Error(wire.MODEL_UNKNOWN, f"model {job.model} is not here; send its weights")
-            return [Message(error, reply_to=message) for message in messages]
-        tasks = [
-            Task(m, c, client_name(c, self.population), _config_int(m, "seed"))
-            for m, c in zip(messages, contexts, strict=True)
-        ]
+            unknown = Error(wire.MODEL_UNKNOWN, f"model {job.model} is not here; send its weights")
+            return [Message(unknown, reply_to=message) for message in messages]
         work = self._work(job, messages[0])
         answers = [a for part in self._portions(tasks) for a in self._attempt(work, part)]
         if job.action == wire.PERSONALIZE:
@@ -158,6 +160,16 @@ class Handler:
                 for task, answer in zip(tasks, answers, strict=True)
             ]
         return [_reply(task, answer) for task, answer in zip(tasks, answers, strict=True)]
+
+    def _read(
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> tuple[Job, list[Task]]:
+        """Return what the messages ask for; the first one speaks for all."""
+        tasks = [
+            Task(m, c, client_name(c, self.population), _config_int(m, "seed"))
+            for m, c in zip(messages, contexts, strict=True)
+        ]
+        return _job(messages[0]), tasks
 
     def _introduce(self, context: Context) -> RecordDict:
         known = ConfigRecord(
@@ -175,9 +187,9 @@ class Handler:
             text = f"method {job.method!r} is not here; there are {', '.join(self.methods)}"
             return lambda tasks: [text for _ in tasks]
         method = self.methods[job.method]
-        record = wire.record_of(message.content, wire.ARRAYS, ArrayRecord)
 
         def work(tasks: Sequence[Task]) -> list[Answer]:
+            record = wire.record_of(message.content, wire.ARRAYS, ArrayRecord)
             model, state = self._load(job.model), wire.to_state(record, device=self.device)
             clients = [self._client(job, task) for task in tasks]
             if job.action == wire.TRAIN:
@@ -218,7 +230,7 @@ class Handler:
             if len(tasks) > 1:
                 return [answer for task in tasks for answer in self._attempt(work, [task])]
             log.debug("client %s raised", tasks[0].client, exc_info=True)
-            return [f"{type(error).__name__}: {error}".partition("\n")[0]]
+            return [one_line(f"{type(error).__name__}: {error}".partition("\n")[0])]
 
     def _load(self, key: str) -> nn.Module:
         if key != self._loaded:
@@ -308,8 +320,11 @@ def keep(context: Context, method: str, state: State, *, live: bool) -> None:
 
 def _job(message: Message) -> Job:
     config = wire.record_of(message.content, wire.CONFIG, ConfigRecord)
+    action = message.metadata.message_type
+    if action not in wire.ACTIONS:
+        raise ValueError(f"it asks for {action!r}; there are {', '.join(wire.ACTIONS)}")
     return Job(
-        action=message.metadata.message_type,
+        action=action,
         method=str(config["method"]),
         stage=str(config["stage"]),
         round=_config_int(message, "round"),

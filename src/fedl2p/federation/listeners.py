@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,8 @@ from rich.progress import (
     Progress as Bars,
 )
 
-from fedl2p.federation.records import COLUMNS, RoundRecord
+from fedl2p.durable import write_text
+from fedl2p.federation.records import COLUMNS, FAILURE_COLUMNS, RoundRecord
 
 
 class Listener(Protocol):
@@ -47,7 +48,43 @@ class Listener(Protocol):
         """End a stage."""
 
 
-class CsvListener:
+class _Table:
+    """A CSV file that grows with the rounds, and neither loses nor doubles a line."""
+
+    columns: tuple[str, ...]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self, record: RoundRecord) -> list[tuple[Any, ...]]:
+        """Return what a round adds."""
+        raise NotImplementedError
+
+    def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
+        """Make the file agree with what is done."""
+        others: list[list[str]] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+                others = list(csv.reader(file))[1:]
+        # A full disk may have cut the last line off anywhere; its stage writes it again.
+        others = [row for row in others if len(row) == len(self.columns) and row[0] != stage]
+        own = (line for record in done for line in self.lines(record))
+        write_text(self.path, _as_csv([self.columns, *others, *own]))
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Append the lines of a round."""
+        text = _as_csv(self.lines(record))
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def on_end(self, stage: str) -> None:
+        """Do nothing: the file is complete after every round."""
+
+
+class CsvListener(_Table):
     """Writes ``rounds.csv``: a line is in the file as soon as its round is over.
 
     Parameters
@@ -57,30 +94,35 @@ class CsvListener:
         has done so far, so that a resumed run leaves no line out and none double.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    columns = COLUMNS
 
-    def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
-        """Make the file agree with what is done."""
-        others: list[list[str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                others = [row for row in list(csv.reader(file))[1:] if row and row[0] != stage]
-        unfinished = self.path.with_name(f".{self.path.name}.tmp")
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([COLUMNS, *others, *(record.line() for record in done)])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self.path)
+    def lines(self, record: RoundRecord) -> list[tuple[Any, ...]]:
+        """Return the round's one line."""
+        return [record.line()]
 
-    def on_round(self, record: RoundRecord) -> None:
-        """Append a line."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(record.line())
 
-    def on_end(self, stage: str) -> None:
-        """Do nothing: the file is complete after every round."""
+class FailuresListener(_Table):
+    """Writes ``failures.csv``: which client had no usable answer in which round, and why.
+
+    Parameters
+    ----------
+    path
+        The file. Its lines come and go with those of ``rounds.csv``, where ``failures`` counts
+        them; without failures it holds its columns only.
+    """
+
+    columns = FAILURE_COLUMNS
+
+    def lines(self, record: RoundRecord) -> list[tuple[Any, ...]]:
+        """Return one line per failed client, sorted by name."""
+        reasons = sorted(record.reasons.items())
+        return [(record.stage, record.round, client, reason) for client, reason in reasons]
+
+
+def _as_csv(lines: Iterable[Sequence[Any]]) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 class ProgressListener:

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -14,6 +15,7 @@ from torch import nn
 
 from fedl2p.data.population import Population
 from fedl2p.federation import wire
+from fedl2p.federation.checks import one_line
 from fedl2p.federation.handlers import Handler
 from fedl2p.federation.inprocess import InProcessGrid
 from fedl2p.method import Method, State
@@ -70,10 +72,19 @@ class Nodes:
         Any Flower grid: :class:`~fedl2p.federation.inprocess.InProcessGrid`, or the one that a
         ServerApp gets.
     timeout
-        Seconds to wait for the replies to one question; None to wait for all.
+        Seconds to wait for the replies to one question; None to wait for all. A client without a
+        reply by then has failed in that round. Clients in this process cannot be given up: there
+        is nothing that could stop their code, and a slow machine must not change a result.
+
+    Raises
+    ------
+    ValueError
+        If ``timeout`` is not above 0.
     """
 
     def __init__(self, grid: Grid, *, timeout: float | None = None) -> None:
+        if timeout is not None and not 0 < timeout < inf:
+            raise ValueError(f"timeout is {timeout}, but must be above 0 seconds, or None")
         self.grid = grid
         self.timeout = timeout
         self._ids: dict[str, int] = {}
@@ -102,10 +113,15 @@ class Nodes:
         self._ids.clear()
         for reply in self.grid.send_and_receive(asked, timeout=self.timeout):
             if reply.has_error():
-                log.warning("node %d: %s", reply.metadata.src_node_id, reply.error.reason)
+                log.warning("node %d: %s", reply.metadata.src_node_id, one_line(_reason(reply)))
                 continue
-            said = wire.record_of(reply.content, wire.CONFIG, ConfigRecord)
-            name, models = str(said["client"]), said["models"]
+            try:
+                said = wire.record_of(reply.content, wire.CONFIG, ConfigRecord)
+                name, models = str(said["client"]), said["models"]
+            except (KeyError, ValueError) as error:
+                node = reply.metadata.src_node_id
+                log.warning("node %d does not say who it is: %s", node, one_line(str(error)))
+                continue
             if name in self._ids:
                 raise ValueError(
                     f"two nodes say that they are client {name!r}; give each node its own client"
@@ -162,9 +178,11 @@ class Nodes:
             again = {name: seeds[name] for name in unknown}
             for name in self._exchange(action, again, job, content, model, answers):
                 answers.failures[name] = f"does not accept the weights of model {model.key}"
+        answers.failures = {name: one_line(why) for name, why in answers.failures.items()}
         for name in seeds:
             if name not in answers.contents:
-                answers.failures.setdefault(name, "no answer")
+                within = "" if self.timeout is None else f" within {self.timeout:g} s"
+                answers.failures.setdefault(name, f"no answer{within}")
         return answers
 
     def has_model(self, key: str) -> tuple[str, ...]:
@@ -246,6 +264,8 @@ class Nodes:
         sent: dict[int, str] = {}
         messages = []
         weights = None
+        # One group is one state: the in-process grid makes cohorts of it.
+        group = f"{job['stage']}.{job['round']}"
         for name, seed in seeds.items():
             own = RecordDict({**content, wire.CONFIG: ConfigRecord({**job, "seed": seed})})
             if model.key not in self._have[name]:
@@ -255,13 +275,11 @@ class Nodes:
                 answers.bytes_model += wire.count_bytes(RecordDict({wire.MODEL: weights}))
             sent[self._ids[name]] = name
             answers.bytes_down += wire.count_bytes(own)
-            # One group is one state: the in-process grid makes cohorts of it.
-            group = f"{job['stage']}.{job['round']}"
             messages.append(Message(own, self._ids[name], action, group_id=group))
         unknown = []
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
-            if reply.metadata.src_node_id not in sent:
-                continue  # a second answer of the same node, or one to nobody's question
+            if reply.metadata.src_node_id not in sent or reply.metadata.group_id not in (group, ""):
+                continue  # a second answer, or one to an earlier question or to nobody's
             name = sent.pop(reply.metadata.src_node_id)
             if not reply.has_error():
                 answers.contents[name] = reply.content
@@ -269,8 +287,12 @@ class Nodes:
             elif reply.error.code == wire.MODEL_UNKNOWN:
                 unknown.append(name)
             else:
-                answers.failures[name] = reply.error.reason or f"error {reply.error.code}"
+                answers.failures[name] = _reason(reply)
         return unknown
+
+
+def _reason(reply: Message) -> str:
+    return reply.error.reason or f"error {reply.error.code}"
 
 
 def model_bytes(model: nn.Module) -> int:

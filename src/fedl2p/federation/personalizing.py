@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -12,6 +12,7 @@ from torch import nn
 
 from fedl2p.data.population import Population
 from fedl2p.federation import wire
+from fedl2p.federation.checks import MOST_EXAMPLES, one_line
 from fedl2p.federation.handlers import FAILURE, OUTCOME_NUMBERS
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.nodes import Frozen, Nodes, in_process
@@ -106,14 +107,29 @@ def _outcome(name: str, content: RecordDict) -> Outcome:
         metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
         if wire.CONFIG in content:
             reason = str(wire.record_of(content, wire.CONFIG, ConfigRecord)[FAILURE])
-            return _failed(name, reason, **{key: int(metrics[key]) for key in _COUNTS})
+            counts = {key: min(max(int(metrics[key]), 0), int(MOST_EXAMPLES)) for key in _COUNTS}
+            return _failed(name, one_line(reason), **counts)
         numbers: dict[str, Any] = {
             key: int(metrics[key]) if key in _COUNTS else float(metrics[key])
             for key in OUTCOME_NUMBERS
         }
-    except (KeyError, TypeError, ValueError) as error:
-        return _failed(name, f"its answer cannot be read: {error}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return _failed(name, one_line(f"its answer cannot be read: {error}"))
+    if (fault := _implausible(numbers)) is not None:
+        return _failed(name, fault)
     return Outcome(client=name, **numbers)
+
+
+def _implausible(numbers: Mapping[str, Any]) -> str | None:
+    """Return which number of an answer no client can have, in one line, or None."""
+    for key in _COUNTS:
+        if not 0 <= numbers[key] <= MOST_EXAMPLES:
+            return f"its {key} is {numbers[key]}, wanted a number of examples"
+    for key in ("accuracy_before", "accuracy"):
+        untested = numbers["num_test"] == 0 and isnan(numbers[key])
+        if not (untested or 0 <= numbers[key] <= 1):
+            return f"its {key} is {numbers[key]}, wanted a fraction in [0, 1]"
+    return None
 
 
 def _failed(name: str, reason: str, *, num_train: int = 0, num_test: int = 0) -> Outcome:

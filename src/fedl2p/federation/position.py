@@ -132,6 +132,10 @@ class Position:
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Position:
         """Return the position that was saved."""
         values = checkpoint.values
+        for name in (*_PLAIN, *_FLAGS):
+            kinds = {"best_loss": (float, int, type(None))}.get(name, (int,))
+            if not isinstance(values[name], kinds):
+                raise TypeError(f"{name} is {values[name]!r}")
         return cls(
             state=checkpoint.groups["state"],
             best_state=checkpoint.groups["best"],

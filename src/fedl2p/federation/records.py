@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedl2p.method import State
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round; the fields but the last are the columns of ``rounds.csv``.
+    """One round; the fields but the last two are the columns of ``rounds.csv``.
 
     Parameters
     ----------
@@ -34,6 +35,9 @@ class RoundRecord:
         Number of clients, of those asked, without a usable answer.
     bytes_model
         The part of ``bytes_down`` that is the frozen model on its one journey to each client.
+    reasons
+        Why each of the ``failures`` had none, one line by client name: the lines of
+        ``failures.csv``.
     """
 
     stage: str
@@ -46,14 +50,20 @@ class RoundRecord:
     bytes_up: int
     failures: int
     bytes_model: int = 0
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def line(self) -> tuple[Any, ...]:
         """Return the values of a line of ``rounds.csv``."""
         return tuple(getattr(self, name) for name in COLUMNS)
 
 
-COLUMNS = tuple(f.name for f in dataclasses.fields(RoundRecord) if f.name != "bytes_model")
+_NO_COLUMNS = ("bytes_model", "reasons")
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(RoundRecord) if f.name not in _NO_COLUMNS)
 """The columns of ``rounds.csv``."""
+
+FAILURE_COLUMNS = ("stage", "round", "client", "reason")
+"""The columns of ``failures.csv``."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import nn
 
+from fedl2p import __version__
 from fedl2p.data.population import Population
 from fedl2p.federation import checkpoints, wire
 from fedl2p.federation.aggregation import Aggregator, Reply
-from fedl2p.federation.checks import objection
+from fedl2p.federation.checks import objection, one_line, overweight
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.nodes import Answers, Frozen, Nodes, in_process
 from fedl2p.federation.position import Position, refuse_other_job
@@ -114,9 +115,14 @@ def federate(
     try:
         while not position.finished:
             stage_run.advance(position)
+            gave_up = position.dry >= rounds.give_up
+            if gave_up:  # a resumed run tries as often again
+                position.dry = 0
             stage_run.save(position)
             for listener in listeners:
                 listener.on_round(position.records[-1])
+            if gave_up:
+                raise FederationError(stage_run.why_given_up(position))
     finally:
         for listener in listeners:
             listener.on_end(stage)
@@ -159,6 +165,7 @@ class _StageRun:
     def job(self) -> dict[str, Any]:
         """What identifies this stage in a checkpoint."""
         return {
+            "version": __version__,
             "stage": self.stage,
             "method": self.method.name,
             "seed": self.seed,
@@ -183,21 +190,23 @@ class _StageRun:
         saved = None if self.folder is None else checkpoints.load_newest(self.folder)
         if saved is None or self.folder is None:
             return None
-        refuse_other_job(self.folder, saved.values["job"], self.job)
-        self.aggregator.remember(saved.groups["server"])
-        self.nodes.restore(
-            self.method.name,
-            {name: saved.groups[f"kept {name}"] for name in saved.values["clients"]},
-            model=self.model,
-            has_model=saved.values["has_model"],
-        )
-        return Position.from_checkpoint(saved)
+        try:
+            refuse_other_job(self.folder, saved.values["job"], self.job)
+            position = Position.from_checkpoint(saved)
+            kept = {name: saved.groups[f"kept {name}"] for name in saved.values["clients"]}
+            has_model = [str(name) for name in saved.values["has_model"]]
+            self.aggregator.remember(saved.groups["server"])
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            # Its hash is right, so it is as it was written: by something else than this.
+            raise ValueError(
+                f"the checkpoint in {self.folder} does not hold what a stage needs "
+                f"({type(error).__name__}: {error}); remove that folder to start this stage again"
+            ) from None
+        self.nodes.restore(self.method.name, kept, model=self.model, has_model=has_model)
+        return position
 
     def save(self, position: Position) -> None:
-        """Write a checkpoint, then complain if the rounds lead nowhere, so that they can resume."""
-        gave_up = position.dry >= self.rounds.give_up
-        if gave_up:
-            position.dry = 0
+        """Write a checkpoint."""
         if self.folder is not None:
             saved = position.to_checkpoint(
                 job=self.job,
@@ -206,12 +215,16 @@ class _StageRun:
                 has_model=self.nodes.has_model(self.model.key),
             )
             checkpoints.save(self.folder, position.round, saved)
-        if gave_up:
-            raise FederationError(
-                f"{self.stage}: {self.rounds.give_up} rounds in a row had fewer than "
-                f"{self.rounds.min_clients} good answers, the last one round {position.round}; "
-                "the log names the clients and their reasons"
-            )
+
+    def why_given_up(self, position: Position) -> str:
+        """Return what led nowhere, in one line, with one client's reason."""
+        reasons = sorted(position.records[-1].reasons.items())
+        example = f" (client {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
+        return (
+            f"{self.stage}: {self.rounds.give_up} rounds in a row brought no new state, for lack "
+            f"of {self.rounds.min_clients} or more good answers, the last one round "
+            f"{position.round}{example}; failures.csv and the log name all clients and reasons"
+        )
 
     def advance(self, position: Position) -> None:
         """Do one round, or the pass that judges the last state."""
@@ -231,7 +244,11 @@ class _StageRun:
             state=position.result(self.rounds).state if averaging else position.state,
             model=self.model,
         )
-        replies = _accept(answers, like=None if judging else position.state)
+        replies = _accept(
+            answers,
+            like=None if judging else position.state,
+            weight_limit=self.rounds.weight_limit,
+        )
         for name, reason in sorted(answers.failures.items()):
             log.warning("%s, round %d: client %s failed: %s", self.stage, number, name, reason)
         loss, accuracy = _mean("loss", replies), _mean("accuracy", replies)
@@ -254,18 +271,22 @@ class _StageRun:
                 bytes_up=answers.bytes_up,
                 failures=len(answers.failures),
                 bytes_model=answers.bytes_model,
+                reasons=dict(sorted(answers.failures.items())),
             )
         )
 
     def _combine(self, position: Position, replies: Sequence[Reply]) -> None:
         """Make the next state of the replies, or keep the old one if they are too few."""
-        enough = len(replies) >= self.rounds.min_clients
-        state = self.aggregator.combine(position.state, replies) if enough else None
+        state, why = None, f"{len(replies)} good answers are too few"
+        if len(replies) >= self.rounds.min_clients:
+            try:
+                state = self.aggregator.combine(position.state, replies)
+            except ArithmeticError as error:
+                why = str(error)
         if state is None:
             position.dry += 1
             log.warning(
-                "%s, round %d: %d good answers are too few, the state stays as it was",
-                *(self.stage, position.round, len(replies)),
+                "%s, round %d: %s, the state stays as it was", self.stage, position.round, why
             )
         else:
             position.dry = 0
@@ -285,25 +306,27 @@ def _seen(population: Population, rounds: Rounds) -> tuple[str, ...]:
     return tuple(population.seen)
 
 
-def _accept(answers: Answers, *, like: State | None) -> list[Reply]:
+def _accept(answers: Answers, *, like: State | None, weight_limit: float) -> list[Reply]:
     """Turn good contents into replies sorted by client, and bad ones into failures.
 
     ``like`` is the state that was sent, or None where no tensors come back.
     """
-    accepted = []
+    accepted: list[Reply] = []
     for name in sorted(answers.contents):
         try:
             reply = _read(name, answers.contents[name], like)
             reason = objection(
                 reply.shared, like=like or {}, weight=reply.weight, metrics=reply.metrics
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"its answer cannot be read: {error}"
         if reason is None:
             accepted.append(reply)
         else:
-            answers.failures[name] = reason
-    return accepted
+            answers.failures[name] = one_line(reason)
+    heavy = overweight({r.client: r.weight for r in accepted}, limit=weight_limit)
+    answers.failures |= heavy
+    return [reply for reply in accepted if reply.client not in heavy]
 
 
 def _read(name: str, content: RecordDict, like: State | None) -> Reply:
@@ -312,6 +335,8 @@ def _read(name: str, content: RecordDict, like: State | None) -> Reply:
     shared: State = {}
     if like is not None:
         shared = wire.to_state(wire.record_of(content, wire.ARRAYS, ArrayRecord))
+    if wire.WEIGHT not in numbers:
+        raise ValueError(f"it has no {wire.WEIGHT!r}")
     return Reply(name, shared, numbers.pop(wire.WEIGHT), numbers)
 
 

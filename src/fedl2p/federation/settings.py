@@ -50,10 +50,16 @@ class Rounds:
         Fraction of answers that fedtrimmedavg cuts off at each end, in [0, 0.5).
     hostile
         Hostile answers that krum, multikrum and bulyan should bear, a number.
+    weight_limit
+        Largest weight of an answer, as a multiple of the median weight of the round's good answers;
+        >= 1. Clients state their own weights (numbers of examples): one above this is taken for
+        wrong and its answer rejected, since the average would be that client's alone. It is no
+        protection from a client that lies within bounds; the strategies that look at no weight are.
     min_clients
         Fewest good answers that make a new state; with fewer the old one stays.
     give_up
-        Rounds in a row with too few good answers after which the run ends with an error.
+        Rounds in a row without a new state after which the run ends with an error; it can be
+        resumed, and then has as many again.
     """
 
     rounds: int = 20
@@ -69,6 +75,7 @@ class Rounds:
     server_tau: float = 1e-3
     trim: float = 0.2
     hostile: int = 1
+    weight_limit: float = 1000.0
     min_clients: int = 1
     give_up: int = 3
 
@@ -80,6 +87,10 @@ class Rounds:
         for name in ("server_rate", "server_tau"):
             value = getattr(self, name)
             _need(math.isfinite(value) and value > 0, name, value, "finite and > 0")
+        _need(
+            math.isfinite(self.weight_limit) and self.weight_limit >= 1,
+            *("weight_limit", self.weight_limit, "finite and >= 1"),
+        )
         for name in ("server_beta1", "server_beta2"):
             _need(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _need(0 <= self.trim < 0.5, "trim", self.trim, "in [0, 0.5)")

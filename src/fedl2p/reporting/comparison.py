@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedl2p.reporting.files import read_json
+from fedl2p.reporting.files import read_config
 from fedl2p.reporting.intervals import Interval, mean_interval
 from fedl2p.reporting.report import POOLS, Pool, Report, Summary
 from fedl2p.reporting.texttable import columns
@@ -122,7 +122,7 @@ def compare(
     if not folders:
         raise ValueError("no run folder to compare; name at least one")
     paths = [Path(folder) for folder in folders]
-    configs = [read_json(path / "config.json") for path in paths]
+    configs = [read_config(path / "config.json")[0] for path in paths]
     reports = [Report.load(path) for path in paths]
     for path, config, report in zip(paths[1:], configs[1:], reports[1:], strict=True):
         _check_same_study(

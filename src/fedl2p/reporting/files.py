@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fedl2p.durable import write_text
 
 
 def missing(path: Path) -> ValueError:
@@ -34,23 +34,14 @@ def write_atomically(path: Path, text: str) -> None:
     ------
     ValueError
         If the folder does not exist.
+    OSError
+        If the disk does not take it; the old content is still there then.
     """
     if not path.parent.is_dir():
         raise ValueError(
             f"folder {path.parent} does not exist; create it before writing {path.name}"
         )
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; a result is as readable as any file its owner writes.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_text(path, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -65,9 +56,35 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise damaged(path, f"not JSON at line {error.lineno} ({error.msg})") from None
+    except RecursionError:
+        raise damaged(path, "it is nested too deeply") from None
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        # e.g. a number of more digits than Python converts
+        raise damaged(path, f"not JSON that can be read ({error})") from None
     if not isinstance(content, dict):
         raise damaged(path, f"its top level is a {type(content).__name__}, not an object")
     return content
+
+
+MADE_BY = "made_by"
+"""The entry of config.json that is no setting: the versions that started the run."""
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a run's config.json; return the settings, and the versions that started the run.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged.
+    """
+    settings = read_json(path)
+    versions = settings.pop(MADE_BY, {})
+    if not isinstance(versions, dict):
+        raise damaged(path, f"{MADE_BY} is not an object of package names and versions")
+    return settings, {str(name): str(version) for name, version in versions.items()}
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -109,10 +126,7 @@ def _read_text(path: Path) -> str:
         raise missing(path) from None
     except UnicodeDecodeError:
         raise damaged(path, "it is not UTF-8 text") from None
-
-
-def _umask() -> int:
-    # The only portable way to read the mask is to set it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); give a file that can"
+        ) from None

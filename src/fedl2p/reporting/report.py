@@ -269,12 +269,15 @@ class Report:
                 rows=rows + _failed_rows(content.get("failures", [])),
             )
             told = {
-                (line["method"], line["pool"]): (line["clients"], line["accuracy"])
+                (str(line["method"]), str(line["pool"])): (
+                    int(line["clients"]),
+                    None if line["accuracy"] is None else float(line["accuracy"]),
+                )
                 for line in content["methods"]
             }
         except KeyError as error:
             raise damaged(path, f"it has no field {error}") from None
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise damaged(path, f"a field has a wrong type or value ({error})") from None
         _check_same_run(path, told, report.methods)
         return report

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedl2p.reporting.files import damaged, number, read_csv, read_json
+from fedl2p.reporting.files import damaged, number, read_config, read_csv, read_json
 from fedl2p.reporting.report import Report
 
 ROUND_COLUMNS = (
@@ -95,7 +95,7 @@ def read_run(folder: str | Path) -> RunFolder:
     return RunFolder(
         path=path,
         report=report,
-        config=read_json(path / "config.json"),
+        config=read_config(path / "config.json")[0],
         rounds=_read_rounds(path / "rounds.csv"),
         about=about,
         strategies=_read_strategies(path / "clients", about),
