@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_the_numbers_are_those_of_the_runs(table: Path) -> None:
     told = json.loads((table / "table.json").read_text())
     assert (told["recipe"], told["seeds"]) == ("smoke", [0, 1])
     assert [column["pool"] for column in told["columns"]] == ["seen", "unseen"]
+    page = (table / "table.md").read_text()
     for column in told["columns"]:
         assert [m["method"] for m in column["methods"]] == list(METHODS)
         for line in column["methods"]:
@@ -67,10 +69,13 @@ def test_the_numbers_are_those_of_the_runs(table: Path) -> None:
             assert line["accuracies"] == own
             assert line["mean"] == pytest.approx(sum(own) / 2)
             assert line["standard_deviation"] == pytest.approx(statistics.stdev(own))
+            # Student's t for two values: tan(0.95 pi / 2) times half their distance
+            half = math.tan(0.95 * math.pi / 2) * abs(own[0] - own[1]) / 2
+            mean = line["mean"]
+            assert line["interval"] == pytest.approx([mean - half, mean + half])
+            assert f"{100 * mean:.2f} ± {100 * half:.2f}" in page
             assert line["published_percent"] is None
-    page = (table / "table.md").read_text()
-    assert "mean ± standard deviation over 2 seeds (0, 1)" in page.splitlines()[0]
-    assert f"{100 * told['columns'][0]['methods'][1]['mean']:.2f} ± " in page
+    assert "mean ± half of its 95 % t-interval over 2 seeds (0, 1)" in page.splitlines()[0]
 
 
 def test_what_is_finished_is_not_run_again(table: Path) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
+from fedl2p import plugins
 from fedl2p.commandline import UsageError, missing_package, parse, user_errors
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def _run(args: list[str]) -> int:
         )
     name = args.pop(0) if not args[0].startswith("-") else "digits"
     with user_errors():
+        plugins.bring(name, what="recipe")
         default = recipes.get(name)
     chosen = _parse_run(name, args, default)
     if chosen.resume and (chosen.out / "config.json").exists():
@@ -249,6 +251,9 @@ def _parse_run(name: str, args: list[str], default: Study) -> _Run:
     chosen: Any = parse(options, args, prog=f"fedl2p run {name}")
     with user_errors():
         fields = {field: getattr(chosen, field) for field in overridable}
+        for method in chosen.methods:
+            plugins.bring(method, what="method")
+        plugins.bring(chosen.model, what="model")
         return _Run(
             out=chosen.out,
             resume=chosen.resume,
@@ -290,6 +295,8 @@ def _run_study(run: _Run) -> int:
     again = f"fedl2p run {run.study.recipe} --out {shlex.quote(str(run.out))} --resume"
     if not models.is_ours(run.study.model):
         again += f" --model {shlex.quote(run.study.model)}"
+    if any(map(plugins.is_own, run.study.methods)):
+        again += f" --methods {shlex.join(run.study.methods)}"
     try:
         with user_errors(), _listeners(run) as listeners:
             report = run_study(run.study, run.out, resume=run.resume, listeners=listeners)
@@ -328,6 +335,7 @@ def _personalize(args: list[str]) -> int:
     from fedl2p.newclient import personalize_new_client
 
     with user_errors():
+        plugins.bring(options.model or "", what="model")
         result = personalize_new_client(
             options.run,
             options.data,

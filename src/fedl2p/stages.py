@@ -327,15 +327,25 @@ def _check_cohorts(rounds: Rounds, population: Population) -> None:
         )
 
 
-def _given(study: Study, initial: nn.Module) -> nn.Module | None:
-    """Return the global model of a file, if the study names one."""
-    if study.pretrained is None:
-        return None
-    if study.pretrained_by and not study.pretrained.exists():
+def check_pretrained(study: Study) -> None:
+    """Raise ValueError if the file of the global model is missing, with the command that makes it.
+
+    Where the study does not know that command, reading the file will say what is wrong.
+    """
+    if study.pretrained is None or not study.pretrained_by:
+        return
+    if not study.pretrained.exists():
         raise ValueError(
             f"the global model {study.pretrained} is missing; it comes from "
             f"`{study.pretrained_by}`, or name another file by --pretrained"
         )
+
+
+def _given(study: Study, initial: nn.Module) -> nn.Module | None:
+    """Return the global model of a file, if the study names one."""
+    if study.pretrained is None:
+        return None
+    check_pretrained(study)
     return _load_weights(initial, study.pretrained)
 
 

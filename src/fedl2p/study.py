@@ -59,7 +59,8 @@ class Study:
     seed
         The source of all randomness: data, initial weights, cohorts, batches.
     methods
-        The methods to compare, by name, in the order of the report.
+        The methods to compare, by name, in the order of the report; your own by
+        package.module:callable.
     pretrain
         The rounds that train the global model.
     learn
@@ -99,13 +100,10 @@ class Study:
             raise ValueError(
                 f"there is no method to run; name some of {', '.join(methods.names())}"
             )
-        for name in self.methods:
-            if name not in methods.names():
-                raise ValueError(
-                    f"there is no method {name!r}; there are {', '.join(methods.names())}"
-                )
-            if self.methods.count(name) > 1:
-                raise ValueError(f"method {name!r} is named twice; name each once")
+        titles = [methods.title(name, self.settings) for name in self.methods]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"method {title!r} is named twice; name each once")
 
     @property
     def stages(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fedl2p import plugins
 from fedl2p.commandline import UsageError, parse, user_errors
 
 if TYPE_CHECKING:
@@ -56,9 +57,13 @@ def main(args: list[str]) -> int:
     from fedl2p.federation import FederationError
     from fedl2p.tables import run_table
 
-    out = chosen.out or Path("tables", name)
+    # A colon, which stands in the names of users' own recipes, is not for names of folders.
+    out = chosen.out or Path("tables", name.replace(":", "-"))
     try:
         with user_errors():
+            plugins.bring(name, what="recipe")
+            for method in chosen.methods:
+                plugins.bring(method, what="method")
             table = run_table(
                 name,
                 out,

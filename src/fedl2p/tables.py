@@ -11,7 +11,7 @@ A table is a recipe, under its name. The recipe's file may have two things besid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from fedl2p import recipes
 from fedl2p.federation import Listener
 from fedl2p.reporting.papertable import PaperTable, paper_table
 from fedl2p.rundir import RunDir
+from fedl2p.stages import check_pretrained
 from fedl2p.study import Study, run_study
 
 Watch = Callable[[str, Study], AbstractContextManager[Sequence[Listener]]]
@@ -101,30 +102,73 @@ def run_table(
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}, but must be 1 or more")
     folder = Path(out)
+    planned = [
+        run
+        for cell in cells(name)
+        for run in _planned(cell, folder, seeds=seeds, methods=methods, device=device)
+    ]
+    # What a later run lacks is said now, not after the hours that the earlier ones take.
+    _check(planned)
     runs: dict[str, list[Path]] = {}
-    for cell in cells(name):
-        place = folder / cell.label.replace(" ", "-") if cell.label else folder
-        for seed in range(seeds):
-            study = dataclasses.replace(
-                cell.study, seed=seed, device=device, methods=methods or cell.study.methods
-            )
-            if cell.before is not None:
-                first = dataclasses.replace(cell.before, seed=seed, device=device)
-                made = _finished(first, place / f"model-seed-{seed}", watch)
-                study = dataclasses.replace(study, pretrained=made / "global.safetensors")
-            runs.setdefault(cell.label, []).append(_finished(study, place / f"seed-{seed}", watch))
+    for run in planned:
+        _finish(run, watch)
+        if run.reported:
+            runs.setdefault(run.label, []).append(run.folder)
     recipe, sets = recipes.find(name)
-    published = None if sets.get("smoke") else recipe.__name__.rpartition(".")[2]
+    published = None if sets.get("smoke") else recipe.title
     table = paper_table(name, runs, published=published)
     table.save(folder)
     return table
 
 
-def _finished(study: Study, folder: Path, watch: Watch) -> Path:
-    """Return the folder, in which the study is finished now."""
-    if (folder / "results.json").exists():
-        RunDir(folder).claim(study, resume=True)
-        return folder
-    with watch(str(folder), study) as listeners:
-        run_study(study, folder, resume=True, listeners=tuple(listeners))
-    return folder
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run of a table, and whether it stands in the table or makes a model for the next one."""
+
+    label: str
+    study: Study
+    folder: Path
+    reported: bool = True
+
+
+def _planned(
+    cell: Cell,
+    folder: Path,
+    *,
+    seeds: int,
+    methods: tuple[str, ...],
+    device: Literal["auto", "cpu", "cuda"],
+) -> Iterator[_Run]:
+    """Yield the runs of a cell in the order in which they need one another."""
+    place = folder / cell.label.replace(" ", "-") if cell.label else folder
+    for seed in range(seeds):
+        study = dataclasses.replace(
+            cell.study, seed=seed, device=device, methods=methods or cell.study.methods
+        )
+        if cell.before is not None:
+            first = dataclasses.replace(cell.before, seed=seed, device=device)
+            made = place / f"model-seed-{seed}"
+            yield _Run(label=cell.label, study=first, folder=made, reported=False)
+            study = dataclasses.replace(study, pretrained=made / "global.safetensors")
+        yield _Run(label=cell.label, study=study, folder=place / f"seed-{seed}")
+
+
+def _check(planned: Sequence[_Run]) -> None:
+    """Raise if data or a model is missing, or if a folder holds a run of other settings."""
+    made = {run.folder / "global.safetensors" for run in planned if not run.reported}
+    for run in planned:
+        held = RunDir(run.folder)
+        if held.holds_run():
+            held.claim(run.study, resume=True)
+        elif run.study.seed == 0:  # the same files under every seed
+            run.study.data.open(0)
+            if run.study.pretrained not in made:
+                check_pretrained(run.study)
+
+
+def _finish(run: _Run, watch: Watch) -> None:
+    """Run what is still to be run of one run."""
+    if (run.folder / "results.json").exists():
+        return
+    with watch(str(run.folder), run.study) as listeners:
+        run_study(run.study, run.folder, resume=True, listeners=tuple(listeners))

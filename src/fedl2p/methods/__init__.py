@@ -1,7 +1,8 @@
 """Every published method is one file, found by its file's name.
 
 A file holds one subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the
-names that a study may use to functions ``settings -> method``. To add a method, add a file.
+names that a study may use to functions ``settings -> method``. To add a method, add a file; or
+write it outside this package and name such a function as ``package.module:callable``.
 ``settings.py``, ``common.py``, ``parts.py``, ``localsgd.py`` and ``proximal.py`` hold what methods
 share.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 
+from fedl2p import plugins
 from fedl2p.method import Method
 from fedl2p.methods.settings import Settings
 
@@ -31,15 +34,57 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_found("METHODS")))
 
 
-def build(name: str, settings: Settings) -> Method:
-    """Build a method by name.
+def title(name: str, settings: Settings) -> str:
+    """Return what a method that a study may name is called in reports: its own ``name``.
 
     Raises
     ------
     ValueError
-        If there is no such method.
+        If there is no such method, or it is not one that can be used.
+    """
+    if plugins.is_own(name):
+        return build(name, settings).name
+    if name not in names():
+        raise _unknown(name)
+    return name
+
+
+def build(name: str, settings: Settings) -> Method:
+    """Build a method by name, or by ``package.module:callable``, where that is imported.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method, or it is not one that can be used.
     """
     known = {**_found("METHODS"), **_found("PREPARATIONS")}
+    if plugins.is_own(name):
+        return _own(name, settings, taken=known.keys())
     if name not in known:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(names())}")
+        raise _unknown(name)
     return known[name](settings)
+
+
+_WANTED = "a function of the settings that returns a fedl2p.Method"
+
+
+def _own(name: str, settings: Settings, *, taken: Collection[str]) -> Method:
+    """Build a user's method, whose own name must not be one of ours and must serve for files."""
+    built = plugins.find(name, what="method", wanted=_WANTED, takes=(settings,))(settings)
+    if not isinstance(built, Method):
+        raise ValueError(f"method {name!r} returned {type(built).__name__}; name {_WANTED}")
+    if built.name in (*taken, "pretrain", "learn", "outcomes"):
+        raise ValueError(f"method {name!r} is called {built.name!r}, which is taken; rename it")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", built.name):
+        raise ValueError(
+            f"method {name!r} is called {built.name!r}; its name serves for files too, so use "
+            "letters, digits, '.', '_' and '-' only"
+        )
+    return built
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
+        f"there is no method {name!r}; there are {', '.join(names())}, and your own as "
+        "package.module:callable"
+    )

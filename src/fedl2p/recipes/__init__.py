@@ -7,7 +7,8 @@ line of the file's docstring its description. A variant calls another recipe and
 
 A function may also take ``as_published`` and ``smoke``, both False by default: then
 ``NAME_published``, ``NAME_smoke`` and ``NAME_published_smoke`` are recipes too. Files whose names
-begin with an underscore are no recipes.
+begin with an underscore are no recipes. A function ``() -> Study`` outside this package is a recipe
+under the name ``package.module:callable``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import dataclasses
 import inspect
 import itertools
 import pkgutil
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
+from fedl2p import plugins
 from fedl2p.study import Study
 
 VARIANTS = {"published": "as_published", "smoke": "smoke"}
@@ -40,22 +43,24 @@ def variants(name: str) -> dict[str, dict[str, bool]]:
     return {"_".join((name, *c)): {VARIANTS[end]: True for end in c} for c in chosen}
 
 
-def find(name: str) -> tuple[Recipe, dict[str, bool]]:
-    """Return the file of a recipe, and what its name sets if that is a variant's.
+def find(name: str) -> tuple[Recipe | OwnRecipe, dict[str, bool]]:
+    """Return a recipe, which is called like its function, and what its name sets as a variant's.
 
     Raises
     ------
     ValueError
         If there is no such recipe.
     """
+    if plugins.is_own(name):
+        return OwnRecipe(name), {}
     for base in names():
         if name == base or name.startswith(f"{base}_"):
             known = variants(base)
             if name in known:
                 return _module(base), known[name]
     raise ValueError(
-        f"unknown recipe {name!r}; there are {', '.join(names())}, and of those of the paper "
-        "NAME_published and NAME_smoke"
+        f"unknown recipe {name!r}; there are {', '.join(names())}, of those of the paper "
+        "NAME_published and NAME_smoke, and your own as package.module:callable"
     )
 
 
@@ -66,8 +71,35 @@ class Recipe(ModuleType):
         """Return the study, under the recipe's name; ``settings`` go to its function."""
         study: Study = self.recipe(**settings)
         ends = [end for end, argument in VARIANTS.items() if settings.get(argument)]
-        name = "_".join((self.__name__.rpartition(".")[2], *ends))
-        return dataclasses.replace(study, recipe=name)
+        return dataclasses.replace(study, recipe="_".join((self.title, *ends)))
+
+    @property
+    def title(self) -> str:
+        """The recipe's name."""
+        return self.__name__.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class OwnRecipe:
+    """A user's recipe.
+
+    Parameters
+    ----------
+    title
+        Its name, ``package.module:callable``.
+    """
+
+    title: str
+
+    def __call__(self, **settings: Any) -> Study:
+        """Return the study, under the recipe's name; ``settings`` go to the function."""
+        wanted = "a function without arguments that returns a fedl2p.Study"
+        study = plugins.find(self.title, what="recipe", wanted=wanted)(**settings)
+        if not isinstance(study, Study):
+            raise ValueError(
+                f"recipe {self.title!r} returned {type(study).__name__}; name {wanted}"
+            )
+        return dataclasses.replace(study, recipe=self.title)
 
 
 def __getattr__(name: str) -> Recipe:

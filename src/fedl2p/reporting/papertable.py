@@ -1,4 +1,4 @@
-"""A table as papers print it: methods down, settings across, mean and deviation over seeds."""
+"""A table as papers print it: methods down, settings across, means and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from fedl2p.reporting.comparison import Comparison, compare
 from fedl2p.reporting.files import write_atomically
+from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.methodnames import method_name
 from fedl2p.reporting.published import SOURCE, figures
 from fedl2p.reporting.report import POOLS, Pool, Report
@@ -78,8 +79,8 @@ class PaperTable:
         if len(self.seeds) == 1:
             return f"{self.recipe}: accuracy in percent of test samples, seed {seeds}"
         return (
-            f"{self.recipe}: accuracy in percent of test samples, mean ± standard deviation over "
-            f"{len(self.seeds)} seeds ({seeds})"
+            f"{self.recipe}: accuracy in percent of test samples, mean ± half of its 95 % "
+            f"t-interval over {len(self.seeds)} seeds ({seeds})"
         )
 
     @property
@@ -125,6 +126,7 @@ class PaperTable:
         return {
             "recipe": self.recipe,
             "seeds": list(self.seeds),
+            "confidence": 0.95,
             "columns": [
                 {
                     "cell": column.cell,
@@ -199,16 +201,19 @@ def paper_table(
 def _measured(values: Sequence[float] | None) -> str:
     if values is None:
         return ""
-    mean = f"{100 * math.fsum(values) / len(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+    found = mean_interval(values)
+    mean = f"{100 * found.mean:.2f}"
+    return mean if found.half is None else f"{mean} ± {100 * found.half:.2f}"
 
 
 def _summary(values: Sequence[float] | None) -> dict[str, Any]:
     if values is None or not all(map(math.isfinite, values)):
-        return {"accuracies": [], "mean": None, "standard_deviation": None}
+        return {"accuracies": [], "mean": None, "interval": None, "standard_deviation": None}
+    found = mean_interval(values)
     return {
         "accuracies": list(values),
-        "mean": math.fsum(values) / len(values),
+        "mean": found.mean,
+        "interval": None if found.bounds is None else list(found.bounds),
         "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
     }
 
