@@ -8,6 +8,7 @@ the pages of the file; a client copies only its own rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -86,6 +87,7 @@ def cached(place: Path, *, key: Mapping[str, Any], build: Callable[[Allocate], C
     found = _open(place, wanted)
     if found is not None:
         return found
+    new = [folder for folder in place.parents if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(
@@ -106,6 +108,9 @@ def cached(place: Path, *, key: Mapping[str, Any], build: Callable[[Allocate], C
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # those in which something lies by now stay
+            for folder in new:
+                folder.rmdir()
     built = _open(place, wanted)
     if built is None:
         raise ValueError(f"{place} was changed while it was made; try again")
