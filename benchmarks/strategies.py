@@ -108,6 +108,8 @@ class Row:
 
 NETS, META, INNER, LEARN = "settings.meta.nets.", "settings.meta.", "settings.finetune.", "learn."
 
+LATE = {INNER + "early_stopping": False}
+
 CHOICES = (
     Row("recipe (the default)", watched=True),
     Row("constants instead of nets", method="fedl2p-constant"),
@@ -155,7 +157,7 @@ CHOICES = (
     Row("all 40 clients a round", changes={LEARN + "clients_per_round": 0}),
     Row("keep the best round", changes={LEARN + "keep": "best"}),
     Row("average of states", changes={LEARN + "keep": "average"}),
-    Row("early stopping per client", changes={INNER + "early_stopping": True}),
+    Row("no early stopping", changes=LATE),
     Row("3 epochs", changes={INNER + "epochs": 3}),
     Row("10 epochs", changes={INNER + "epochs": 10}),
     Row("15 epochs", changes={INNER + "epochs": 15}),
@@ -173,6 +175,13 @@ FINAL = (
     Row("L2P", method="l2p"),
     Row("grid search on test data (a bound, no method)", method="gridsearch", cheats=True),
     Row("FedL2P, published settings", base="digits_published"),
+    Row("FedL2P, no early stopping", changes=LATE, watched=True),
+    Row("fine-tuning, global statistics, no early stopping", "finetuning-global", LATE),
+    Row("fine-tuning, client statistics, no early stopping", "finetuning-client", LATE),
+    Row("best single mix and rate, no early stopping", "bestfixed", LATE),
+    Row("constants instead of nets, no early stopping", "fedl2p-constant", LATE),
+    Row("grid search per client, no early stopping", "gridsearch", LATE),
+    Row("L2P, no early stopping", "l2p", LATE),
 )
 
 PROFILE = (
@@ -198,14 +207,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 WITH_CONSTANTS = ("alpha 1, sensors", "5 to 200 samples", "160 seen clients")
 
 HETEROGENEITY = tuple(
-    Row(f"{setting} | {name}", method=method, changes=changes)
+    Row(f"{setting} | {name}", method=method, changes={**changes, **further})
     for setting, changes in SETTINGS.items()
-    for name, method in (
-        ("FedL2P", "fedl2p"),
-        ("global statistics", "finetuning-global"),
-        ("client statistics", "finetuning-client"),
-        ("best single", "bestfixed"),
-        ("constants", "fedl2p-constant"),
+    for name, method, further in (
+        ("FedL2P", "fedl2p", {}),
+        ("global statistics", "finetuning-global", {}),
+        ("client statistics", "finetuning-client", {}),
+        ("best single", "bestfixed", {}),
+        ("constants", "fedl2p-constant", {}),
+        ("FedL2P, no early stopping", "fedl2p", LATE),
+        ("best single, no early stopping", "bestfixed", LATE),
     )
     if method != "fedl2p-constant" or setting in WITH_CONSTANTS
 )
@@ -267,10 +278,10 @@ def learned(
     """Return :func:`learn`'s result, from the cache if rows before had the same study."""
     if method.rounds == "none":
         return learn(study, method, model, population)
-    key = [
-        to_plain(dataclasses.replace(study, methods=(method.name,))),
-        isinstance(method, Watched),
-    ]
+    plain = to_plain(dataclasses.replace(study, methods=(method.name,)))
+    if isinstance(method, FedL2P):  # its learning is not stopped early
+        plain["settings"]["finetune"]["early_stopping"] = False
+    key = [plain, isinstance(method, Watched)]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"learned-{name}.pt"
     if not path.exists():

@@ -64,8 +64,8 @@ def settings(
 def ours(published: Study) -> Study:
     """Return the study with our way of learning to personalize, and all else as published.
 
-    Meta-nets, hypergradient, server and its schedule are those of the digits recipe; the rates
-    begin at the published one.
+    Meta-nets, hypergradient, server and its schedule, and early stopping are those of the digits
+    recipe; the rates begin at the published one.
     """
     theirs, learn = published.settings, published.learn
     turns = theirs.alone_steps / theirs.meta.outer_epochs
@@ -78,7 +78,12 @@ def ours(published: Study) -> Study:
         ),
         settings=dataclasses.replace(
             theirs,
-            finetune=dataclasses.replace(theirs.finetune, statistics=InnerLoop.statistics),
+            finetune=dataclasses.replace(
+                theirs.finetune,
+                statistics=InnerLoop.statistics,
+                # where the last fine-tuning reads the validation part, nothing is left to judge on
+                early_stopping=theirs.finetune.final == "train",
+            ),
             meta=MetaLearning(nets=MetaNetsConfig(base_rate=theirs.finetune_rate)),
             alone_steps=max(1, round(turns)),
             alone_optimizer=Settings.alone_optimizer,

@@ -29,7 +29,7 @@ def recipe() -> Study:
             keep="last",
         ),
         settings=Settings(
-            finetune=InnerLoop(epochs=5),
+            finetune=InnerLoop(epochs=5, early_stopping=True),
             # in the middle of what the grid's winners use; rates beyond 0.3 make clients diverge
             meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1, max_rate=0.3)),
             local=LocalTraining(rate=0.3),

@@ -21,7 +21,7 @@ def recipe() -> Study:
         learn=dataclasses.replace(full.learn, rounds=3, clients_per_round=4),
         settings=dataclasses.replace(
             full.settings,
-            finetune=InnerLoop(epochs=3, batch_size=16),
+            finetune=InnerLoop(epochs=3, batch_size=16, early_stopping=True),
             local_epochs=5,
             alone_steps=3,
             grid=Grid(mixes=(0.0, 1.0), rates=(0.01, 0.1)),

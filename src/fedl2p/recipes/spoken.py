@@ -30,7 +30,7 @@ def recipe() -> Study:
             keep="average",
         ),
         settings=Settings(
-            finetune=InnerLoop(epochs=5),
+            finetune=InnerLoop(epochs=5, early_stopping=True),
             local=LocalTraining(rate=0.3),
             alone_steps=10,  # a client takes part in 30 x 15 / 45 rounds
         ),
