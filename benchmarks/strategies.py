@@ -1,16 +1,18 @@
 """Which strategy wins, which defaults earn their place, and does the profile matter?
 
-Five studies on the digits recipe. Each is a grid of rows x seeds; every seed pre-trains one global
+Studies on the digits recipe. Each is a grid of rows x seeds; every seed pre-trains one global
 model that all its rows share, and all rows meet the same clients, cohorts and batches.
 
 choices        the recipe with one setting changed per row (seeds 0 to 9, on which we choose)
 final          FedL2P against everything else (seeds 100 to 109, opened for this table only)
+baselines      FedL2P against every method of the package (seeds 100 to 104)
 profile        what happens when clients get others' profiles, or parts of a typical one
 heterogeneity  the main methods under other label skew, sensors and client sizes
 cost           what personalizing one client costs
 
     python benchmarks/strategies.py choices --seeds 0-9
     python benchmarks/strategies.py final --seeds 100-109
+    python benchmarks/strategies.py baselines --seeds 100-104
     python benchmarks/strategies.py cost
 
 Results are appended to strategies-STUDY.jsonl as they come, one line per row and seed with every
@@ -221,7 +223,19 @@ HETEROGENEITY = tuple(
     if method != "fedl2p-constant" or setting in WITH_CONSTANTS
 )
 
+BASELINES = (
+    Row("FedL2P", watched=True),
+    Row("grid search per client", "gridsearch"),
+    Row("best single mix and rate", "bestfixed"),
+    *(
+        Row(name, name)
+        for name in methods.names()
+        if name not in ("fedl2p", "gridsearch", "bestfixed", "fedl2p-constant")
+    ),
+)
+
 STUDIES: dict[str, tuple[Row, ...]] = {
+    "baselines": BASELINES,
     "choices": CHOICES,
     "final": FINAL,
     "profile": PROFILE,
@@ -383,7 +397,7 @@ def run(row: Row, seed: int, cache: Path) -> Result:
         method = Watched(name=method.name, meta=method.meta, inner=method.inner)
     if row.method == "fedavg":  # pre-training was its training
         state: State = {k: v for k, v in tuned.state_dict().items() if v.is_floating_point()}
-        losses, seconds = [], 0.0
+        losses, seconds = list[float](), 0.0
     else:
         start = initial if method.starts_from == "scratch" else tuned
         state, losses, seconds = learned(study, method, start, population, cache)
@@ -561,7 +575,7 @@ def reference_of(study: str) -> Callable[[Row], str]:
     """Return which row each row is compared with."""
     if study == "heterogeneity":
         return lambda row: row.name.split(" | ")[0] + " | best single"
-    first = {"choices": CHOICES, "final": FINAL, "profile": PROFILE}[study][0].name
+    first = STUDIES[study][0].name
     return lambda row: first
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.metanets import MetaNetsConfig
 from fedl2p.data.filterbanks import FilterBank
 from fedl2p.data.speech import Speech
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import LocalTraining, Settings
+from fedl2p.methods.settings import LocalTraining, MetaLearning, Settings
 from fedl2p.study import Study
 
 
@@ -25,12 +26,14 @@ def recipe() -> Study:
             rounds=30,
             clients_per_round=15,
             strategy="fedadam",
-            server_rate=0.005,
+            server_rate=0.0075,
+            server_schedule="cosine",
             server_tau=1e-8,
-            keep="average",
+            keep="last",
         ),
         settings=Settings(
             finetune=InnerLoop(epochs=5, early_stopping=True),
+            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1, max_rate=0.3)),
             local=LocalTraining(rate=0.3),
             alone_steps=10,  # a client takes part in 30 x 15 / 45 rounds
         ),
