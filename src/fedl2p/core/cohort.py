@@ -24,6 +24,11 @@ from fedl2p.core.profiles import Profiler
 STACK = 40
 """Clients per stack. On 2 CPU cores time per client falls until about 20 and is flat to 40."""
 
+STACK_VALUES = 40_000
+"""Input values that one example per client of a stack may have together: 20 log-mels, 13 images of
+CIFAR, one photograph. Larger inputs fill the cores by themselves, and a stack's activations would
+only fill the memory."""
+
 T = TypeVar("T")
 
 
@@ -58,19 +63,25 @@ def resident(model: nn.Module) -> Resident:
 def stacks(net: Net, data: Sequence[ClientData], *, size: int = STACK) -> Iterator[list[int]]:
     """Cut clients into stacks of at most ``size``; yields positions in ``data``.
 
-    A model with dropout runs one client at a time, since its random masks would otherwise depend
-    on who else is in the stack.
+    Large inputs make smaller stacks (:data:`STACK_VALUES`). A model with dropout runs one client at
+    a time, since its random masks would otherwise depend on who else is in the stack.
     """
-    if not net.stackable:
-        size = 1
-    yield from _equal([_shapes(d) for d in data], size)
+    inputs = [d.train.x for d in data]
+    yield from _equal([_shapes(d) for d in data], [_most(net, x, size) for x in inputs])
 
 
-def _equal(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
+def _most(net: Net, x: Tensor, size: int) -> int:
+    """Return how many clients with inputs like ``x``, of shape (n, ...), a stack may have."""
+    return max(1, min(size, STACK_VALUES // max(1, x[:1].numel()))) if net.stackable else 1
+
+
+def _equal(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Group equal keys; the first of a group says how many of it go together."""
     groups: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         groups.setdefault(key, []).append(i)
     for members in groups.values():
+        size = sizes[members[0]]
         for begin in range(0, len(members), size):
             yield members[begin : begin + size]
 
@@ -111,7 +122,8 @@ def evaluate(
         Examples per client and forward pass.
     """
     results: list[tuple[list[int], list[tuple[float, float]]]] = []
-    for members in _equal([e.x.shape for e in examples], STACK if net.stackable else 1):
+    sizes = [_most(net, e.x, STACK) for e in examples]
+    for members in _equal([e.x.shape for e in examples], sizes):
         own = NetState(
             {k: v[members] for k, v in state.params.items()},
             {k: v[members] for k, v in state.stats.items()},
