@@ -1,22 +1,28 @@
 """The Flower app: the same study as a ClientApp and a ServerApp.
 
 ``client_app(study)`` and ``server_app(study)`` are for Python; ``client`` and ``server`` are the
-pair that ``flwr run`` loads, which take the name of the recipe and the seed from the run's
-configuration.
+pair that ``flwr run`` loads, which take everything from the run's configuration
+(:mod:`fedl2p.runconfig`) and, on a machine of its own, from the node's (:mod:`fedl2p.node`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedl2p import methods, models, recipes
+from fedl2p import methods, models, runconfig
 from fedl2p.federation import Handler, Nodes
 from fedl2p.federation.wire import ACTIONS
+from fedl2p.node import Node
+from fedl2p.rundir import RunDir
+from fedl2p.serving import serve
 from fedl2p.study import Study, run_study
 
 
@@ -27,17 +33,26 @@ def client_app(study: Study | None = None) -> ClientApp:
     ----------
     study
         What the node takes part in; None to take it from the run's configuration. The model and the
-        data are made with the first message and stay for the later ones.
+        data are made with the first message and stay for the later ones that the process gets.
     """
     app = ClientApp()
-    handlers: dict[tuple[str, int], Handler] = {}
+    handlers: dict[tuple[Study, Node | None, bool], Handler] = {}
 
     def answer(message: Message, context: Context) -> Message:
-        mine = study or study_of(context)
-        key = (mine.recipe, mine.seed)
-        if key not in handlers:
-            handlers[key] = handler_of(mine)
-        return handlers[key].handle([message], [context])[0]
+        node = Node.of(context.node_config)
+        with _node_log(node):
+            asked = runconfig.read(context.run_config) if study is None else None
+            mine = study if asked is None else asked.study
+            assert mine is not None
+            learns = asked is None or asked.task == "study"
+            key = (mine, node, learns)
+            if key not in handlers:
+                handlers[key] = (
+                    handler_of(mine) if node is None else node.handler(mine, split=learns)
+                )
+            if node is not None:
+                context.node_config["client"] = node.client
+            return handlers[key].handle([message], [context])[0]
 
     for action in ACTIONS:
         category, name = action.split(".")
@@ -60,31 +75,32 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        folder = out or context.run_config.get("out")
-        run_study(
-            study or study_of(context),
-            None if folder is None else Path(str(folder)),
-            nodes=Nodes(grid),
-        )
+        if study is not None:
+            run_study(study, out, nodes=Nodes(grid))
+            return
+        asked = runconfig.read(context.run_config)
+        with _shown():
+            serve(
+                dataclasses.replace(asked, out=out or asked.out),
+                Nodes(grid, timeout=asked.timeout or None),
+            )
 
     return app
 
 
 def study_of(context: Context) -> Study:
-    """Return the study that a run's configuration names by ``recipe`` and, if given, ``seed``.
+    """Return the study that a run's configuration describes.
 
     Raises
     ------
     ValueError
-        If there is no such recipe.
+        If a key or a value in it cannot be used.
     """
-    study = recipes.get(str(context.run_config.get("recipe", "digits")))
-    seed = context.run_config.get("seed", study.seed)
-    return dataclasses.replace(study, seed=int(seed))
+    return runconfig.read(context.run_config).study
 
 
 def handler_of(study: Study) -> Handler:
-    """Return what answers for the clients of a study on a node of its own."""
+    """Return what answers for the clients of a study on a simulated node."""
     population = study.data.open(study.seed)
     names = dict.fromkeys(("fedavg", *study.methods))
     built = [methods.build(name, study.settings) for name in names]
@@ -97,6 +113,32 @@ def handler_of(study: Study) -> Handler:
         methods={method.name: method for method in built},
         live=False,
     )
+
+
+@contextlib.contextmanager
+def _node_log(node: Node | None) -> Iterator[None]:
+    """Append what happens on a machine of its own to the log in its folder."""
+    if node is None:
+        yield
+        return
+    node.out.mkdir(parents=True, exist_ok=True)
+    with RunDir(node.out).logging():
+        yield
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[None]:
+    """Show the package's log on stderr, where ``flwr log`` and the SuperLink take it from."""
+    logger, handler = logging.getLogger("fedl2p"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fedl2p: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 client = client_app()
