@@ -70,8 +70,25 @@ def test_the_run_configuration_names_the_study() -> None:
         recipes.get("smoke"), seed=7
     )
     assert app.study_of(context()) == recipes.get("digits")
-    with pytest.raises(ValueError, match="unknown recipe 'none'"):
-        app.study_of(context(recipe="none"))
+    fields = '{"learn": {"rounds": 2}, "methods": ["fedavg"], "seed": 3}'
+    changed = app.study_of(context(recipe="smoke", fields=fields, device="cpu"))
+    smoke = recipes.get("smoke")
+    assert changed == dataclasses.replace(
+        smoke,
+        seed=3,
+        device="cpu",
+        methods=("fedavg",),
+        learn=dataclasses.replace(smoke.learn, rounds=2),
+    )
+    for config, problem in (
+        ({"recipe": "none"}, "unknown recipe 'none'"),
+        ({"fields": "{"}, "fields in the run's configuration is no JSON"),
+        ({"fields": "[1]"}, "wanted a JSON object"),
+        ({"fields": '{"lern": {}}'}, "unknown field 'lern'"),
+        ({"fields": '{"learn": {"rounds": -1}}'}, "rounds is -1"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            app.study_of(context(**config))
 
 
 def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
@@ -79,12 +96,17 @@ def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
 ) -> None:
     runs: list[Any] = []
 
-    def noting(study: Any, out: Any, *, nodes: Nodes) -> None:
-        runs.append((study.recipe, out, nodes.grid))
+    def noting(study: Any, out: Any, *, resume: bool, nodes: Nodes) -> None:
+        runs.append((study.recipe, out, resume, nodes.grid))
 
     monkeypatch.setattr(app, "run_study", noting)
     study = recipes.get("smoke")
     grid = InProcessGrid(app.handler_of(study))
     app.server_app(study, out=tmp_path)(grid, context())
-    app.server(grid, context(recipe="smoke", out="somewhere"))
-    assert runs == [("smoke", tmp_path, grid), ("smoke", Path("somewhere"), grid)]
+    app.server(grid, context(recipe="smoke", out="somewhere", resume=True))
+    app.server(grid, context(recipe="smoke", out=""))
+    assert runs == [
+        ("smoke", tmp_path, False, grid),
+        ("smoke", Path("somewhere"), True, grid),
+        ("smoke", None, False, grid),
+    ]

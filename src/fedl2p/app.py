@@ -1,21 +1,36 @@
 """The Flower app: the same study as a ClientApp and a ServerApp.
 
 ``client_app(study)`` and ``server_app(study)`` are for Python; ``client`` and ``server`` are the
-pair that ``flwr run`` loads, which take the name of the recipe and the seed from the run's
-configuration.
+pair that ``flwr run`` loads, which take the study from the run's configuration (the section
+``tool.flwr.app.config`` of pyproject.toml, and ``--run-config``):
+
+recipe, seed, device
+    As on the command line of ``fedl2p run``.
+out
+    Folder for the results, relative to where the ServerApp runs; empty to keep none.
+resume
+    Go on with the run in that folder.
+fields
+    Other fields of the study as JSON, e.g. ``{"learn": {"rounds": 3}}``; the others keep the
+    recipe's values.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedl2p import methods, models, recipes
-from fedl2p.federation import Handler, Nodes
+from fedl2p import recipes
+from fedl2p.config import from_plain, to_plain
+from fedl2p.engines import device_of, handler_of
+from fedl2p.federation import Handler, Nodes, sharing
 from fedl2p.federation.wire import ACTIONS
 from fedl2p.study import Study, run_study
 
@@ -27,22 +42,26 @@ def client_app(study: Study | None = None) -> ClientApp:
     ----------
     study
         What the node takes part in; None to take it from the run's configuration. The model and the
-        data are made with the first message and stay for the later ones.
+        data are made with the first message and stay in the process for the later ones, also where
+        a runtime makes the app anew for each.
     """
     app = ClientApp()
-    handlers: dict[tuple[str, int], Handler] = {}
 
     def answer(message: Message, context: Context) -> Message:
         mine = study or study_of(context)
-        key = (mine.recipe, mine.seed)
-        if key not in handlers:
-            handlers[key] = handler_of(mine)
-        return handlers[key].handle([message], [context])[0]
+        return sharing.answer(_resident(json.dumps(to_plain(mine))), message, context)
 
     for action in ACTIONS:
         category, name = action.split(".")
         {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category](name)(answer)
     return app
+
+
+@functools.lru_cache(maxsize=1)
+def _resident(study: str) -> Handler:
+    """Return this process's handler for a study, given as JSON; made once."""
+    mine = from_plain(Study, json.loads(study))
+    return handler_of(mine, device=device_of(mine))
 
 
 def server_app(study: Study | None = None, *, out: Path | None = None) -> ServerApp:
@@ -63,7 +82,8 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
         folder = out or context.run_config.get("out")
         run_study(
             study or study_of(context),
-            None if folder is None else Path(str(folder)),
+            Path(str(folder)) if folder else None,
+            resume=bool(context.run_config.get("resume", False)),
             nodes=Nodes(grid),
         )
 
@@ -71,32 +91,32 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
 
 
 def study_of(context: Context) -> Study:
-    """Return the study that a run's configuration names by ``recipe`` and, if given, ``seed``.
+    """Return the study that a run's configuration describes, see the top of this file.
 
     Raises
     ------
     ValueError
-        If there is no such recipe.
+        If there is no such recipe, or a field does not fit.
     """
-    study = recipes.get(str(context.run_config.get("recipe", "digits")))
-    seed = context.run_config.get("seed", study.seed)
-    return dataclasses.replace(study, seed=int(seed))
+    config = context.run_config
+    study = recipes.get(str(config.get("recipe", "digits")))
+    changes: dict[str, Any] = {k: config[k] for k in ("seed", "device") if k in config}
+    try:
+        fields = json.loads(str(config.get("fields") or "{}"))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"fields in the run's configuration is no JSON: {problem}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"fields in the run's configuration is {fields!r}, wanted a JSON object")
+    return from_plain(Study, _merged(to_plain(study), {**fields, **changes}))
 
 
-def handler_of(study: Study) -> Handler:
-    """Return what answers for the clients of a study on a node of its own."""
-    population = study.data.open(study.seed)
-    names = dict.fromkeys(("fedavg", *study.methods))
-    built = [methods.build(name, study.settings) for name in names]
-    built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
-    return Handler(
-        build=lambda: models.build(
-            study.model, shape=population.shape, classes=population.classes, seed=study.seed
-        ),
-        population=population,
-        methods={method.name: method for method in built},
-        live=False,
-    )
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values with some replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
 
 
 client = client_app()
