@@ -162,11 +162,11 @@ def stricken(tmp_path_factory: pytest.TempPathFactory, given: Path) -> Iterator[
         machines.start_supernode("hospital-d", home / "data", home / "out")  # never registered
         run = machines.submit(
             {
-                "data-shape": "1,8,8",
-                "data-classes": 10,
+                "data.shape": "1,8,8",
+                "data.classes": 10,
                 "min-clients": 3,
                 "pretrained": str(given),
-                "learn-rounds": 1,
+                "learn.rounds": 1,
                 "timeout": 20,
                 "out": str(folder / "server"),
             }

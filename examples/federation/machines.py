@@ -182,9 +182,12 @@ class Machines:
 
     def _environment(self) -> dict[str, str]:
         bin_folder = str(Path(sys.executable).parent)
+        # The processes run in another folder than this one.
+        path = [os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         return {
             "OMP_NUM_THREADS": "1",
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
             # Flower starts its own commands by their names.
             "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)]),
             "FLWR_HOME": str(self.folder / "flower"),

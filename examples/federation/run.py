@@ -93,11 +93,11 @@ def main() -> None:
     if folder.exists():
         parser.error(f"{folder} exists; name a new folder")
     study: dict[str, str | int | float | bool] = {
-        "data-shape": "1,8,8",
-        "data-classes": 10,
+        "data.shape": "1,8,8",
+        "data.classes": 10,
         "seed": args.seed,
-        "pretrain-rounds": args.pretrain_rounds,
-        "learn-rounds": args.learn_rounds,
+        "pretrain.rounds": args.pretrain_rounds,
+        "learn.rounds": args.learn_rounds,
     }
     given = {"pretrained": str(args.pretrained.resolve())} if args.pretrained else {}
     began = time.monotonic()

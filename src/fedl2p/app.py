@@ -1,14 +1,17 @@
 """The Flower app: the same study as a ClientApp and a ServerApp.
 
 ``client_app(study)`` and ``server_app(study)`` are for Python; ``client`` and ``server`` are the
-pair that ``flwr run`` loads, which take everything from the run's configuration
-(:mod:`fedl2p.runconfig`) and, on a machine of its own, from the node's (:mod:`fedl2p.node`).
+pair that ``flwr run`` loads, which take everything from the run's configuration (the section
+``tool.flwr.app.config`` of pyproject.toml, and ``--run-config``; see :mod:`fedl2p.runconfig`) and,
+on a machine of its own, from the node's (see :mod:`fedl2p.node`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +20,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedl2p import methods, models, runconfig
-from fedl2p.federation import Handler, Nodes
+from fedl2p import runconfig
+from fedl2p.config import from_plain, to_plain
+from fedl2p.engines import device_of, handler_of
+from fedl2p.federation import Handler, Nodes, sharing
 from fedl2p.federation.wire import ACTIONS
 from fedl2p.node import Node
+from fedl2p.runconfig import RunConfig
 from fedl2p.rundir import RunDir
 from fedl2p.serving import serve
-from fedl2p.study import Study, run_study
+from fedl2p.study import Study
+
+log = logging.getLogger("fedl2p")
 
 
 def client_app(study: Study | None = None) -> ClientApp:
@@ -33,31 +41,35 @@ def client_app(study: Study | None = None) -> ClientApp:
     ----------
     study
         What the node takes part in; None to take it from the run's configuration. The model and the
-        data are made with the first message and stay for the later ones that the process gets.
+        data are made with the first message and stay in the process for the later ones, also where
+        a runtime makes the app anew for each.
     """
     app = ClientApp()
-    handlers: dict[tuple[Study, Node | None, bool], Handler] = {}
 
     def answer(message: Message, context: Context) -> Message:
         node = Node.of(context.node_config)
-        with _node_log(node):
-            asked = runconfig.read(context.run_config) if study is None else None
-            mine = study if asked is None else asked.study
-            assert mine is not None
-            learns = asked is None or asked.task == "study"
-            key = (mine, node, learns)
-            if key not in handlers:
-                handlers[key] = (
-                    handler_of(mine) if node is None else node.handler(mine, split=learns)
-                )
+        with _log_of(node):
+            asked = config_of(context) if study is None else RunConfig(study=study)
+            resident = _resident(
+                json.dumps(to_plain(asked.study)), node, learns=asked.task == "study"
+            )
             if node is not None:
                 context.node_config["client"] = node.client
-            return handlers[key].handle([message], [context])[0]
+            return sharing.answer(resident, message, context)
 
     for action in ACTIONS:
         category, name = action.split(".")
         {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category](name)(answer)
     return app
+
+
+@functools.lru_cache(maxsize=1)
+def _resident(study: str, node: Node | None, *, learns: bool) -> Handler:
+    """Return this process's handler for a study, given as JSON; made once."""
+    mine = from_plain(Study, json.loads(study))
+    if node is None:
+        return handler_of(mine, device=device_of(mine))
+    return node.handler(mine, split=learns)
 
 
 def server_app(study: Study | None = None, *, out: Path | None = None) -> ServerApp:
@@ -75,10 +87,7 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        if study is not None:
-            run_study(study, out, nodes=Nodes(grid))
-            return
-        asked = runconfig.read(context.run_config)
+        asked = config_of(context) if study is None else RunConfig(study=study)
         with _shown():
             serve(
                 dataclasses.replace(asked, out=out or asked.out),
@@ -88,35 +97,28 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
     return app
 
 
-def study_of(context: Context) -> Study:
-    """Return the study that a run's configuration describes.
+def config_of(context: Context) -> RunConfig:
+    """Return what a run's configuration asks for.
 
     Raises
     ------
     ValueError
         If a key or a value in it cannot be used.
     """
-    return runconfig.read(context.run_config).study
+    asked = runconfig.read(context.run_config)
+    if asked.out is None:
+        return asked
+    folder = Path(str(asked.out).replace("{run-id}", str(context.run_id)))
+    return dataclasses.replace(asked, out=folder)
 
 
-def handler_of(study: Study) -> Handler:
-    """Return what answers for the clients of a study on a simulated node."""
-    population = study.data.open(study.seed)
-    names = dict.fromkeys(("fedavg", *study.methods))
-    built = [methods.build(name, study.settings) for name in names]
-    built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
-    return Handler(
-        build=lambda: models.build(
-            study.model, shape=population.shape, classes=population.classes, seed=study.seed
-        ),
-        population=population,
-        methods={method.name: method for method in built},
-        live=False,
-    )
+def study_of(context: Context) -> Study:
+    """Return the study that a run's configuration describes, as :func:`config_of` does."""
+    return config_of(context).study
 
 
 @contextlib.contextmanager
-def _node_log(node: Node | None) -> Iterator[None]:
+def _log_of(node: Node | None) -> Iterator[None]:
     """Append what happens on a machine of its own to the log in its folder."""
     if node is None:
         yield
@@ -129,16 +131,16 @@ def _node_log(node: Node | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _shown() -> Iterator[None]:
     """Show the package's log on stderr, where ``flwr log`` and the SuperLink take it from."""
-    logger, handler = logging.getLogger("fedl2p"), logging.StreamHandler()
+    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("fedl2p: %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(min(level or logging.INFO, logging.INFO))
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 client = client_app()

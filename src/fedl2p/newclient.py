@@ -19,10 +19,10 @@ from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personal import Personalized, personalize
 from fedl2p.core.profiles import Profile
 from fedl2p.data.npz import read_npz_client
+from fedl2p.engines import find_device
 from fedl2p.method import Outcome
 from fedl2p.reporting.files import missing, read_json, write_atomically
 from fedl2p.rundir import load_tensors, save_tensors
-from fedl2p.stages import find_device
 from fedl2p.study import Study
 
 FILES = ("model.safetensors", "hyperparams.json", "outcome.json")

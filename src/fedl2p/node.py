@@ -21,15 +21,15 @@ from urllib.parse import quote
 
 from torch import nn
 
-from fedl2p import methods, models
+from fedl2p import methods
 from fedl2p.core.sites import find_sites
 from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
+from fedl2p.engines import find_device, handler_of
 from fedl2p.federation import Handler
 from fedl2p.method import Outcome, State
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.newclient import write_personal_files
 from fedl2p.rundir import RunDir, save_tensors
-from fedl2p.stages import find_device
 from fedl2p.study import Study
 
 RECEIVED = "received"
@@ -74,7 +74,7 @@ class Node:
         if "out" not in config:
             raise ValueError(
                 "the node has data but no folder to write into; start its SuperNode with "
-                "--node-config 'data=\"FILE.npz\" out=\"DIR\"'"
+                '--node-config \'data="FILE.npz" out="DIR"\''
             )
         file = _find_file(Path(str(config["data"])).expanduser(), name)
         return cls(
@@ -107,29 +107,21 @@ class Node:
                 "data; use the recipe 'federation'"
             )
         source.check()
-        names = dict.fromkeys(("fedavg", *study.methods))
-        built = [methods.build(name, study.settings) for name in names]
-        built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
-        known = {method.name: method for method in built}
 
         def keeper(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
-            chosen = known[method]
+            chosen = methods.build(method, study.settings)
             if isinstance(chosen, FedL2P):
                 self._keep_received(study, chosen, model, state)
             write_personal_files(self.out / quote(method, safe=" "), outcome)
 
-        return Handler(
-            build=lambda: models.build(
-                study.model, shape=source.shape, classes=source.classes, seed=study.seed
-            ),
-            population=OwnFile(
+        return handler_of(
+            study,
+            OwnFile(
                 self.client, self.data, shape=source.shape, classes=source.classes, split=split
             ),
-            methods=known,
             device=find_device(self.device or study.device),
-            models=self.out / "models",
+            received=self.out / "models",
             keeper=keeper,
-            live=False,
         )
 
     def _keep_received(self, study: Study, method: FedL2P, model: nn.Module, state: State) -> None:

@@ -1,9 +1,9 @@
-"""The run configuration of the Flower app: flat kebab-case values that become a study.
+"""The run configuration of the Flower app: scalars by name that become a study.
 
-``flwr run --run-config "recipe='federation' learn-rounds=20"`` knows only flat keys and scalars, so
-a study's field ``learn.rounds`` is the key ``learn-rounds`` and a list is one text with commas. An
-empty text leaves a field as the recipe has it: Flower wants every key to stand in the app's
-pyproject.toml before it can be set.
+``flwr run --run-config "recipe='federation' learn.rounds=20"`` knows scalars only. A study's field
+is named as on the command line of ``fedl2p run``, without the dashes in front; a list is one text
+with commas. An empty text leaves a field as the recipe has it: Flower wants every key to stand in
+the app's pyproject.toml before it can be set.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def read(config: Mapping[str, Scalar]) -> RunConfig:
     ----------
     config
         ``Context.run_config``: ``recipe``, the fields of :class:`RunConfig`, those of the
-        recipe's study by their kebab-case names, e.g. ``settings-finetune-epochs``, and ``fields``:
-        any fields of the study as JSON, e.g. ``{"learn": {"rounds": 3}}``.
+        recipe's study, e.g. ``learn.clients-per-round``, and ``fields``: any fields of the study as
+        JSON, e.g. ``{"learn": {"rounds": 3}}``.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def read(config: Mapping[str, Scalar]) -> RunConfig:
     try:
         return _build(own, from_plain(Study, plain))
     except ValueError as problem:
-        raise ValueError(f"the run configuration cannot be used: {problem}") from None
+        raise ValueError(f"the run's configuration cannot be used: {problem}") from None
 
 
 def fields_of(study: Study) -> Iterator[tuple[str, str]]:
@@ -134,7 +134,7 @@ def fields_of(study: Study) -> Iterator[tuple[str, str]]:
             if dataclasses.is_dataclass(item):
                 yield from walk(item, inner)
             else:
-                yield inner.replace(".", "-").replace("_", "-"), inner
+                yield inner.replace("_", "-"), inner
 
     return walk(study, "")
 
@@ -143,7 +143,7 @@ def _build(own: Mapping[str, Any], study: Study) -> RunConfig:
     """Check the types of the fields beside the study as those of a study are checked."""
     kinds = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if name in _OWN}
     fields = [(name, kind, dataclasses.field(default=None)) for name, kind in kinds.items()]
-    checked = from_plain(dataclasses.make_dataclass("Run", fields), own)
+    checked: Any = from_plain(dataclasses.make_dataclass("Run", fields), own)
     return RunConfig(study=study, **{name: getattr(checked, name) for name in own})
 
 
@@ -174,9 +174,9 @@ def _fields(text: Scalar) -> dict[str, Any]:
     try:
         fields = json.loads(str(text))
     except json.JSONDecodeError as problem:
-        raise ValueError(f"fields in the run configuration is no JSON: {problem}") from None
+        raise ValueError(f"fields in the run's configuration is no JSON: {problem}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"fields in the run configuration is {fields!r}, wanted a JSON object")
+        raise ValueError(f"fields in the run's configuration is {fields!r}, wanted a JSON object")
     return fields
 
 
@@ -200,7 +200,4 @@ def _unknown(key: str, paths: Mapping[str, str]) -> str:
     known = ["recipe", "fields", *(name.replace("_", "-") for name in _OWN), *paths]
     similar = difflib.get_close_matches(key, known, n=3)
     hint = f"; perhaps you meant {' or '.join(similar)}" if similar else ""
-    return (
-        f"unknown key {key!r} in the run configuration{hint}; a study's field a.b_c is the key "
-        "a-b-c"
-    )
+    return f"unknown key {key!r} in the run's configuration{hint}"

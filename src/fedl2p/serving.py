@@ -1,4 +1,4 @@
-"""The server's side of a federation of machines: wait for clients, run the study, serve latecomers."""
+"""The server of a federation of machines: wait for clients, run the study, serve latecomers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fedl2p import methods
@@ -50,6 +50,12 @@ def serve(config: RunConfig, nodes: Nodes) -> None:
         names = gather(nodes, config)
         study = dataclasses.replace(study, data=dataclasses.replace(study.data, clients=names))
     run_study(study, config.out, resume=config.resume, listeners=[LogListener()], nodes=nodes)
+    if config.out is not None:
+        # Not at the top: nodes load this file too, and need no jinja2.
+        from fedl2p.reporting.page import write_page
+
+        write_page(config.out)
+        log.info("results are in %s", config.out.absolute())
 
 
 def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
@@ -84,7 +90,7 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
     )
     rows = tuple(Row.of(method.name, "unseen", outcome) for outcome in outcomes)
     report = Report(
-        recipe=study.recipe, seed=study.seed, engine="superlink", device=study.device, rows=rows
+        recipe=study.recipe, seed=study.seed, engine="flower", device=study.device, rows=rows
     )
     log.info("personalized %s\n%s", ", ".join(names), report)
     if config.out is not None:
@@ -92,7 +98,7 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
         report.save(config.out)
 
 
-def gather(nodes: Nodes, config: RunConfig, *, without: set[str] = frozenset()) -> tuple[str, ...]:
+def gather(nodes: Nodes, config: RunConfig, *, without: Collection[str] = ()) -> tuple[str, ...]:
     """Wait until enough clients are there and return their names, sorted.
 
     Parameters

@@ -63,7 +63,7 @@ class Remote:
         if not self.shape or not self.classes:
             raise ValueError(
                 "the shape of an example and the number of classes are not named; give both, in "
-                "a run configuration as data-shape='1,8,8' data-classes=10"
+                "a run configuration as data.shape='1,8,8' data.classes=10"
             )
 
 

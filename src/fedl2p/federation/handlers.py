@@ -15,7 +15,7 @@ from torch import nn
 
 from fedl2p.core.clientdata import ClientData
 from fedl2p.data.population import Population
-from fedl2p.federation import wire
+from fedl2p.federation import sharing, wire
 from fedl2p.federation.checks import not_finite, objection
 from fedl2p.federation.clientfiles import write_strategy
 from fedl2p.federation.modelstore import ModelStore
@@ -113,6 +113,10 @@ class Handler:
         """Keep a copy of a global model's weights and return their content hash."""
         return self._models.add(weights)
 
+    def knows(self, key: str) -> bool:
+        """Tell whether a global model is here, by its content hash."""
+        return self._models.get(key) is not None
+
     def handle(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Answer messages that ask for the same: one of a SuperNode, or a cohort in process.
 
@@ -158,9 +162,12 @@ class Handler:
         return [_reply(task, answer) for task, answer in zip(tasks, answers, strict=True)]
 
     def _introduce(self, context: Context) -> RecordDict:
-        known = ConfigRecord(
-            {"client": client_name(context, self.population), "models": list(self._models)}
-        )
+        names = sharing.clients_of(context, self.population)
+        known = ConfigRecord({"models": list(self._models)})
+        if len(names) == 1:
+            known["client"] = names[0]
+        else:
+            known["clients"] = list(names)
         return RecordDict({wire.CONFIG: known})
 
     def _receive_model(self, message: Message) -> None:
@@ -271,26 +278,33 @@ OUTCOME_NUMBERS = (
 def client_name(context: Context, population: Population) -> str:
     """Return which client a node is.
 
-    Its configuration says ``client`` (a SuperNode of its own) or ``partition-id`` (simulation: the
-    position in the population).
+    Raises
+    ------
+    ValueError
+        If it is none, or several.
     """
-    name = context.node_config.get("client")
-    if name is not None:
-        return str(name)
-    return population.names[int(context.node_config["partition-id"])]
+    names = sharing.clients_of(context, population)
+    if len(names) != 1:
+        raise ValueError(f"this node is {len(names)} clients, so a message must say which it means")
+    return names[0]
+
+
+def kept_key(method: str) -> str:
+    """Return the key under which a context holds what a client keeps for a method."""
+    return f"kept.{method}"
 
 
 def kept(context: Context, method: str) -> State:
     """Return what a client has kept for a method; empty if nothing."""
-    record = context.state.get(f"kept.{method}")
+    record = context.state.get(kept_key(method))
     return wire.to_state(record) if isinstance(record, ArrayRecord) else {}
 
 
 def keep(context: Context, method: str, state: State, *, live: bool) -> None:
     """Replace what a client keeps for a method."""
-    context.state.pop(f"kept.{method}", None)
+    context.state.pop(kept_key(method), None)
     if state:
-        context.state[f"kept.{method}"] = wire.to_record(state, live=live)
+        context.state[kept_key(method)] = wire.to_record(state, live=live)
 
 
 def _job(message: Message) -> Job:
