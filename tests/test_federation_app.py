@@ -99,14 +99,17 @@ def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
     def noting(study: Any, out: Any, *, resume: bool, nodes: Nodes) -> None:
         runs.append((study.recipe, out, resume, nodes.grid))
 
+    pages: list[Path] = []
     monkeypatch.setattr(app, "run_study", noting)
+    monkeypatch.setattr(app, "write_page", pages.append)
     study = recipes.get("smoke")
     grid = InProcessGrid(app.handler_of(study))
     app.server_app(study, out=tmp_path)(grid, context())
-    app.server(grid, context(recipe="smoke", out="somewhere", resume=True))
+    app.server(grid, context(recipe="smoke", out="run-{run-id}", resume=True))
     app.server(grid, context(recipe="smoke", out=""))
     assert runs == [
         ("smoke", tmp_path, False, grid),
-        ("smoke", Path("somewhere"), True, grid),
+        ("smoke", Path("run-1"), True, grid),
         ("smoke", None, False, grid),
     ]
+    assert pages == [tmp_path, Path("run-1")]

@@ -7,7 +7,8 @@ pair that ``flwr run`` loads, which take the study from the run's configuration 
 recipe, seed, device
     As on the command line of ``fedl2p run``.
 out
-    Folder for the results, relative to where the ServerApp runs; empty to keep none.
+    Folder for the results, relative to where the ServerApp runs, with Flower's id of the run in the
+    place of ``{run-id}``; empty to keep none.
 resume
     Go on with the run in that folder.
 fields
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,11 @@ from fedl2p.config import from_plain, to_plain
 from fedl2p.engines import device_of, handler_of
 from fedl2p.federation import Handler, Nodes, sharing
 from fedl2p.federation.wire import ACTIONS
+from fedl2p.reporting.page import write_page
 from fedl2p.study import Study, run_study
+
+# Flower's own, which its command shows.
+log = logging.getLogger("flwr")
 
 
 def client_app(study: Study | None = None) -> ClientApp:
@@ -79,15 +85,20 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        folder = out or context.run_config.get("out")
-        run_study(
-            study or study_of(context),
-            Path(str(folder)) if folder else None,
-            resume=bool(context.run_config.get("resume", False)),
-            nodes=Nodes(grid),
-        )
+        mine, folder = study or study_of(context), out or _folder_of(context)
+        resume = bool(context.run_config.get("resume", False))
+        run_study(mine, folder, resume=resume, nodes=Nodes(grid))
+        if folder is not None:
+            write_page(folder)
+            log.info("results are in %s", folder.absolute())
 
     return app
+
+
+def _folder_of(context: Context) -> Path | None:
+    """Return the folder that a run's configuration names, if it names one."""
+    name = str(context.run_config.get("out", ""))
+    return Path(name.replace("{run-id}", str(context.run_id))) if name else None
 
 
 def study_of(context: Context) -> Study:

@@ -78,7 +78,7 @@ class Nodes:
         self.grid = grid
         self.timeout = timeout
         self._ids: dict[str, int] = {}
-        self._shared: set[int] = set()
+        self._shared: dict[int, set[str]] = {}
         self._have: dict[str, set[str]] = {}
 
     @property
@@ -115,7 +115,7 @@ class Nodes:
             said = wire.record_of(reply.content, wire.CONFIG, ConfigRecord)
             node, models = reply.metadata.src_node_id, wire.strings(said, "models")
             if several := "clients" in said:
-                self._shared.add(node)
+                self._shared[node] = set(models)
             for name in wire.strings(said, "clients") if several else [str(said["client"])]:
                 if name in self._ids:
                     raise ValueError(
