@@ -89,7 +89,7 @@ class Nodes:
         self.grid = grid
         self.timeout = timeout
         self._ids: dict[str, int] = {}
-        self._shared: set[int] = set()
+        self._shared: dict[int, set[str]] = {}
         self._have: dict[str, set[str]] = {}
 
     @property
@@ -133,7 +133,7 @@ class Nodes:
                 log.warning("node %d does not say who it is: %s", node, one_line(str(error)))
                 continue
             if several:
-                self._shared.add(node)
+                self._shared[node] = set(models)
             for name in names:
                 if name in self._ids:
                     raise ValueError(

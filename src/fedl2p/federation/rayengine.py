@@ -25,12 +25,16 @@ from fedl2p.federation import wire
 from fedl2p.federation.handlers import Handler, kept_key
 from fedl2p.federation.localgrid import LocalGrid, Part
 from fedl2p.federation.resources import Ray, available_cpus
+from fedl2p.federation.rounds import FederationError
 from fedl2p.method import State
 
 log = logging.getLogger("fedl2p")
 
 # Ray keeps sockets in its folder, and a socket's path may have 107 characters on Linux.
 _LONGEST_FOLDER = 40
+
+# Ray gives its daemons a fixed time to come up, which a machine under heavy load may exceed.
+_ATTEMPTS = 3
 
 
 class Worker:
@@ -52,9 +56,10 @@ class Worker:
         """Tell whether a global model is here."""
         return self.handler.knows(key)
 
-    def remember(self, weights: ArrayRecord) -> str:
-        """Keep a global model; return its content hash."""
-        return self.handler.remember(wire.to_state(weights))
+    def remember(self, key: str, weights: ArrayRecord) -> None:
+        """Keep a global model, if it is not here yet."""
+        if not self.handler.knows(key):
+            self.handler.remember(wire.to_state(weights))
 
     def answer(
         self, state: ArrayRecord | None, messages: list[Message], contexts: list[Context]
@@ -123,6 +128,9 @@ class RayGrid(LocalGrid):
         self._make = make
         self._resources = resources or Ray()
         self._cpus, self._gpus = available_cpus(), torch.cuda.device_count()
+        if self._ray.is_initialized():
+            there = self._ray.cluster_resources()
+            self._cpus, self._gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
         self._count = self._resources.fitting(cpus=self._cpus, gpus=self._gpus)
         self._workers: list[Any] = []
         self._folder: str | None = None
@@ -136,6 +144,8 @@ class RayGrid(LocalGrid):
         busy when the time is over, whose part is None.
         """
         self._start()
+        # Whoever has died since or is just starting: no question's clock runs meanwhile.
+        self._ask_all(lambda worker: worker.knows.remote(""))
         self._give_models(parts)
         state = self._share_state(parts)
         replies: list[Sequence[Message] | None] = [None] * len(parts)
@@ -178,6 +188,13 @@ class RayGrid(LocalGrid):
         if self._workers:
             return
         if not self._ray.is_initialized():
+            self._start_ray()
+        self._workers = [self._new() for _ in range(self._count)]
+        log.info("ray: %d workers with %d threads each", self._count, self._resources.threads)
+
+    def _start_ray(self) -> None:
+        """Start Ray on this machine alone, in a folder of its own; try again where it is slow."""
+        for attempt in range(_ATTEMPTS):
             self._folder = _short_folder()
             try:
                 with _search_path():
@@ -190,11 +207,14 @@ class RayGrid(LocalGrid):
                         logging_level=logging.ERROR,
                         _temp_dir=self._folder,
                     )
-            except BaseException:
+                return
+            except BaseException as problem:
                 self.close()
-                raise
-        self._workers = [self._new() for _ in range(self._count)]
-        log.info("ray: %d workers with %d threads each", self._count, self._resources.threads)
+                if not isinstance(problem, Exception):
+                    raise
+                reason = " ".join(str(problem).split())
+                log.warning("ray: start %d of %d failed: %s", attempt + 1, _ATTEMPTS, reason)
+        raise FederationError(f"ray cannot start on this machine: {reason}")
 
     def _new(self) -> Any:
         options = {
@@ -222,15 +242,30 @@ class RayGrid(LocalGrid):
             self._give(key, record)
 
     def _give(self, key: str, record: ArrayRecord) -> None:
-        known = [worker.knows.remote(key) for worker in self._workers]
-        lacking = [
-            worker
-            for worker, knows in zip(self._workers, known, strict=True)
-            if not self._ray.get(knows)
-        ]
-        if lacking:
+        if not all(self._ask_all(lambda worker: worker.knows.remote(key))):
             shared = self._ray.put(record)
-            self._ray.get([worker.remember.remote(shared) for worker in lacking])
+            self._ask_all(lambda worker: worker.remember.remote(key, shared))
+
+    def _ask_all(self, call: Callable[[Any], Any]) -> list[Any]:
+        """Call every worker and return the answers; one that has died is replaced and asked again.
+
+        Raises
+        ------
+        FederationError
+            If a new worker dies too.
+        """
+        died = self._ray.exceptions.RayActorError
+        answers = []
+        for worker, asked in [(worker, call(worker)) for worker in self._workers]:
+            try:
+                answers.append(self._ray.get(asked))
+            except died:
+                try:
+                    answers.append(self._ray.get(call(self._replace(worker))))
+                except died as problem:
+                    reason = " ".join(str(problem).split())
+                    raise FederationError(f"ray: a worker cannot start: {reason}") from None
+        return answers
 
     def _share_state(self, parts: Sequence[Part]) -> Any:
         """Put the tensors that all messages carry where every worker can read them."""

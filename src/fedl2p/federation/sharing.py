@@ -8,7 +8,7 @@ and nothing else: each is answered alone and keeps its own state.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -47,7 +47,11 @@ def clients_of(context: Context, population: Population) -> tuple[str, ...]:
 
 
 def exchange(
-    grid: Grid, messages: Mapping[str, Message], *, shared: Collection[int], timeout: float | None
+    grid: Grid,
+    messages: Mapping[str, Message],
+    *,
+    shared: Mapping[int, set[str]],
+    timeout: float | None,
 ) -> Iterator[tuple[str, Reply]]:
     """Send one message per client, those to a shared node together; yield the replies that come.
 
@@ -58,25 +62,30 @@ def exchange(
     messages
         By client. Those to one node carry the same state.
     shared
-        The nodes that said that they are several clients.
+        The nodes that said that they are several clients, and the models that each has; kept up to
+        date, so that a model travels to a node once, for whichever of its clients.
     timeout
         Seconds to wait for the replies; None to wait for all.
     """
+    groups = {message.metadata.group_id for message in messages.values()} | {""}
     asked: dict[int, list[str]] = {}
     for name, message in messages.items():
         asked.setdefault(message.metadata.dst_node_id, []).append(name)
     sent = [
-        _together({name: messages[name] for name in own}) if node in shared else messages[own[0]]
+        _together({name: messages[name] for name in own}, shared[node])
+        if node in shared
+        else messages[own[0]]
         for node, own in asked.items()
     ]
     for reply in grid.send_and_receive(sent, timeout=timeout):
+        node = reply.metadata.src_node_id
+        if reply.metadata.group_id not in groups:
+            continue  # the answer to an earlier question
         # Nobody's question, or a second answer of the same node: it is left out.
-        names = asked.pop(reply.metadata.src_node_id, [])
-        yield from (
-            _apart(reply, names)
-            if reply.metadata.src_node_id in shared
-            else ((name, reply.error if reply.has_error() else reply.content) for name in names)
-        )
+        for name, answered in _apart(reply, asked.pop(node, []), several=node in shared):
+            if isinstance(answered, Error) and answered.code == wire.MODEL_UNKNOWN:
+                shared.get(node, set()).clear()  # a new process, which will be sent it again
+            yield name, answered
 
 
 def answer(handler: Handler, message: Message, context: Context) -> Message:
@@ -108,12 +117,17 @@ def answer(handler: Handler, message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def _together(messages: Mapping[str, Message]) -> Message:
-    """Return one message to a node for several of its clients."""
+def _together(messages: Mapping[str, Message], models: set[str]) -> Message:
+    """Return one message to a node for several of its clients, with the model if it lacks it."""
     content = RecordDict({_ASKED: ConfigRecord({"clients": list(messages)})})
     for position, message in enumerate(messages.values()):
         for key, record in message.content.items():
             content[key if key in _COMMON else f"{position}.{key}"] = record
+    if wire.MODEL in content:
+        model = str(wire.record_of(content, f"0.{wire.CONFIG}", ConfigRecord)["model"])
+        if model in models:
+            del content[wire.MODEL]
+        models.add(model)
     first = next(iter(messages.values())).metadata
     return Message(content, first.dst_node_id, first.message_type, group_id=first.group_id)
 
@@ -126,17 +140,17 @@ def _alone(message: Message, position: int) -> Message:
     return Message(content, about.dst_node_id, about.message_type, group_id=about.group_id)
 
 
-def _apart(reply: Message, names: list[str]) -> Iterator[tuple[str, Reply]]:
-    """Yield each client's part of a reply that several share; an error is everybody's."""
+def _apart(reply: Message, names: list[str], *, several: bool) -> Iterator[tuple[str, Reply]]:
+    """Yield each client's part of a reply; an error of the node is everybody's."""
     for position, name in enumerate(names):
         if reply.has_error():
             yield name, reply.error
             continue
-        own = _taken(reply.content, f"{position}.", keep=True)
-        why = own.get(_ERROR)
+        own = _taken(reply.content, f"{position}.", keep=True) if several else reply.content
+        why = own.get(_ERROR) if several else None
         if isinstance(why, ConfigRecord):
             yield name, Error(int(str(why["code"])), str(why["reason"]))
-        elif own:
+        elif own or not several:
             yield name, own
 
 
