@@ -167,11 +167,11 @@ def stricken(tmp_path_factory: pytest.TempPathFactory, given: Path) -> Iterator[
                 "min-clients": 3,
                 "pretrained": str(given),
                 "learn.rounds": 1,
-                "timeout": 20,
+                "timeout": 0,  # Flower itself gives the victim up, however slow the others are
                 "out": str(folder / "server"),
             }
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while "Receiving: train" not in machines.log(victim):
             assert time.monotonic() < deadline, machines.log("superlink")
             time.sleep(0.1)
@@ -180,7 +180,7 @@ def stricken(tmp_path_factory: pytest.TempPathFactory, given: Path) -> Iterator[
             "folder": folder,
             "machines": machines,
             "victim": victim,
-            "status": machines.follow(run, seconds=300),
+            "status": machines.follow(run, seconds=500),
         }
     assert processes_of(folder) == []
 
@@ -193,7 +193,8 @@ def test_a_run_survives_a_node_that_is_killed_in_a_round(stricken: dict[str, Any
     first = rounds_in(server)[0]
     assert (first["stage"], first["clients"]) == ("learn", "3")
     assert int(first["failures"]) >= 1
-    assert f"learn, round 1: client {victim} failed: no answer" in (server / "log.txt").read_text()
+    said = f"learn, round 1: client {victim} failed: Error: Node Unavailable"
+    assert said in (server / "log.txt").read_text()
     # The others ended well, with numbers and a model each.
     assert (server / "results.json").is_file()
     assert (server / "metanets.safetensors").is_file()
@@ -208,7 +209,7 @@ def test_a_run_survives_a_node_that_is_killed_in_a_round(stricken: dict[str, Any
 def test_an_unregistered_node_is_refused(stricken: dict[str, Any]) -> None:
     machines, folder = stricken["machines"], stricken["folder"]
     said = machines.log("hospital-d")
-    assert machines.processes["hospital-d"].wait(timeout=60) != 0, said
+    assert machines.processes["hospital-d"].wait(timeout=300) != 0, said
     assert "SuperNode ID" not in said
     assert "Receiving" not in said
     # It took no part, and nothing was written for it.
@@ -228,7 +229,7 @@ def test_an_unencrypted_node_is_not_served(stricken: dict[str, Any]) -> None:
         env=os.environ | {"FLWR_HOME": str(machines.folder / "flower")},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert refused.returncode != 0

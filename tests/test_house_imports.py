@@ -45,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "learning": {"core", "data", "federation", "methods"},
     "recipes": {"study", "data", "methods", "federation", "core", "models"},
     "runconfig": {"config", "recipes", "study"},
-    "node": {*_BELOW, "engines", "newclient", "rundir", "study"},
+    "node": {*_BELOW, "durable", "engines", "newclient", "rundir", "study"},
     "serving": {*_BELOW, "config", "newclient", "runconfig", "study"},
     "app": {*_BELOW, "config", "engines", "node", "rundir", "runconfig", "serving", "study"},
     "commandline": set(),
