@@ -6,9 +6,11 @@ ports, so that several of these can run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import os
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -198,12 +200,10 @@ def test_a_run_survives_a_node_that_is_killed_in_a_round(stricken: dict[str, Any
     # The others ended well, with numbers and a model each.
     assert (server / "results.json").is_file()
     assert (server / "metanets.safetensors").is_file()
-    rows = rows_in(server)
-    assert rows.keys() == {"hospital-a", "hospital-b", "hospital-c"}
-    for name, row in rows.items():
+    assert rows_in(server).keys() == {"hospital-a", "hospital-b"}, "a failed client has no line"
+    for name in ("hospital-a", "hospital-b", victim):
         model = stricken["folder"] / "nodes" / name / "out" / "fedl2p" / "model.safetensors"
         assert model.is_file() == (name != victim)
-        assert (row["accuracy"] != "nan") == (name != victim)
 
 
 def test_an_unregistered_node_is_refused(stricken: dict[str, Any]) -> None:
@@ -219,18 +219,22 @@ def test_an_unregistered_node_is_refused(stricken: dict[str, Any]) -> None:
     assert len(json.loads(listed[listed.index("{") :])["nodes"]) == 3
 
 
-def test_an_unencrypted_node_is_not_served(stricken: dict[str, Any]) -> None:
+def test_the_superlink_speaks_to_nobody_without_encryption(stricken: dict[str, Any]) -> None:
     machines = stricken["machines"]
-    refused = subprocess.run(
-        [
-            Path(sys.executable).parent / "flower-supernode",
-            *("--insecure", "--superlink", f"127.0.0.1:{machines.port}", "--max-retries", "0"),
-        ],
-        env=os.environ | {"FLWR_HOME": str(machines.folder / "flower")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert refused.returncode != 0
-    assert "SuperNode ID" not in refused.stdout + refused.stderr
+    where = ("127.0.0.1", machines.port)
+    with socket.create_connection(where, timeout=60) as plain:
+        plain.sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            answer = plain.recv(4096)
+    assert not answer.startswith(b"HTTP")
+    # Whoever trusts the federation's authority is served, and whoever trusts others only is not.
+    for trusted in (True, False):
+        context = ssl.create_default_context(cafile=machines.certs / "ca.crt" if trusted else None)
+        with socket.create_connection(where, timeout=60) as raw:
+            if trusted:
+                with context.wrap_socket(raw, server_hostname="127.0.0.1") as secured:
+                    assert secured.version() in ("TLSv1.2", "TLSv1.3")
+            else:
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    context.wrap_socket(raw, server_hostname="127.0.0.1")

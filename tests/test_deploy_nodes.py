@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from flwr.common.config import flatten_dict
 from flwr.serverapp import Grid
 from safetensors.torch import load_file, save_file
 
-from fedl2p import app, recipes, runconfig
+from fedl2p import app, models, recipes, runconfig
 from fedl2p.config import to_plain
 from fedl2p.data.digits import Digits
 from fedl2p.data.remote import Remote
@@ -146,6 +148,24 @@ def test_a_node_says_which_client_it_is_and_where_its_data_lie(tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=problem):
             Node.of(config)
+
+
+def test_a_node_builds_a_model_from_elsewhere_only_if_it_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = ModuleType("theirs")
+    theirs.net = models.small_conv  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "theirs", theirs)
+    study = runconfig.read(STUDY | {"model": "theirs:net"}).study
+    home = {"data": str(tmp_path / "a.npz"), "out": str(tmp_path)}
+    for named in ({}, {"model": "others:net"}):
+        node = Node.of(home | named)
+        assert node is not None
+        with pytest.raises(ValueError, match=r"model 'theirs:net', code outside this package"):
+            node.handler(study)
+    agreed = Node.of(home | {"model": "theirs:net"})
+    assert agreed is not None
+    assert agreed.handler(study).model is not None
 
 
 # --- nodes that answer, each with a memory that lasts for one message ---------------------------

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from torch import nn
 
 from federation_toys import Line, Toward, model, same
@@ -177,6 +178,27 @@ def test_a_node_that_does_not_answer_is_no_answer_of_its_clients() -> None:
     nodes.grid.send_and_receive = lambda messages, **o: answer(messages, **o)[:1]  # type: ignore
     done = go(method, population, nodes, rounds=1)
     assert done.records[0].failures == 2
+
+
+def test_a_superlink_that_gives_a_node_up_speaks_for_it() -> None:
+    """As Flower 1.41 does it: an error under the SuperLink's own id, for the message's id."""
+
+    class SuperLink(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], **options: Any) -> list[Message]:
+            asked = list(messages)
+            replies = super().send_and_receive(asked, **options)
+            if asked[0].metadata.message_type == wire.QUERY:
+                return replies
+            for i, message in enumerate(asked):
+                message.metadata.__dict__["_message_id"] = f"id-{i}"
+            gone = Message(Error(5, "Node Unavailable"), reply_to=asked[1])
+            gone.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+            return [replies[0], gone, *replies[2:]]
+
+    population, method = Line(seen=4), Toward()
+    nodes = Nodes(SuperLink(handler_of(population, method)))
+    done = go(method, population, nodes, rounds=1)
+    assert done.records[0].reasons == {"c1": "Node Unavailable"}
 
 
 def test_a_node_answers_for_its_own_clients_only() -> None:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from torch import nn
 
-from fedl2p import methods
+from fedl2p import methods, models
 from fedl2p.core.sites import find_sites
 from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
 from fedl2p.durable import write_tensors
@@ -50,12 +50,16 @@ class Node:
         Folder on the node for everything that is written there.
     device
         Where it computes, auto, cpu or cuda; None as the study says.
+    model
+        A model outside :mod:`fedl2p.models` that the node agrees to build, as
+        package.module:callable. To build it is to run that code, so the study cannot name it alone.
     """
 
     client: str
     data: Path
     out: Path
     device: str | None = None
+    model: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, bool | int | float | str]) -> Node | None:
@@ -83,6 +87,7 @@ class Node:
             data=file,
             out=Path(str(config["out"])).expanduser(),
             device=str(config["device"]) if "device" in config else None,
+            model=str(config["model"]) if "model" in config else None,
         )
 
     def handler(self, study: Study, *, split: bool = True) -> Handler:
@@ -99,7 +104,8 @@ class Node:
         Raises
         ------
         ValueError
-            If the study's clients are not on nodes, or the device is not available.
+            If the study's clients are not on nodes, its model is code that the node has not agreed
+            to, or the device is not available.
         """
         source = study.data
         if not isinstance(source, Remote):
@@ -108,6 +114,11 @@ class Node:
                 "data; use the recipe 'federation'"
             )
         source.check()
+        if not models.is_ours(study.model) and study.model != self.model:
+            raise ValueError(
+                f"the study has the model {study.model!r}, code outside this package; a node that "
+                f"trusts it says so: --node-config 'model=\"{study.model}\" ...'"
+            )
 
         def keeper(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
             chosen = methods.build(method, study.settings)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from fedl2p.data.population import Population
@@ -77,8 +78,11 @@ def exchange(
         else messages[own[0]]
         for node, own in asked.items()
     ]
-    for reply in grid.send_and_receive(sent, timeout=timeout):
-        node = reply.metadata.src_node_id
+    replies = grid.send_and_receive(sent, timeout=timeout)
+    # Known only now: a message has an id when a SuperLink has it.
+    by_id = {m.metadata.message_id: m.metadata.dst_node_id for m in sent if m.metadata.message_id}
+    for reply in replies:
+        node = _answering(reply, by_id)
         if reply.metadata.group_id not in groups:
             continue  # the answer to an earlier question
         # Nobody's question, or a second answer of the same node: it is left out.
@@ -86,6 +90,17 @@ def exchange(
             if isinstance(answered, Error) and answered.code == wire.MODEL_UNKNOWN:
                 shared.get(node, set()).clear()  # a new process, which will be sent it again
             yield name, answered
+
+
+def _answering(reply: Message, by_id: Mapping[str, int]) -> int:
+    """Return which node a reply speaks for, given the nodes by the ids of the messages to them.
+
+    A SuperLink that gives a node up answers in its place, under an id of its own.
+    """
+    about = reply.metadata
+    if reply.has_error() and about.src_node_id == SUPERLINK_NODE_ID:
+        return by_id.get(about.reply_to_message_id, about.src_node_id)
+    return about.src_node_id
 
 
 def answer(handler: Handler, message: Message, context: Context) -> Message:
