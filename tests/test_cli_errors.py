@@ -46,7 +46,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
         (["run", "smoke", "--out", "x", "--seed", "-1"], "seed is -1"),
         (["run", "smoke", "--out", "x", "--sed", "1"], "unrecognized options: --sed"),
         (["run", "smoke", "--out", "x", "--device", "gpu"], "'gpu' for argument '--device'"),
-        (["run", "smoke", "--out", "x", "--engine", "ray"], "engine 'ray' is not available"),
+        (["run", "smoke", "--out", "x", "--engine", "dask"], "engine"),
         (["run", "smoke", "--out", "x", "--cohort", "-2"], "cohort is -2"),
         (["run", "smoke", "--out", "x", "--learn.rounds", "-3"], "rounds"),
         (["run", "smoke", "--out", "x", "--data.alpha", "0"], "alpha must be above 0"),

@@ -60,7 +60,7 @@ def tune(
         net, Hyperparams(torch.tensor([mixes]).double(), torch.tensor([rates]).double(), sites)
     )
     state = run_inner_loop(net, hyper, batches, statistics=statistics)
-    return folded(net, state, hyper, 0), net, state, hyper
+    return folded(net, state, hyper.mix, 0), net, state, hyper
 
 
 def same(ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-6) -> None:

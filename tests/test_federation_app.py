@@ -13,8 +13,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from federation_toys import same
-from fedl2p import app, methods, models, recipes
+from fedl2p import app, methods, models, recipes, serving
 from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate
+from fedl2p.reporting import page
 from fedl2p.seeds import derive_seed
 
 pytest.importorskip("sklearn")
@@ -70,8 +71,25 @@ def test_the_run_configuration_names_the_study() -> None:
         recipes.get("smoke"), seed=7
     )
     assert app.study_of(context()) == recipes.get("digits")
-    with pytest.raises(ValueError, match="unknown recipe 'none'"):
-        app.study_of(context(recipe="none"))
+    fields = '{"learn": {"rounds": 2}, "methods": ["fedavg"], "seed": 3}'
+    changed = app.study_of(context(recipe="smoke", fields=fields, device="cpu"))
+    smoke = recipes.get("smoke")
+    assert changed == dataclasses.replace(
+        smoke,
+        seed=3,
+        device="cpu",
+        methods=("fedavg",),
+        learn=dataclasses.replace(smoke.learn, rounds=2),
+    )
+    for config, problem in (
+        ({"recipe": "none"}, "unknown recipe 'none'"),
+        ({"fields": "{"}, "fields in the run's configuration is no JSON"),
+        ({"fields": "[1]"}, "wanted a JSON object"),
+        ({"fields": '{"lern": {}}'}, "unknown field 'lern'"),
+        ({"fields": '{"learn": {"rounds": -1}}'}, "rounds is -1"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            app.study_of(context(**config))
 
 
 def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
@@ -79,12 +97,21 @@ def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
 ) -> None:
     runs: list[Any] = []
 
-    def noting(study: Any, out: Any, *, nodes: Nodes) -> None:
-        runs.append((study.recipe, out, nodes.grid))
+    pages: list[Path] = []
 
-    monkeypatch.setattr(app, "run_study", noting)
+    def noting(study: Any, out: Any, *, resume: bool, nodes: Nodes, listeners: Any) -> None:
+        runs.append((study.recipe, out, resume, nodes.grid))
+
+    monkeypatch.setattr(serving, "run_study", noting)
+    monkeypatch.setattr(page, "write_page", pages.append)
     study = recipes.get("smoke")
     grid = InProcessGrid(app.handler_of(study))
     app.server_app(study, out=tmp_path)(grid, context())
-    app.server(grid, context(recipe="smoke", out="somewhere"))
-    assert runs == [("smoke", tmp_path, grid), ("smoke", Path("somewhere"), grid)]
+    app.server(grid, context(recipe="smoke", out="run-{run-id}", resume=True))
+    app.server(grid, context(recipe="smoke", out=""))
+    assert runs == [
+        ("smoke", tmp_path, False, grid),
+        ("smoke", Path("run-1"), True, grid),
+        ("smoke", None, False, grid),
+    ]
+    assert pages == [tmp_path, Path("run-1")]

@@ -122,7 +122,7 @@ def test_a_node_that_forgot_the_model_is_sent_it_again() -> None:
     size = weights_bytes(pretrained)
     first = go(method, pretrained, population, nodes, rounds=1).records
     handler = nodes.grid.handler  # type: ignore[attr-defined]
-    handler._models.clear()
+    handler._models.known.clear()
     second = go(method, pretrained, population, nodes, rounds=1)
     # Asked in vain, then asked again with the weights.
     small = first[0].bytes_down - 3 * size
@@ -146,12 +146,12 @@ def test_the_process_keeps_one_copy_of_the_model_and_clients_train_on_it() -> No
     go(method, pretrained, population, nodes, rounds=2)
     assert all(torch.equal(w, pretrained[0].weight) for w in got)  # type: ignore[index]
     handler = nodes.grid.handler  # type: ignore[attr-defined]
-    assert len(handler._models) == 2  # that of the start and this one
+    assert len(handler._models.known) == 2  # that of the start and this one
     # What the caller does with its model afterwards does not reach the nodes.
-    remembered = copy.deepcopy(handler._models)
+    remembered = copy.deepcopy(handler._models.known)
     with torch.no_grad():
         pretrained[0].weight.zero_()  # type: ignore[index, operator, union-attr]
-    assert all(same(handler._models[key], remembered[key]) for key in remembered)
+    assert all(same(handler._models.known[key], remembered[key]) for key in remembered)
 
 
 def test_a_model_that_does_not_match_its_hash_is_a_failure() -> None:

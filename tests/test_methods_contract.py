@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from functools import lru_cache
 
 import pytest
@@ -197,8 +198,29 @@ def test_validate_trains_nothing(method: Method) -> None:
         assert judged.metrics["loss"] > 0
 
 
-def test_a_client_without_test_part_is_refused_by_name(method: Method) -> None:
+def test_a_client_without_test_part_is_personalized_and_scored_nowhere(method: Method) -> None:
+    model, state = model_for(method), learned_state(method.name)
+    tested = dataclasses.replace(CLIENTS[0], wants_model=True)
+    untested = dataclasses.replace(tested, data=dataclasses.replace(tested.data, test=None))
+    [with_test], [without] = (method.personalize(model, state, [c]) for c in (tested, untested))
+    assert (without.num_test, without.failure) == (0, None)
+    scores = (without.accuracy_before, without.accuracy, without.loss_before, without.loss)
+    assert all(math.isnan(score) for score in scores)
+    # Its model is the one that it would have had with a test part.
+    assert with_test.model is not None
+    assert without.model is not None
+    expected = with_test.model.state_dict()
+    for name, tensor in without.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_personalized_model_scores_what_its_outcome_says(method: Method) -> None:
     model = model_for(method)
-    client = dataclasses.replace(CLIENTS[0], data=dataclasses.replace(CLIENTS[0].data, test=None))
-    with pytest.raises(ValueError, match=r"client-0.*test"):
-        method.personalize(model, learned_state(method.name), [client])
+    client = dataclasses.replace(CLIENTS[0], wants_model=True)
+    [outcome] = method.personalize(model, learned_state(method.name), [client])
+    assert outcome.model is not None
+    assert client.data.test is not None
+    with torch.no_grad():
+        logits = outcome.model.eval()(client.data.test.x)
+    loss = torch.nn.functional.cross_entropy(logits, client.data.test.y).item()
+    assert loss == pytest.approx(outcome.loss, rel=1e-4)

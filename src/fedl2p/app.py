@@ -1,23 +1,37 @@
 """The Flower app: the same study as a ClientApp and a ServerApp.
 
 ``client_app(study)`` and ``server_app(study)`` are for Python; ``client`` and ``server`` are the
-pair that ``flwr run`` loads, which take the name of the recipe and the seed from the run's
-configuration.
+pair that ``flwr run`` loads, which take everything from the run's configuration (the section
+``tool.flwr.app.config`` of pyproject.toml, and ``--run-config``; see :mod:`fedl2p.runconfig`) and,
+on a machine of its own, from the node's (see :mod:`fedl2p.node`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedl2p import methods, models, recipes
-from fedl2p.federation import Handler, Nodes
+from fedl2p import runconfig
+from fedl2p.config import from_plain, to_plain
+from fedl2p.engines import device_of, handler_of
+from fedl2p.federation import Handler, Nodes, sharing
 from fedl2p.federation.wire import ACTIONS
-from fedl2p.study import Study, run_study
+from fedl2p.node import Node
+from fedl2p.runconfig import RunConfig
+from fedl2p.rundir import RunDir
+from fedl2p.serving import serve
+from fedl2p.study import Study
+
+log = logging.getLogger("fedl2p")
 
 
 def client_app(study: Study | None = None) -> ClientApp:
@@ -27,22 +41,35 @@ def client_app(study: Study | None = None) -> ClientApp:
     ----------
     study
         What the node takes part in; None to take it from the run's configuration. The model and the
-        data are made with the first message and stay for the later ones.
+        data are made with the first message and stay in the process for the later ones, also where
+        a runtime makes the app anew for each.
     """
     app = ClientApp()
-    handlers: dict[tuple[str, int], Handler] = {}
 
     def answer(message: Message, context: Context) -> Message:
-        mine = study or study_of(context)
-        key = (mine.recipe, mine.seed)
-        if key not in handlers:
-            handlers[key] = handler_of(mine)
-        return handlers[key].handle([message], [context])[0]
+        node = Node.of(context.node_config)
+        with _log_of(node):
+            asked = config_of(context) if study is None else RunConfig(study=study)
+            resident = _resident(
+                json.dumps(to_plain(asked.study)), node, learns=asked.task == "study"
+            )
+            if node is not None:
+                context.node_config["client"] = node.client
+            return sharing.answer(resident, message, context)
 
     for action in ACTIONS:
         category, name = action.split(".")
         {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category](name)(answer)
     return app
+
+
+@functools.lru_cache(maxsize=1)
+def _resident(study: str, node: Node | None, *, learns: bool) -> Handler:
+    """Return this process's handler for a study, given as JSON; made once."""
+    mine = from_plain(Study, json.loads(study))
+    if node is None:
+        return handler_of(mine, device=device_of(mine))
+    return node.handler(mine, split=learns)
 
 
 def server_app(study: Study | None = None, *, out: Path | None = None) -> ServerApp:
@@ -60,43 +87,60 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        folder = out or context.run_config.get("out")
-        run_study(
-            study or study_of(context),
-            None if folder is None else Path(str(folder)),
-            nodes=Nodes(grid),
-        )
+        asked = config_of(context) if study is None else RunConfig(study=study)
+        with _shown():
+            serve(
+                dataclasses.replace(asked, out=out or asked.out),
+                Nodes(grid, timeout=asked.timeout or None),
+            )
 
     return app
 
 
-def study_of(context: Context) -> Study:
-    """Return the study that a run's configuration names by ``recipe`` and, if given, ``seed``.
+def config_of(context: Context) -> RunConfig:
+    """Return what a run's configuration asks for.
 
     Raises
     ------
     ValueError
-        If there is no such recipe.
+        If a key or a value in it cannot be used.
     """
-    study = recipes.get(str(context.run_config.get("recipe", "digits")))
-    seed = context.run_config.get("seed", study.seed)
-    return dataclasses.replace(study, seed=int(seed))
+    asked = runconfig.read(context.run_config)
+    if asked.out is None:
+        return asked
+    folder = Path(str(asked.out).replace("{run-id}", str(context.run_id)))
+    return dataclasses.replace(asked, out=folder)
 
 
-def handler_of(study: Study) -> Handler:
-    """Return what answers for the clients of a study on a node of its own."""
-    population = study.data.open(study.seed)
-    names = dict.fromkeys(("fedavg", *study.methods))
-    built = [methods.build(name, study.settings) for name in names]
-    built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
-    return Handler(
-        build=lambda: models.build(
-            study.model, shape=population.shape, classes=population.classes, seed=study.seed
-        ),
-        population=population,
-        methods={method.name: method for method in built},
-        live=False,
-    )
+def study_of(context: Context) -> Study:
+    """Return the study that a run's configuration describes, as :func:`config_of` does."""
+    return config_of(context).study
+
+
+@contextlib.contextmanager
+def _log_of(node: Node | None) -> Iterator[None]:
+    """Append what happens on a machine of its own to the log in its folder."""
+    if node is None:
+        yield
+        return
+    node.out.mkdir(parents=True, exist_ok=True)
+    with RunDir(node.out).logging():
+        yield
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[None]:
+    """Show the package's log on stderr, where ``flwr log`` and the SuperLink take it from."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fedl2p: %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 client = client_app()

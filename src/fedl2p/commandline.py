@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 _EXTRAS = {
     "flwr": "flower",
+    "ray": "ray",
     "sklearn": "data",
     "soundfile": "audio",
     "scipy": "audio",

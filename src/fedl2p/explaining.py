@@ -20,12 +20,12 @@ from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
 from fedl2p.data.npz import read_npz_client
 from fedl2p.data.population import Population
+from fedl2p.engines import find_device
 from fedl2p.newclient import load_run
 from fedl2p.reporting.explanation import Explanation, entries_of, mean_of, moved_of
 from fedl2p.reporting.explanationpage import render_explanation
 from fedl2p.reporting.explanationwords import text
 from fedl2p.reporting.files import damaged, read_json, write_atomically
-from fedl2p.stages import find_device
 from fedl2p.study import Study
 
 METHOD = "fedl2p"

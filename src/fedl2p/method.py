@@ -38,6 +38,8 @@ class Client:
         Derived from (study seed, stage, round, client name); the source of all randomness here.
     round
         The federation round, from 1; 0 outside the rounds.
+    wants_model
+        Whether its outcome is to hold the personalized model.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Client:
     kept: State = field(default_factory=dict)
     seed: int = 0
     round: int = 0
+    wants_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ class Outcome:
         not counted.
     hyperparams, profile
         What it fine-tuned with and why, where the method has such; these never travel.
+    model
+        The personalized model, plain batch-norm, for a client that wants it (see :class:`Client`);
+        it never travels.
     failure
         None, or one line that says why personalization failed.
     """
@@ -110,6 +116,7 @@ class Outcome:
     seconds: float
     hyperparams: Hyperparams | None = None
     profile: Profile | None = None
+    model: nn.Module | None = None
     failure: str | None = None
 
 

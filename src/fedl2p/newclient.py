@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from torch import nn
 
 from fedl2p import models
 from fedl2p.core.clientdata import Examples
+from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import DivergedError
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personal import Personalized, personalize
+from fedl2p.core.profiles import Profile
 from fedl2p.data.npz import MAX_CLASSES, read_npz_client
 from fedl2p.durable import write_tensors
+from fedl2p.engines import find_device
+from fedl2p.method import Outcome
 from fedl2p.reporting.files import damaged, missing, read_json, write_atomically
 from fedl2p.rundir import load_tensors
-from fedl2p.stages import find_device
 from fedl2p.study import Study
 
 FILES = ("model.safetensors", "hyperparams.json", "outcome.json")
@@ -204,23 +208,58 @@ def _judge(model: nn.Module, test: Examples | None) -> tuple[float, float] | Non
 
 def _write(result: NewClient) -> None:
     personalized = result.personalized
-    profile = personalized.profile
-    strategy = {
-        **personalized.hyperparams.by_name(),
-        "divergence": dict(zip(profile.sites.norms, profile.divergence.tolist(), strict=True)),
-        "moments": dict(zip(profile.sites.layers, profile.moments.tolist(), strict=True)),
-    }
+    outcome = {name: getattr(result, name) for name in _NUMBERS} if result.num_test else None
+    _write_files(
+        result.out, personalized.model, personalized.hyperparams, personalized.profile, outcome
+    )
+
+
+def write_personal_files(out: Path, outcome: Outcome) -> None:
+    """Write a client that a federation has personalized in the form of a new client's files.
+
+    Parameters
+    ----------
+    out
+        Folder to write into; made if there is none. What an earlier call wrote is replaced.
+    outcome
+        With its ``model``; hyperparams.json is written only if it has hyperparameters, outcome.json
+        only if it has test examples.
+    """
+    if outcome.model is None:
+        raise ValueError(f"the outcome of client {outcome.client!r} holds no model")
+    numbers = {name: getattr(outcome, name) for name in _NUMBERS} if outcome.num_test else None
+    _write_files(out, outcome.model, outcome.hyperparams, outcome.profile, numbers)
+
+
+_NUMBERS = ("num_train", "num_test", "accuracy_before", "accuracy", "loss_before", "loss")
+
+
+def _write_files(
+    out: Path,
+    model: nn.Module,
+    hyperparams: Hyperparams | None,
+    profile: Profile | None,
+    numbers: Mapping[str, float | None] | None,
+) -> None:
     try:
-        result.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise ValueError(
-            f"cannot write into {result.out} ({problem.strerror}); give another folder"
+            f"cannot write into {out} ({problem.strerror}); give another folder"
         ) from None
-    write_tensors(result.out / FILES[0], personalized.model.state_dict())
-    write_atomically(result.out / FILES[1], json.dumps(strategy, indent=1) + "\n")
-    if result.num_test:
-        numbers = (
-            *("num_train", "num_test", "accuracy_before", "accuracy", "loss_before", "loss"),
-        )
-        outcome = {name: getattr(result, name) for name in numbers}
-        write_atomically(result.out / FILES[2], json.dumps(outcome, indent=1) + "\n")
+    write_tensors(out / FILES[0], model.state_dict())
+    if hyperparams is None:
+        (out / FILES[1]).unlink(missing_ok=True)
+    else:
+        strategy = hyperparams.by_name()
+        if profile is not None:
+            sites = profile.sites
+            strategy |= {
+                "divergence": dict(zip(sites.norms, profile.divergence.tolist(), strict=True)),
+                "moments": dict(zip(sites.layers, profile.moments.tolist(), strict=True)),
+            }
+        write_atomically(out / FILES[1], json.dumps(strategy, indent=1) + "\n")
+    if numbers is None:
+        (out / FILES[2]).unlink(missing_ok=True)
+    else:
+        write_atomically(out / FILES[2], json.dumps(dict(numbers), indent=1) + "\n")

@@ -19,12 +19,11 @@ from fedl2p import methods, models
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
 from fedl2p.durable import write_tensors
+from fedl2p.engines import device_of, nodes_of
 from fedl2p.federation import (
     CsvListener,
     FailuresListener,
     Federated,
-    Handler,
-    InProcessGrid,
     Listener,
     Nodes,
     RoundRecord,
@@ -63,6 +62,12 @@ class Job:
     methods: tuple[Method, ...]
     device: torch.device
     nodes: Nodes
+    ours: Nodes | None
+
+    def close(self) -> None:
+        """Stop what the engine started; nodes that were given are their giver's."""
+        if self.ours is not None:
+            self.ours.close()
 
 
 @dataclass(frozen=True)
@@ -88,21 +93,6 @@ class Outcomes:
     seconds: float
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for here.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {name!r}, but must be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda is not available here; use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def prepare(
     study: Study,
     out: Path,
@@ -112,9 +102,7 @@ def prepare(
     nodes: Nodes | None = None,
 ) -> Job:
     """Check and make everything that can fail before anything is written."""
-    if study.engine == "ray" and nodes is None:
-        raise ValueError("engine 'ray' is not available in this version; use in-process")
-    device = find_device(study.device)
+    device = device_of(study)
     population = study.data.open(study.seed)
     for rounds in (study.pretrain, study.learn):
         _check_cohorts(rounds, population)
@@ -126,6 +114,9 @@ def prepare(
     for method in built:
         method.start(initial)  # refuses a model without the parts that the method needs
     folder = RunDir(out)
+    ours = None
+    if nodes is None:
+        nodes = ours = nodes_of(study, population, device=device, folder=folder.path)
     folder.claim(study, resume=resume)
     folder.describe_population(population)
     return Job(
@@ -142,29 +133,9 @@ def prepare(
         given=given,
         methods=built,
         device=device,
-        nodes=nodes or _nodes_here(study, population, initial, built, device, folder.path),
+        nodes=nodes,
+        ours=ours,
     )
-
-
-def _nodes_here(
-    study: Study,
-    population: Population,
-    initial: nn.Module,
-    built: Sequence[Method],
-    device: torch.device,
-    folder: Path,
-) -> Nodes:
-    """Return all clients of the population, in this process."""
-    known = {method.name: method for method in built}
-    needed = ["fedavg", *(method.preparation for method in built if method.preparation)]
-    handler = Handler(
-        build=lambda: copy.deepcopy(initial),
-        population=population,
-        methods=known | {name: methods.build(name, study.settings) for name in needed},
-        device=device,
-        folder=folder,
-    )
-    return Nodes(InProcessGrid(handler, cohort=study.cohort))
 
 
 def pretrain(job: Job) -> Pretrained:
@@ -294,7 +265,7 @@ def report(
     return Report(
         recipe=job.study.recipe,
         seed=job.study.seed,
-        engine=job.study.engine,
+        engine=job.study.engine if job.ours is not None else "flower",
         device=job.device.type,
         rows=tuple(row for done in outcomes for row in done.rows),
         versions=versions(),

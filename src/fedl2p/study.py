@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 from fedl2p import __version__, methods, stages
 from fedl2p.config import from_plain
 from fedl2p.data.population import Population
-from fedl2p.federation import Listener, Nodes, Rounds
+from fedl2p.federation import Listener, Nodes, Ray, Rounds
 from fedl2p.methods.settings import Settings
 from fedl2p.reporting.files import read_config
 from fedl2p.reporting.report import Report
@@ -68,11 +69,15 @@ class Study:
     settings
         The settings of the methods.
     engine
-        What runs the clients: in-process (this process, whole cohorts per call) or ray.
+        What runs the clients: in-process, or ray (several workers on this machine). The results are
+        the same, bit for bit at equal threads and an equal cohort > 0.
     device
         Where models and data are: cpu, cuda, or auto (cuda if there is a GPU).
     cohort
-        Clients per call in this process, a number; 0 = all of a round at once.
+        Clients per call of a method, a number: stacked, they are fast. It changes results by
+        rounding. 0: in process all of a round at once; under ray, which shares out calls, 1.
+    ray
+        What each of Ray's workers may use; for engine ray.
     """
 
     data: Source
@@ -88,6 +93,7 @@ class Study:
     engine: Literal["in-process", "ray"] = "in-process"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cohort: int = 0
+    ray: Ray = field(default_factory=Ray)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -173,7 +179,7 @@ def run_study(
             return run_study(study, temporary, listeners=listeners, nodes=nodes)
     # Everything that can be refused is refused here, before anything is written.
     job = stages.prepare(study, Path(out), resume=resume, listeners=listeners, nodes=nodes)
-    with job.folder.logging():
+    with contextlib.closing(job), job.folder.logging():
         # The global model, the same for all methods and frozen from here on.
         pretrained = stages.pretrain(job)
         learned, outcomes = [], []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -117,13 +118,16 @@ def evaluate(
     state, mix
         Of C clients.
     examples
-        One part per client; the parts may differ in length.
+        One part per client; the parts may differ in length. Scores without examples are NaN.
     chunk
         Examples per client and forward pass.
     """
     results: list[tuple[list[int], list[tuple[float, float]]]] = []
     sizes = [_most(net, e.x, STACK) for e in examples]
     for members in _equal([e.x.shape for e in examples], sizes):
+        if len(examples[members[0]].y) == 0:
+            results.append((members, [(nan, nan)] * len(members)))
+            continue
         own = NetState(
             {k: v[members] for k, v in state.params.items()},
             {k: v[members] for k, v in state.stats.items()},

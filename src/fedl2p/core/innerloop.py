@@ -431,7 +431,12 @@ def finetune(
     batches = batches_of(net, [data], [seed], inner)
     stacked = on(net, Hyperparams.stack([hyperparams]))
     state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
-    return folded(net, state, stacked, 0)
+    if not finite(state)[0]:
+        raise DivergedError(
+            f"fine-tuning diverged: rates up to {hyperparams.rate.max():.3g} gave values "
+            "that are not finite; use smaller rates or fewer epochs"
+        )
+    return folded(net, state, stacked.mix, 0)
 
 
 def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
@@ -463,23 +468,14 @@ def on(net: Net, hyperparams: Hyperparams) -> Hyperparams:
     )
 
 
-def folded(net: Net, state: NetState, hyperparams: Hyperparams, client: int) -> nn.Module:
-    """Fold one client's fine-tuned state into a copy of the user's model.
+def folded(net: Net, state: NetState, mix: Tensor, client: int) -> nn.Module:
+    """Fold one client's state, of finite tensors, into a copy of the user's model.
 
-    Raises
-    ------
-    DivergedError
-        If its tensors are not all finite.
+    ``mix`` is that of C clients in evaluation, shape (C, B).
     """
-    if not finite(state)[client]:
-        raise DivergedError(
-            f"fine-tuning diverged: rates up to {hyperparams.rate[client].max():.3g} gave values "
-            "that are not finite; use smaller rates or fewer epochs"
-        )
-    mix = dict(zip(net.sites.norms, hyperparams.mix[client], strict=True))
     return fold(
         net.plain,
         {k: v[client] for k, v in state.params.items()},
-        mix,
+        dict(zip(net.sites.norms, mix[client], strict=True)),
         net.client_stats(state.stats, client),
     )

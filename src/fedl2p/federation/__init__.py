@@ -2,8 +2,9 @@
 
 The only room, with ``app``, that imports Flower. ``federate`` runs the rounds of a method,
 ``personalize_all`` personalizes clients; both ask ``Nodes``, which stand for clients in this
-process (``InProcessGrid``) or anywhere else that Flower reaches. On the client's side ``Handler``
-answers, the same on every engine. Nothing here knows a particular method.
+process (``InProcessGrid``), in Ray's workers (``RayGrid``) or anywhere else that Flower reaches. On
+the client's side ``Handler`` answers, the same on every engine. Nothing here knows a particular
+method.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 # Flower reports its use to its makers unless told not to before its first import.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-from fedl2p.federation.handlers import Handler
+from fedl2p.federation.handlers import Handler, Keeper
 from fedl2p.federation.inprocess import InProcessGrid
 from fedl2p.federation.listeners import (
     CsvListener,
@@ -24,7 +25,9 @@ from fedl2p.federation.listeners import (
 )
 from fedl2p.federation.nodes import Nodes, in_process, model_bytes
 from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.rayengine import RayGrid
 from fedl2p.federation.records import Federated, RoundRecord
+from fedl2p.federation.resources import Ray
 from fedl2p.federation.rounds import FederationError, draw_cohort, federate
 from fedl2p.federation.settings import Rounds
 
@@ -35,9 +38,12 @@ __all__ = [
     "FederationError",
     "Handler",
     "InProcessGrid",
+    "Keeper",
     "Listener",
     "Nodes",
     "ProgressListener",
+    "Ray",
+    "RayGrid",
     "RoundRecord",
     "Rounds",
     "TensorBoardListener",

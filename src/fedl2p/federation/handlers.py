@@ -15,19 +15,20 @@ from torch import nn
 from fedl2p.core.clientdata import ClientData
 from fedl2p.data.opened import KEEP_BYTES, Opened, size_of
 from fedl2p.data.population import Population
-from fedl2p.federation import wire
+from fedl2p.federation import sharing, wire
 from fedl2p.federation.checks import not_finite, objection, one_line
 from fedl2p.federation.clientfiles import write_strategy
+from fedl2p.federation.modelstore import ModelStore
 from fedl2p.method import Client, Method, Outcome, State, Update
 
 log = logging.getLogger("fedl2p")
 
-# Global models that a process remembers. A study has two: the initial and the pre-trained one.
-_REMEMBERED = 4
-
 KEEP_BYTES_GPU = 4 << 30
 
 T = TypeVar("T", Update, Outcome)
+
+Keeper = Callable[[str, nn.Module, State, Outcome], None]
+"""``keeper(method, model, state, outcome)`` writes down a client that was personalized."""
 
 Answer = RecordDict | str
 """The content of a reply, or in one line why there is none."""
@@ -71,6 +72,11 @@ class Handler:
     folder
         Where the files that stay with the clients are written (see
         :func:`~fedl2p.federation.clientfiles.write_strategy`); None to write none.
+    models
+        Folder for the global models that arrive; None to remember them in this process alone.
+    keeper
+        Called with the method's name, the global model, the state and the outcome of a personalized
+        client, whose ``model`` is then set; None where nobody needs the personalized models.
     live
         True if replies may carry the tensors themselves (in process), False to encode them.
     keep_bytes
@@ -86,17 +92,20 @@ class Handler:
         methods: Mapping[str, Method],
         device: torch.device | str = "cpu",
         folder: Path | None = None,
+        models: Path | None = None,
+        keeper: Keeper | None = None,
         live: bool = True,
         keep_bytes: int | None = None,
     ) -> None:
         self.population = population
         self.methods = dict(methods)
         self.folder = folder
+        self.keeper = keeper
         self.live = live
         self.device = torch.device(device)
         self.model = build().to(self.device)
-        self._models: dict[str, State] = {}
-        self._loaded = self.remember(dict(self.model.state_dict()))
+        self._models = ModelStore(models)
+        self._loaded = self._models.add(dict(self.model.state_dict()), lasting=False)
 
         def open_data(name: str) -> ClientData:
             return population.open(name).to(self.device)
@@ -107,12 +116,11 @@ class Handler:
 
     def remember(self, weights: State) -> str:
         """Keep a copy of a global model's weights and return their content hash."""
-        key = wire.content_hash(weights)
-        if key not in self._models:
-            while len(self._models) >= _REMEMBERED:
-                del self._models[next(iter(self._models))]
-            self._models[key] = {name: t.detach().clone() for name, t in weights.items()}
-        return key
+        return self._models.add(weights)
+
+    def knows(self, key: str) -> bool:
+        """Tell whether a global model is here, by its content hash."""
+        return self._models.get(key) is not None
 
     def handle(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Answer messages that ask for the same: one of a SuperNode, or a cohort in process.
@@ -149,7 +157,7 @@ class Handler:
             raise ValueError(
                 "messages that ask for different things cannot be answered in one call"
             )
-        if job.model not in self._models:
+        if self._models.get(job.model) is None:
             unknown = Error(wire.MODEL_UNKNOWN, f"model {job.model} is not here; send its weights")
             return [Message(unknown, reply_to=message) for message in messages]
         work = self._work(job, messages[0])
@@ -172,13 +180,16 @@ class Handler:
         return _job(messages[0]), tasks
 
     def _introduce(self, context: Context) -> RecordDict:
-        known = ConfigRecord(
-            {"client": client_name(context, self.population), "models": list(self._models)}
-        )
+        names = sharing.clients_of(context, self.population)
+        known = ConfigRecord({"models": list(self._models)})
+        if len(names) == 1:
+            known["client"] = names[0]
+        else:
+            known["clients"] = list(names)
         return RecordDict({wire.CONFIG: known})
 
     def _receive_model(self, message: Message) -> None:
-        if wire.MODEL in message.content and _job(message).model not in self._models:
+        if wire.MODEL in message.content and self._models.get(_job(message).model) is None:
             self.remember(wire.to_state(wire.record_of(message.content, wire.MODEL, ArrayRecord)))
 
     def _work(self, job: Job, message: Message) -> Callable[[Sequence[Task]], list[Answer]]:
@@ -200,7 +211,7 @@ class Handler:
                 updates = _in_order(clients, method.validate(model, state, clients))
                 return [update.failure or _metrics(update) for update in updates]
             outcomes = _in_order(clients, method.personalize(model, state, clients))
-            return [self._personalized(job, outcome) for outcome in outcomes]
+            return [self._personalized(job, model, state, outcome) for outcome in outcomes]
 
         return work
 
@@ -235,7 +246,9 @@ class Handler:
     def _load(self, key: str) -> nn.Module:
         if key != self._loaded:
             self._loaded = ""  # unknown while it is half done
-            self.model.load_state_dict(self._models[key])
+            weights = self._models.get(key)
+            assert weights is not None  # handle() has looked
+            self.model.load_state_dict(weights)
             self._loaded = key
         return self.model
 
@@ -246,6 +259,7 @@ class Handler:
             kept={k: v.to(self.device) for k, v in kept(task.context, job.method).items()},
             seed=task.seed,
             round=job.round,
+            wants_model=self.keeper is not None and job.action == wire.PERSONALIZE,
         )
 
     def _trained(self, job: Job, state: State, task: Task, update: Update) -> Answer:
@@ -261,11 +275,13 @@ class Handler:
         content[wire.ARRAYS] = wire.to_record(update.shared, live=self.live)
         return content
 
-    def _personalized(self, job: Job, outcome: Outcome) -> Answer:
+    def _personalized(self, job: Job, model: nn.Module, state: State, outcome: Outcome) -> Answer:
         if outcome.failure is not None:
             return outcome.failure
         if self.folder is not None:
             write_strategy(self.folder, job.method, outcome)
+        if self.keeper is not None:
+            self.keeper(job.method, model, state, outcome)
         numbers = {name: getattr(outcome, name) for name in OUTCOME_NUMBERS}
         return RecordDict({wire.METRICS: MetricRecord(numbers)})
 
@@ -296,26 +312,33 @@ OUTCOME_NUMBERS = (
 def client_name(context: Context, population: Population) -> str:
     """Return which client a node is.
 
-    Its configuration says ``client`` (a SuperNode of its own) or ``partition-id`` (simulation: the
-    position in the population).
+    Raises
+    ------
+    ValueError
+        If it is none, or several.
     """
-    name = context.node_config.get("client")
-    if name is not None:
-        return str(name)
-    return population.names[int(context.node_config["partition-id"])]
+    names = sharing.clients_of(context, population)
+    if len(names) != 1:
+        raise ValueError(f"this node is {len(names)} clients, so a message must say which it means")
+    return names[0]
+
+
+def kept_key(method: str) -> str:
+    """Return the key under which a context holds what a client keeps for a method."""
+    return f"kept.{method}"
 
 
 def kept(context: Context, method: str) -> State:
     """Return what a client has kept for a method; empty if nothing."""
-    record = context.state.get(f"kept.{method}")
+    record = context.state.get(kept_key(method))
     return wire.to_state(record) if isinstance(record, ArrayRecord) else {}
 
 
 def keep(context: Context, method: str, state: State, *, live: bool) -> None:
     """Replace what a client keeps for a method."""
-    context.state.pop(f"kept.{method}", None)
+    context.state.pop(kept_key(method), None)
     if state:
-        context.state[f"kept.{method}"] = wire.to_record(state, live=live)
+        context.state[kept_key(method)] = wire.to_record(state, live=live)
 
 
 def _job(message: Message) -> Job:

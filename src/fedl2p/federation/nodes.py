@@ -14,10 +14,11 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedl2p.data.population import Population
-from fedl2p.federation import wire
+from fedl2p.federation import sharing, wire
 from fedl2p.federation.checks import one_line
 from fedl2p.federation.handlers import Handler
 from fedl2p.federation.inprocess import InProcessGrid
+from fedl2p.federation.localgrid import LocalGrid
 from fedl2p.method import Method, State
 
 log = logging.getLogger("fedl2p")
@@ -69,8 +70,8 @@ class Nodes:
     Parameters
     ----------
     grid
-        Any Flower grid: :class:`~fedl2p.federation.inprocess.InProcessGrid`, or the one that a
-        ServerApp gets.
+        Any Flower grid: :class:`~fedl2p.federation.inprocess.InProcessGrid`,
+        :class:`~fedl2p.federation.rayengine.RayGrid`, or the one that a ServerApp gets.
     timeout
         Seconds to wait for the replies to one question; None to wait for all. A client without a
         reply by then has failed in that round. Clients in this process cannot be given up: there
@@ -88,15 +89,21 @@ class Nodes:
         self.grid = grid
         self.timeout = timeout
         self._ids: dict[str, int] = {}
+        self._shared: dict[int, set[str]] = {}
         self._have: dict[str, set[str]] = {}
 
     @property
-    def _local(self) -> InProcessGrid | None:
-        return self.grid if isinstance(self.grid, InProcessGrid) else None
+    def _local(self) -> LocalGrid | None:
+        return self.grid if isinstance(self.grid, LocalGrid) else None
 
     @property
     def _live(self) -> bool:
-        return self._local is not None and self._local.handler.live
+        return self._local is not None and self._local.live
+
+    def close(self) -> None:
+        """Give back what a grid of this process holds; one that came from a ServerApp is left."""
+        if self._local is not None:
+            self._local.close()
 
     def meet(self) -> tuple[str, ...]:
         """Ask every node who it is and which models it has; return the client names, sorted.
@@ -111,23 +118,30 @@ class Nodes:
             for node in self.grid.get_node_ids()
         ]
         self._ids.clear()
+        self._shared.clear()
         for reply in self.grid.send_and_receive(asked, timeout=self.timeout):
             if reply.has_error():
                 log.warning("node %d: %s", reply.metadata.src_node_id, one_line(_reason(reply)))
                 continue
+            node = reply.metadata.src_node_id
             try:
                 said = wire.record_of(reply.content, wire.CONFIG, ConfigRecord)
-                name, models = str(said["client"]), said["models"]
+                models = wire.strings(said, "models")
+                several = "clients" in said
+                names = wire.strings(said, "clients") if several else [str(said["client"])]
             except (KeyError, ValueError) as error:
-                node = reply.metadata.src_node_id
                 log.warning("node %d does not say who it is: %s", node, one_line(str(error)))
                 continue
-            if name in self._ids:
-                raise ValueError(
-                    f"two nodes say that they are client {name!r}; give each node its own client"
-                )
-            self._ids[name] = reply.metadata.src_node_id
-            self._have[name] = set(map(str, models if isinstance(models, list) else []))
+            if several:
+                self._shared[node] = set(models)
+            for name in names:
+                if name in self._ids:
+                    raise ValueError(
+                        f"two nodes say that they are client {name!r}; give each node its own "
+                        "client"
+                    )
+                self._ids[name] = node
+                self._have[name] = set(models)
         return tuple(sorted(self._ids))
 
     def ask(
@@ -199,7 +213,7 @@ class Nodes:
             return
         if not self._ids:
             self.meet()
-        key = self._local.handler.remember(dict(model.state_dict()))
+        key = self._local.remember(dict(model.state_dict()))
         for name in names:
             self._have[name].add(key)
 
@@ -237,7 +251,7 @@ class Nodes:
         self._local.restore(method, kept)
         if has_model is None:
             return
-        self._local.handler.remember(model.weights)
+        self._local.remember(model.weights)
         for name, keys in self._have.items():
             (keys.add if name in has_model else keys.discard)(model.key)
 
@@ -261,8 +275,7 @@ class Nodes:
         answers: Answers,
     ) -> list[str]:
         """Send once and sort the replies; return the clients that lack the model."""
-        sent: dict[int, str] = {}
-        messages = []
+        messages: dict[str, Message] = {}
         weights = None
         # One group is one state: the in-process grid makes cohorts of it.
         group = f"{job['stage']}.{job['round']}"
@@ -273,21 +286,18 @@ class Nodes:
                 own[wire.MODEL] = weights
                 self._have[name].add(model.key)
                 answers.bytes_model += wire.count_bytes(RecordDict({wire.MODEL: weights}))
-            sent[self._ids[name]] = name
             answers.bytes_down += wire.count_bytes(own)
-            messages.append(Message(own, self._ids[name], action, group_id=group))
+            messages[name] = Message(own, self._ids[name], action, group_id=group)
         unknown = []
-        for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
-            if reply.metadata.src_node_id not in sent or reply.metadata.group_id not in (group, ""):
-                continue  # a second answer, or one to an earlier question or to nobody's
-            name = sent.pop(reply.metadata.src_node_id)
-            if not reply.has_error():
-                answers.contents[name] = reply.content
-                answers.bytes_up += wire.count_bytes(reply.content)
-            elif reply.error.code == wire.MODEL_UNKNOWN:
+        replies = sharing.exchange(self.grid, messages, shared=self._shared, timeout=self.timeout)
+        for name, reply in replies:
+            if isinstance(reply, RecordDict):
+                answers.contents[name] = reply
+                answers.bytes_up += wire.count_bytes(reply)
+            elif reply.code == wire.MODEL_UNKNOWN:
                 unknown.append(name)
             else:
-                answers.failures[name] = _reason(reply)
+                answers.failures[name] = reply.reason or f"error {reply.code}"
         return unknown
 
 

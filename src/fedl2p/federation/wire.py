@@ -158,6 +158,12 @@ def record_of(content: RecordDict, key: str, kind: type[Record]) -> Record:
     return record
 
 
+def strings(record: ConfigRecord, key: str) -> list[str]:
+    """Return a list of texts in a record; empty if there is none under that key."""
+    value = record.get(key)
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
 def count_bytes(content: RecordDict) -> int:
     """Return the bytes of all records of a message as they are, or would be, encoded."""
     total = 0

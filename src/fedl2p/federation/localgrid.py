@@ -1,0 +1,166 @@
+"""A Flower grid whose nodes are clients of one population, whose contexts are in this process."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedl2p.federation.handlers import keep, kept
+from fedl2p.method import State
+
+_RUN_ID = 1
+
+Part = tuple[list[Message], list[Context]]
+"""Messages that are answered in one call, and the contexts of the clients that they go to."""
+
+
+class LocalGrid(Grid):
+    """What grids without a SuperLink share: one node per client, messages cut into cohorts.
+
+    Messages that ask for the same make a group, and a group is cut into parts of ``cohort``
+    clients, in the order of the messages. A part is one call of the handler and so of the method.
+    How the parts are answered, and by how many workers at a time, is the subclass's business; it
+    cannot change a result, since the calls are the same.
+
+    Parameters
+    ----------
+    names
+        The clients.
+    cohort
+        Most clients in one call; 0 for no limit.
+    live
+        True if replies carry the tensors themselves, False if they are encoded.
+
+    Raises
+    ------
+    ValueError
+        If ``cohort`` is negative.
+    """
+
+    def __init__(self, names: Sequence[str], *, cohort: int, live: bool) -> None:
+        if cohort < 0:
+            raise ValueError(f"cohort is {cohort}, but must be 0 (all clients at once) or more")
+        self.names = tuple(names)
+        self.cohort = cohort
+        self.live = live
+        self.contexts = _contexts(self.names)
+        self._run = Run.create_empty(_RUN_ID)
+        self._ids = count(1)
+        self._replies: dict[str, Message] = {}
+
+    @abstractmethod
+    def answer(
+        self, parts: Sequence[Part], timeout: float | None
+    ) -> Sequence[Sequence[Message] | None]:
+        """Return the replies to each part in order; None for a part that took too long."""
+
+    @abstractmethod
+    def remember(self, weights: State) -> str:
+        """Let every worker know a global model; return its content hash."""
+
+    def close(self) -> None:
+        """Give back what the grid holds: processes, if it has any."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid belongs to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid belongs to."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes, in the order of the population."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Deliver messages, and have them answered at once; return an id for each reply."""
+        replies = self.send_and_receive(messages)
+        ids = [str(next(self._ids)) for _ in replies]
+        self._replies.update(zip(ids, replies, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies with these ids, each once."""
+        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Deliver messages and return the replies in the same order.
+
+        Parameters
+        ----------
+        messages
+            To nodes of this grid.
+        timeout
+            Seconds after which parts without an answer are given up, where that is possible; None
+            to wait for all.
+        """
+        asked = list(messages)
+        places = self._cut(asked)
+        parts: list[Part] = [
+            (
+                [asked[i] for i in part],
+                [self.contexts[asked[i].metadata.dst_node_id] for i in part],
+            )
+            for part in places
+        ]
+        replies: dict[int, Message] = {}
+        for part, answered in zip(places, self.answer(parts, timeout), strict=True):
+            if answered is not None:
+                replies.update(zip(part, answered, strict=True))
+        return [replies[i] for i in sorted(replies)]
+
+    def _cut(self, asked: Sequence[Message]) -> list[list[int]]:
+        """Return the positions of the messages of each part."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for i, message in enumerate(asked):
+            key = (message.metadata.message_type, message.metadata.group_id)
+            groups.setdefault(key, []).append(i)
+        return [
+            group[start : start + (self.cohort or len(group))]
+            for group in groups.values()
+            for start in range(0, len(group), self.cohort or len(group))
+        ]
+
+    def kept(self, method: str) -> dict[str, State]:
+        """Return what each client has kept for a method, for those that have kept something."""
+        pairs = zip(self.names, self.contexts.values(), strict=True)
+        found = ((name, kept(context, method)) for name, context in pairs)
+        return {name: state for name, state in found if state}
+
+    def restore(self, method: str, states: Mapping[str, State]) -> None:
+        """Set what the clients have kept for a method; a client not named has kept nothing."""
+        for name, context in zip(self.names, self.contexts.values(), strict=True):
+            keep(context, method, states.get(name, {}), live=self.live)
+
+
+def _contexts(names: tuple[str, ...]) -> dict[int, Context]:
+    return {
+        position + 1: Context(
+            run_id=_RUN_ID,
+            node_id=position + 1,
+            node_config={"partition-id": position, "num-partitions": len(names)},
+            state=RecordDict(),
+            run_config={},
+        )
+        for position in range(len(names))
+    }
