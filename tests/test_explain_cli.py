@@ -37,8 +37,8 @@ def run(smoke_run: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def explain(run: Path, client: str, out: Path) -> dict:
-    assert call("explain", "--run", run, "--client", client, "--out", out) == 0
+def explain(run: Path, client: str, out: Path, *further: str) -> dict:
+    assert call("explain", "--run", run, "--client", client, "--out", out, *further) == 0
     return json.loads((out / f"{client}.json").read_text())
 
 
@@ -176,7 +176,11 @@ def test_a_model_without_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixtur
         learn=dataclasses.replace(study.learn, rounds=1),
     )
     run_study(study, tmp_path / "run")
-    told = explain(tmp_path / "run", "unseen-00", tmp_path / "out")
+    assert "--model test_explain_cli:plain_net" in refused(
+        capsys, "explain", "--run", tmp_path / "run", "--client", "unseen-00"
+    )
+    named = ("--model", "test_explain_cli:plain_net")
+    told = explain(tmp_path / "run", "unseen-00", tmp_path / "out", *named)
     assert "no batch-norm layer" in " ".join(capsys.readouterr().out.split())
     assert told["mix"] == {}
     assert set(told["means"]) == {"rate"}

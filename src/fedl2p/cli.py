@@ -80,6 +80,8 @@ class Explain:
     device
         Where to compute profiles that the run did not record: auto is cuda if there is a GPU, else
         cpu.
+    model
+        The run's model as package.module:callable, to be named only if it is code of your own.
     """
 
     run: Path
@@ -87,6 +89,7 @@ class Explain:
     data: Path | None = None
     out: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +362,7 @@ def _explain(args: list[str]) -> int:
             data=options.data,
             out=options.out,
             device=options.device,
+            model=options.model,
         )
     print(explained)
     return 0

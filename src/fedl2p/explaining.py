@@ -58,6 +58,7 @@ def explain_client(
     data: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    model: str | None = None,
     tolerance: float = TOLERANCE,
 ) -> Explained:
     """Explain the hyperparameters of one client, and write a page and the numbers.
@@ -83,6 +84,9 @@ def explain_client(
         a new client explain/new. An explanation of the same client is replaced.
     device
         Where profiles are computed that the run did not record: auto, cpu or cuda.
+    model
+        The run's model, if it is none of :mod:`fedl2p.models`: see
+        :func:`fedl2p.newclient.load_run`.
     tolerance
         How far the parts may fail to add up, as a fraction of all movement of a hyperparameter.
 
@@ -105,13 +109,13 @@ def explain_client(
         )
     where = find_device(device)
     _check_learned(run, Study.load(run))
-    study, model, metanets = load_run(run)
+    study, net, metanets = load_run(run, model=model)
     if metanets.config.constant:
         raise ValueError(
             f"the meta-nets of {run} are constant: every client gets the same hyperparameters, no "
             "profile moves them; explain a run whose nets read profiles"
         )
-    world = _World(run, study, model.to(where), metanets.sites)
+    world = _World(run, study, net.to(where), metanets.sites)
     if client is not None:
         world.check_client(client)
     # The new client's file is read before the profiles of many others are looked at.

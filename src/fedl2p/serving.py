@@ -70,7 +70,7 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
         settings than that study, ``out`` holds results, or nobody new answers.
     """
     assert config.run is not None
-    study, model, metanets = load_run(config.run)
+    study, model, metanets = load_run(config.run, model=config.study.model)
     _refuse_other(config, study, config.run)
     if config.out is not None and (config.out / "results.json").exists():
         raise ValueError(f"{config.out} already holds results.json; give another folder")
