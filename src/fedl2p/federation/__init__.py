@@ -24,6 +24,7 @@ from fedl2p.federation.listeners import (
 )
 from fedl2p.federation.nodes import Nodes, in_process, model_bytes
 from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.privacy import Privacy
 from fedl2p.federation.records import Federated, RoundRecord
 from fedl2p.federation.rounds import FederationError, draw_cohort, federate
 from fedl2p.federation.settings import Rounds
@@ -37,6 +38,7 @@ __all__ = [
     "InProcessGrid",
     "Listener",
     "Nodes",
+    "Privacy",
     "ProgressListener",
     "RoundRecord",
     "Rounds",
