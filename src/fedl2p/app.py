@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedl2p import methods, models, recipes
 from fedl2p.federation import Handler, Nodes
 from fedl2p.federation.wire import ACTIONS
+from fedl2p.stages import privacy_of
 from fedl2p.study import Study, run_study
 
 
@@ -96,6 +97,7 @@ def handler_of(study: Study) -> Handler:
         population=population,
         methods={method.name: method for method in built},
         live=False,
+        privacy=privacy_of(study, built),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedl2p import methods, models
+from fedl2p import methods, models, spending
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
 from fedl2p.durable import write_tensors
@@ -27,8 +27,10 @@ from fedl2p.federation import (
     InProcessGrid,
     Listener,
     Nodes,
+    Privacy,
     RoundRecord,
     Rounds,
+    accounting,
     federate,
     model_bytes,
     personalize_all,
@@ -117,7 +119,9 @@ def prepare(
     device = find_device(study.device)
     population = study.data.open(study.seed)
     for rounds in (study.pretrain, study.learn):
-        _check_cohorts(rounds, population)
+        rounds.cohort(len(population.seen))
+        if rounds.privacy.on:
+            accounting.check_installed()
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
@@ -163,8 +167,34 @@ def _nodes_here(
         methods=known | {name: methods.build(name, study.settings) for name in needed},
         device=device,
         folder=folder,
+        privacy=privacy_of(study, (*built, *(methods.build(n, study.settings) for n in needed))),
+        simulated=True,
     )
     return Nodes(InProcessGrid(handler, cohort=study.cohort))
+
+
+def privacy_of(study: Study, built: Sequence[Method]) -> dict[str, Privacy]:
+    """Return what privacy the study wants for the rounds of each method, by its name."""
+    wanted = {"pretrain": study.pretrain.privacy, "learn": study.learn.privacy}
+    return {m.name: wanted[m.rounds] for m in built if m.rounds in wanted}
+
+
+def _stages_of(
+    job: Job, method: Method, pretrained: Pretrained, learned: Learned
+) -> list[spending.Stage]:
+    """Return all stages that what a method has learned comes from."""
+    out = []
+    if pretrained.records and (method.name == "fedavg" or method.starts_from == "pretrained"):
+        rounds, records = job.study.pretrain, pretrained.records
+        out.append(spending.Stage.of("pretrain", rounds, records, travels=bool(pretrained.state)))
+    settings = {"pretrain": job.study.pretrain, "learn": job.study.learn}
+    for name in dict.fromkeys(record.stage for record in learned.records):
+        rounds = settings.get(method.rounds, _ONE_ROUND)
+        if name == method.preparation:
+            rounds = _ONE_ROUND
+        travels = bool(learned.state)
+        out.append(spending.Stage.of(name, rounds, learned.records, travels=travels))
+    return out
 
 
 def pretrain(job: Job) -> Pretrained:
@@ -303,6 +333,16 @@ def report(
             stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
         },
         bytes_model=model_bytes(pretrained.model),
+        privacy=spending.spent(
+            [
+                (method.name, _stages_of(job, method, pretrained, own))
+                for method, own in zip(job.methods, learned, strict=True)
+            ],
+            given=job.given is not None,
+            names=job.population.seen,
+            seed=job.study.seed,
+            simulated=job.nodes.simulated,
+        ),
     )
 
 
@@ -317,14 +357,6 @@ def _bytes_per_client(records: Sequence[RoundRecord]) -> dict[str, float]:
         "down": sum(record.bytes_down - record.bytes_model for record in records) / clients,
         "up": sum(record.bytes_up for record in records) / clients,
     }
-
-
-def _check_cohorts(rounds: Rounds, population: Population) -> None:
-    if rounds.clients_per_round > len(population.seen):
-        raise ValueError(
-            f"clients_per_round is {rounds.clients_per_round}, but there are only "
-            f"{len(population.seen)} seen clients; use at most these, or 0 for all"
-        )
 
 
 def _load_weights(initial: nn.Module, path: Path) -> nn.Module:

@@ -13,6 +13,7 @@ import os
 # Flower reports its use to its makers unless told not to before its first import.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
+from fedl2p.federation import accounting
 from fedl2p.federation.handlers import Handler
 from fedl2p.federation.inprocess import InProcessGrid
 from fedl2p.federation.listeners import (
@@ -43,6 +44,7 @@ __all__ = [
     "RoundRecord",
     "Rounds",
     "TensorBoardListener",
+    "accounting",
     "draw_cohort",
     "federate",
     "in_process",
