@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
 from fedl2p.federation import wire
@@ -65,8 +66,9 @@ def _rule(rounds: Rounds, count: int) -> flower.FedAvg:
 
 
 def _message(state: State, reply: Reply) -> Message:
-    change = difference(state, reply.shared)
-    arrays = ArrayRecord({name: Array(np.asarray(array)) for name, array in change.items()})
+    arrays = ArrayRecord()
+    for name, array in difference(state, reply.shared).items():
+        arrays[name] = wire.TensorArray(torch.from_numpy(np.asarray(array)))  # nothing is encoded
     content = RecordDict({wire.ARRAYS: arrays, wire.METRICS: MetricRecord({wire.WEIGHT: 1.0})})
     return Message(content, dst_node_id=1, message_type=wire.TRAIN)
 
