@@ -8,7 +8,8 @@ from torch import Tensor
 
 from federation_toys import same
 from fedl2p.federation import Rounds
-from fedl2p.federation.aggregation import Aggregator, Reply
+from fedl2p.federation.aggregation import Aggregator
+from fedl2p.federation.replies import Reply
 
 STATE = {
     "w": torch.tensor([1.0, -2.0, 0.5]),
@@ -144,27 +145,6 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(strategy: str) -> None:
     assert same(a.memory(), b.memory())
 
 
-@pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"])
-def test_robust_strategies_bear_one_hostile_answer(strategy: str) -> None:
-    rounds = Rounds(strategy=strategy, hostile=1)  # type: ignore[arg-type]
-    honest = [reply(f"c{i}", 1, 0.1 * i) for i in range(6)]
-    hostile = reply("x", 1, 0.0, w=torch.full((3,), 1e6))
-    state = Aggregator(rounds).combine(STATE, [*honest, hostile])
-    assert state is not None
-    assert ((state["w"] - STATE["w"]).abs() < 1).all()
-    assert {k: (v.dtype, v.shape) for k, v in state.items()} == {
-        k: (v.dtype, v.shape) for k, v in STATE.items()
-    }
-    poisoned = Aggregator(Rounds()).combine(STATE, [*honest, hostile])
-    assert poisoned is not None
-    assert (poisoned["w"] > 1e4).all()
-
-
-def test_too_few_answers_for_bulyan_give_none() -> None:
-    rounds = Rounds(strategy="bulyan", hostile=1)
-    assert Aggregator(rounds).combine(STATE, [reply("a", 1, 0.0)]) is None
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -179,6 +159,8 @@ def test_too_few_answers_for_bulyan_give_none() -> None:
         ("server_beta1", 1.0),
         ("server_beta2", -0.1),
         ("trim", 0.5),
+        ("clip_norm", -1.0),
+        ("robust", "magic"),
         ("keep", "first"),
         ("strategy", "magic"),
         ("server_schedule", "linear"),

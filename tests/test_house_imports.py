@@ -32,11 +32,12 @@ ARROWS: dict[str, set[str]] = {
     "federation": {"method", "data", "models", "core", "seeds", "durable"},
     "reporting": {"method", "core", "durable"},
     "rundir": {"config", "durable", "data", "reporting"},
-    "engines": {"methods", "models", "data", "federation", "study"},  # study: for its type alone
+    "engines": {"method", "methods", "models", "data", "federation", "study"},
     "stages": {
-        *(*_BELOW, "engines", "resnets", "rundir", "durable"),
+        *(*_BELOW, "engines", "resnets", "rundir", "durable", "spending"),
         "study",  # for its type alone
     },
+    "spending": {"federation", "reporting"},
     "study": {*_BELOW, "config", "rundir", "stages"},
     "newclient": {
         *("core", "data", "durable", "engines", "method", "models", "reporting", "rundir"),
@@ -90,12 +91,16 @@ PACKAGES: dict[str, set[str]] = {
     },
     "resnets": {"torch"},
     "models": {"torch"},
-    "federation": {"torch", "numpy", "safetensors", "flwr", "ray", "rich", "tensorboard"},
+    "federation": {
+        *("torch", "numpy", "safetensors", "flwr", "ray", "rich", "tensorboard"),
+        "dp_accounting",
+    },
     "reporting": {"torch", "numpy", "jinja2", "markupsafe"},
     "plugins": set(),
     "config": set(),
     "rundir": {"torch", "safetensors"},
     "engines": {"torch"},
+    "spending": set(),
     "stages": {"torch"},
     "study": set(),
     "newclient": {"torch"},

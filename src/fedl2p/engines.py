@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ import torch
 
 from fedl2p import methods, models
 from fedl2p.data.population import Population
-from fedl2p.federation import Handler, InProcessGrid, Keeper, Nodes, RayGrid
+from fedl2p.federation import Handler, InProcessGrid, Keeper, Nodes, Privacy, RayGrid
+from fedl2p.method import Method
 
 if TYPE_CHECKING:
     from fedl2p.study import Study
@@ -63,6 +65,7 @@ def handler_of(
     received: Path | None = None,
     keeper: Keeper | None = None,
     live: bool = False,
+    simulated: bool = False,
 ) -> Handler:
     """Return what answers for the clients of a study in one process.
 
@@ -81,6 +84,8 @@ def handler_of(
         ones (see :class:`~fedl2p.federation.Handler`).
     live
         True if replies stay in this process, so that nothing needs to be encoded.
+    simulated
+        True if all clients are on this machine, so that privacy may draw its noise from the seed.
     """
     opened = study.data.open(study.seed) if population is None else population
     names = dict.fromkeys(("fedavg", *study.methods))
@@ -97,7 +102,15 @@ def handler_of(
         models=received,
         keeper=keeper,
         live=live,
+        privacy=privacy_of(study, built),
+        simulated=simulated,
     )
+
+
+def privacy_of(study: Study, built: Sequence[Method]) -> dict[str, Privacy]:
+    """Return what privacy the study wants for the rounds of each method, by its name."""
+    wanted = {"pretrain": study.pretrain.privacy, "learn": study.learn.privacy}
+    return {m.name: wanted[m.rounds] for m in built if m.rounds in wanted}
 
 
 def nodes_of(study: Study, population: Population, *, device: torch.device, folder: Path) -> Nodes:
@@ -111,8 +124,10 @@ def nodes_of(study: Study, population: Population, *, device: torch.device, fold
         If the engine is not installed.
     """
     if study.engine == "ray":
-        make = functools.partial(handler_of, study, device=device, folder=folder.absolute())
+        make = functools.partial(
+            handler_of, study, device=device, folder=folder.absolute(), simulated=True
+        )
         # Workers need parts to share out: without a number of clients per call, one client each.
         return Nodes(RayGrid(make, population.names, cohort=study.cohort or 1, resources=study.ray))
-    handler = handler_of(study, population, device=device, folder=folder, live=True)
+    handler = handler_of(study, population, device=device, folder=folder, live=True, simulated=True)
     return Nodes(InProcessGrid(handler, cohort=study.cohort))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedl2p import methods, models
+from fedl2p import methods, models, spending
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
 from fedl2p.durable import write_tensors
@@ -28,6 +28,7 @@ from fedl2p.federation import (
     Nodes,
     RoundRecord,
     Rounds,
+    accounting,
     federate,
     model_bytes,
     personalize_all,
@@ -105,7 +106,9 @@ def prepare(
     device = device_of(study)
     population = study.data.open(study.seed)
     for rounds in (study.pretrain, study.learn):
-        _check_cohorts(rounds, population)
+        rounds.cohort(len(population.seen))
+        if rounds.privacy.on:
+            accounting.check_installed()
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
@@ -136,6 +139,24 @@ def prepare(
         nodes=nodes,
         ours=ours,
     )
+
+
+def _stages_of(
+    job: Job, method: Method, pretrained: Pretrained, learned: Learned
+) -> list[spending.Stage]:
+    """Return all stages that what a method has learned comes from."""
+    out = []
+    if pretrained.records and (method.name == "fedavg" or method.starts_from == "pretrained"):
+        rounds, records = job.study.pretrain, pretrained.records
+        out.append(spending.Stage.of("pretrain", rounds, records, travels=bool(pretrained.state)))
+    settings = {"pretrain": job.study.pretrain, "learn": job.study.learn}
+    for name in dict.fromkeys(record.stage for record in learned.records):
+        rounds = settings.get(method.rounds, _ONE_ROUND)
+        if name == method.preparation:
+            rounds = _ONE_ROUND
+        travels = bool(learned.state)
+        out.append(spending.Stage.of(name, rounds, learned.records, travels=travels))
+    return out
 
 
 def pretrain(job: Job) -> Pretrained:
@@ -274,6 +295,16 @@ def report(
             stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
         },
         bytes_model=model_bytes(pretrained.model),
+        privacy=spending.spent(
+            [
+                (method.name, _stages_of(job, method, pretrained, own))
+                for method, own in zip(job.methods, learned, strict=True)
+            ],
+            given=job.given is not None,
+            names=job.population.seen,
+            seed=job.study.seed,
+            simulated=job.nodes.simulated,
+        ),
     )
 
 
@@ -288,14 +319,6 @@ def _bytes_per_client(records: Sequence[RoundRecord]) -> dict[str, float]:
         "down": sum(record.bytes_down - record.bytes_model for record in records) / clients,
         "up": sum(record.bytes_up for record in records) / clients,
     }
-
-
-def _check_cohorts(rounds: Rounds, population: Population) -> None:
-    if rounds.clients_per_round > len(population.seen):
-        raise ValueError(
-            f"clients_per_round is {rounds.clients_per_round}, but there are only "
-            f"{len(population.seen)} seen clients; use at most these, or 0 for all"
-        )
 
 
 def check_pretrained(study: Study) -> None:

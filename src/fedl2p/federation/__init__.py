@@ -14,6 +14,7 @@ import os
 # Flower reports its use to its makers unless told not to before its first import.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
+from fedl2p.federation import accounting
 from fedl2p.federation.handlers import Handler, Keeper
 from fedl2p.federation.inprocess import InProcessGrid
 from fedl2p.federation.listeners import (
@@ -25,6 +26,7 @@ from fedl2p.federation.listeners import (
 )
 from fedl2p.federation.nodes import Nodes, in_process, model_bytes
 from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.privacy import Privacy
 from fedl2p.federation.rayengine import RayGrid
 from fedl2p.federation.records import Federated, RoundRecord
 from fedl2p.federation.resources import Ray
@@ -41,12 +43,14 @@ __all__ = [
     "Keeper",
     "Listener",
     "Nodes",
+    "Privacy",
     "ProgressListener",
     "Ray",
     "RayGrid",
     "RoundRecord",
     "Rounds",
     "TensorBoardListener",
+    "accounting",
     "draw_cohort",
     "federate",
     "in_process",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +11,13 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from torch import Tensor
 
-from fedl2p.federation import wire
+from fedl2p.federation import robust, wire
 from fedl2p.federation.checks import not_finite
+from fedl2p.federation.clipping import clipped, like
+from fedl2p.federation.private import PrivateMean
+from fedl2p.federation.replies import Reply
 from fedl2p.federation.settings import SERVER_OPTIMIZERS, Rounds
 from fedl2p.method import State
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A client's accepted answer: its tensors, its weight and its metrics."""
-
-    client: str
-    shared: State
-    weight: float
-    metrics: Mapping[str, float]
 
 
 class Aggregator:
@@ -41,6 +31,11 @@ class Aggregator:
         Names of tensors that are no parameters (running statistics): a server optimizer averages
         them instead of stepping, since a step can make a variance negative. Integer tensors are
         averaged and rounded under every strategy.
+    variances
+        Names of tensors that are never below 0: noise, a server optimizer or a hostile client
+        could push a running variance there, and the model with it into NaN.
+    private
+        The noised mean that takes the place of the plain one, under central privacy.
 
     Notes
     -----
@@ -48,8 +43,17 @@ class Aggregator:
     r + 1, so it is told the number of steps before this one.
     """
 
-    def __init__(self, rounds: Rounds, *, buffers: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        rounds: Rounds,
+        *,
+        buffers: Collection[str] = (),
+        variances: Collection[str] = (),
+        private: PrivateMean | None = None,
+    ) -> None:
         self._rounds = rounds
+        self._variances = frozenset(variances)
+        self._private = private
         self._strategy = _strategy(rounds)
         self._averaged = frozenset(buffers) if rounds.strategy in SERVER_OPTIMIZERS else frozenset()
         self._steps = 0
@@ -80,7 +84,9 @@ class Aggregator:
         return combined
 
     def _combined(self, state: State, replies: Sequence[Reply]) -> State | None:
-        ordered = sorted(replies, key=lambda reply: reply.client)
+        ordered = self._prepared(state, sorted(replies, key=lambda reply: reply.client))
+        if ordered is None:
+            return None
         stepped = [
             name
             for name, tensor in state.items()
@@ -94,21 +100,32 @@ class Aggregator:
             if isinstance(strategy, flower.FedAdam | flower.FedYogi):
                 strategy.eta = self._rounds.server_rate_at(self._steps)
                 strategy.current_arrays = {name: wire.payload(state[name]) for name in names}
-            if type(strategy) is flower.MultiKrum:
-                trusted = len(ordered) - strategy.num_malicious_nodes
-                strategy.num_nodes_to_select = max(1, trusted)
             # What overflows is found and named above.
-            with _quiet_flower(), np.errstate(over="ignore", invalid="ignore"):
+            with robust.quiet_flower(), np.errstate(over="ignore", invalid="ignore"):
                 arrays, _ = strategy.aggregate_train(self._steps, _messages(ordered, names))
             if arrays is None:
                 return None
             combined |= {name: torch.from_numpy(np.array(arrays[name].numpy())) for name in names}
         self._steps += 1
-        return {name: _like(combined[name], tensor) for name, tensor in state.items()}
+        new = {name: like(combined[name], tensor) for name, tensor in state.items()}
+        return {name: t.clamp(min=0) if name in self._variances else t for name, t in new.items()}
+
+    def _prepared(self, state: State, replies: list[Reply]) -> list[Reply] | None:
+        """Return what the strategy is given: the answers, or the one that stands for them all."""
+        if self._private is not None:
+            return [_one(self._private.combine(state, replies, step=self._steps))]
+        if self._rounds.robust != "none":
+            one = robust.combined(self._rounds, state, replies)
+            return None if one is None else [_one(one)]
+        if self._rounds.clip_norm:
+            return clipped(state, replies, self._rounds.clip_norm)
+        return replies
 
     def memory(self) -> State:
         """Return what a server optimizer remembers, as tensors."""
         memory: State = {"steps": torch.tensor(self._steps)}
+        if self._private is not None:
+            memory["bound"] = torch.tensor(self._private.bound, dtype=torch.float64)
         for moment in ("m_t", "v_t"):
             for name, array in (getattr(self._strategy, moment, None) or {}).items():
                 memory[f"{moment}/{name}"] = torch.from_numpy(np.array(array))
@@ -117,6 +134,8 @@ class Aggregator:
     def remember(self, memory: State) -> None:
         """Set what :meth:`memory` returned."""
         self._steps = int(memory["steps"])
+        if self._private is not None:
+            self._private.bound = float(memory["bound"])
         for moment in ("m_t", "v_t"):
             arrays = {
                 name.removeprefix(f"{moment}/"): tensor.numpy()
@@ -141,16 +160,10 @@ def _strategy(rounds: Rounds) -> flower.FedAvg:
             return flower.FedAdam(**adaptive)
         case "fedyogi":
             return flower.FedYogi(**adaptive)
-        case "fedmedian":
-            return flower.FedMedian()
-        case "fedtrimmedavg":
-            return flower.FedTrimmedAvg(beta=rounds.trim)
-        case "krum":
-            return flower.Krum(num_malicious_nodes=rounds.hostile)
-        case "multikrum":
-            return flower.MultiKrum(num_malicious_nodes=rounds.hostile)
-        case "bulyan":
-            return flower.Bulyan(num_malicious_nodes=rounds.hostile)
+
+
+def _one(state: State) -> Reply:
+    return Reply("", state, 1.0, {})
 
 
 def _messages(replies: Sequence[Reply], names: Sequence[str]) -> list[Message]:
@@ -163,21 +176,3 @@ def _messages(replies: Sequence[Reply], names: Sequence[str]) -> list[Message]:
         content = RecordDict({wire.ARRAYS: arrays, wire.METRICS: metrics})
         messages.append(Message(content, dst_node_id=1, message_type=wire.TRAIN))
     return messages
-
-
-def _like(value: Tensor, old: Tensor) -> Tensor:
-    if not (old.is_floating_point() or old.is_complex()):
-        value = value.round()
-    return value.to(dtype=old.dtype).reshape(old.shape)
-
-
-@contextmanager
-def _quiet_flower() -> Iterator[None]:
-    # Every aggregation would write "Received n results" to the console; our records say that.
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

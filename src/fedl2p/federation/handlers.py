@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from fedl2p.federation import sharing, wire
 from fedl2p.federation.checks import not_finite, objection, one_line
 from fedl2p.federation.clientfiles import write_strategy
 from fedl2p.federation.modelstore import ModelStore
+from fedl2p.federation.privacy import Privacy
+from fedl2p.federation.private import privatised
+from fedl2p.federation.randomness import seeded, system
 from fedl2p.method import Client, Method, Outcome, State, Update
 
 log = logging.getLogger("fedl2p")
@@ -82,6 +86,11 @@ class Handler:
     keep_bytes
         Most bytes of clients' data that stay in memory between calls, and that one call of a
         method is given, but for a single larger client; None for 128 MiB, on a GPU 4 GiB.
+    privacy
+        What local privacy a method's updates get before they leave, by method name; the node's own
+        settings, so that no message can switch it off. A method that is not named gets none.
+    simulated
+        True if all clients are in one process and local noise may come from the study's seed.
     """
 
     def __init__(
@@ -96,7 +105,11 @@ class Handler:
         keeper: Keeper | None = None,
         live: bool = True,
         keep_bytes: int | None = None,
+        privacy: Mapping[str, Privacy] | None = None,
+        simulated: bool = False,
     ) -> None:
+        self._local = {k: p for k, p in (privacy or {}).items() if p.mechanism == "local"}
+        self._simulated = simulated
         self.population = population
         self.methods = dict(methods)
         self.folder = folder
@@ -162,6 +175,8 @@ class Handler:
             return [Message(unknown, reply_to=message) for message in messages]
         work = self._work(job, messages[0])
         answers = [a for part in self._portions(tasks) for a in self._attempt(work, part)]
+        if job.method in self._local and job.action != wire.PERSONALIZE:
+            answers = [self._guarded(job, t, a) for t, a in zip(tasks, answers, strict=True)]
         if job.action == wire.PERSONALIZE:
             answers = [
                 self._with_counts(task, answer) if isinstance(answer, str) else answer
@@ -262,15 +277,35 @@ class Handler:
             wants_model=self.keeper is not None and job.action == wire.PERSONALIZE,
         )
 
+    def _guarded(self, job: Job, task: Task, answer: Answer) -> Answer:
+        """Return what may leave a client under local privacy: no metric, and no reason."""
+        if isinstance(answer, str):
+            log.warning("client %s failed: %s", task.client, answer)
+            return "it failed; under local privacy the reason stays on the node"
+        weight = RecordDict({wire.METRICS: MetricRecord({wire.WEIGHT: 1.0})})
+        return answer if job.action == wire.TRAIN else weight
+
+    def _privatised(self, privacy: Privacy, state: State, task: Task, update: Update) -> Update:
+        from_seed = privacy.seeded(simulated=self._simulated)
+        draw = seeded(task.seed, "privacy") if from_seed else system
+        return privatised(update, state, privacy, draw)
+
     def _trained(self, job: Job, state: State, task: Task, update: Update) -> Answer:
         failure = update.failure or objection(
             update.shared, like=state, weight=update.weight, metrics=update.metrics
         )
         if failure is None and (name := not_finite(update.kept)) is not None:
             failure = f"tensor {name!r} that it keeps holds NaN or infinity"
-        if failure is not None:
+        privacy = self._local.get(job.method)
+        if failure is not None and privacy is None:
             return failure
-        keep(task.context, job.method, update.kept, live=self.live)
+        if failure is None:
+            keep(task.context, job.method, update.kept, live=self.live)
+        else:
+            log.warning("client %s failed and sends noise alone: %s", task.client, failure)
+        if privacy is not None:
+            told = dataclasses.replace(update, failure=failure)
+            update = self._privatised(privacy, state, task, told)
         content = _metrics(update)
         content[wire.ARRAYS] = wire.to_record(update.shared, live=self.live)
         return content

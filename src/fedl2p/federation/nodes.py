@@ -19,6 +19,7 @@ from fedl2p.federation.checks import one_line
 from fedl2p.federation.handlers import Handler
 from fedl2p.federation.inprocess import InProcessGrid
 from fedl2p.federation.localgrid import LocalGrid
+from fedl2p.federation.privacy import Privacy
 from fedl2p.method import Method, State
 
 log = logging.getLogger("fedl2p")
@@ -95,6 +96,11 @@ class Nodes:
     @property
     def _local(self) -> LocalGrid | None:
         return self.grid if isinstance(self.grid, LocalGrid) else None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all clients are in this process."""
+        return self._local is not None
 
     @property
     def _live(self) -> bool:
@@ -318,6 +324,7 @@ def in_process(
     *,
     cohort: int = 0,
     device: torch.device | str = "cpu",
+    privacy: Mapping[str, Privacy] | None = None,
 ) -> Nodes:
     """Return nodes in this process, one per client, that have ``model`` from the start.
 
@@ -333,8 +340,15 @@ def in_process(
         Most clients per call of a method; 0 for no limit.
     device
         Where clients compute.
+    privacy
+        What clients do to their updates before they leave them, by method.
     """
     handler = Handler(
-        build=lambda: copy.deepcopy(model), population=population, methods=methods, device=device
+        build=lambda: copy.deepcopy(model),
+        population=population,
+        methods=methods,
+        device=device,
+        privacy=privacy,
+        simulated=True,
     )
     return Nodes(InProcessGrid(handler, cohort=cohort))

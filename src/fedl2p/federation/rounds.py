@@ -12,21 +12,27 @@ import time
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedl2p import __version__
 from fedl2p.data.population import Population
 from fedl2p.federation import checkpoints, wire
-from fedl2p.federation.aggregation import Aggregator, Reply
+from fedl2p.federation.aggregation import Aggregator
 from fedl2p.federation.checks import objection, one_line, overweight
+from fedl2p.federation.cohorts import draw_each
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.nodes import Answers, Frozen, Nodes, in_process
 from fedl2p.federation.position import Position, refuse_other_job
+from fedl2p.federation.private import PrivateMean
+from fedl2p.federation.randomness import seeded, system
 from fedl2p.federation.records import Federated, RoundRecord
+from fedl2p.federation.replies import Reply
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
 from fedl2p.seeds import derive_seed, generator
@@ -96,8 +102,12 @@ def federate(
     FederationError
         If ``rounds.give_up`` rounds in a row had too few good answers; resumable.
     """
-    names = _seen(population, rounds)
-    nodes = nodes or in_process(model, population, {method.name: method})
+    names = _seen(population)
+    size = rounds.cohort(len(names))
+    nodes = nodes or in_process(
+        model, population, {method.name: method}, privacy={method.name: rounds.privacy}
+    )
+    from_seed = rounds.privacy.seeded(simulated=nodes.simulated)
     stage_run = _StageRun(
         method=method,
         model=Frozen.of(model),
@@ -106,7 +116,19 @@ def federate(
         seed=seed,
         stage=stage,
         nodes=nodes,
-        aggregator=Aggregator(rounds, buffers=[name for name, _ in model.named_buffers()]),
+        from_seed=from_seed,
+        aggregator=Aggregator(
+            rounds,
+            buffers=[name for name, _ in model.named_buffers()],
+            variances=_variances(model),
+            private=PrivateMean(
+                rounds.privacy,
+                cohort=size,
+                gaussian=lambda step: seeded(seed, stage, "privacy", step) if from_seed else system,
+            )
+            if rounds.privacy.central
+            else None,
+        ),
         folder=checkpoint,
     )
     position = (stage_run.resumed() if resume else None) or stage_run.started(model, prepared)
@@ -160,6 +182,7 @@ class _StageRun:
     nodes: Nodes
     aggregator: Aggregator
     folder: Path | None
+    from_seed: bool = True
 
     @property
     def job(self) -> dict[str, Any]:
@@ -222,7 +245,7 @@ class _StageRun:
         example = f" (client {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
         return (
             f"{self.stage}: {self.rounds.give_up} rounds in a row brought no new state, for lack "
-            f"of {self.rounds.min_clients} or more good answers, the last one round "
+            f"of {self.rounds.fewest} or more good answers, the last one round "
             f"{position.round}{example}; failures.csv and the log name all clients and reasons"
         )
 
@@ -232,9 +255,7 @@ class _StageRun:
         number = position.round + 1
         judging = number > self.rounds.rounds
         averaging = judging and self.rounds.keep == "average"
-        cohort = draw_cohort(
-            self.names, size=self.rounds.clients_per_round, seed=self.seed, round=number
-        )
+        cohort = self.cohort(number)
         answers = self.nodes.ask(
             wire.VALIDATE if judging else wire.TRAIN,
             {name: derive_seed(self.seed, self.stage, number, name) for name in cohort},
@@ -247,18 +268,19 @@ class _StageRun:
         replies = _accept(
             answers,
             like=None if judging else position.state,
-            weight_limit=self.rounds.weight_limit,
+            rounds=self.rounds,
         )
         for name, reason in sorted(answers.failures.items()):
             log.warning("%s, round %d: client %s failed: %s", self.stage, number, name, reason)
-        loss, accuracy = _mean("loss", replies), _mean("accuracy", replies)
+        typical = _mean if self.rounds.robust == "none" else _median
+        loss, accuracy = typical("loss", replies), typical("accuracy", replies)
         if not averaging:  # the loss of an average says nothing about the last state
             position.judge(loss, patience=0 if judging else self.rounds.patience)
         position.round = number
         if judging:
             position.finished = True
         elif not position.finished:
-            self._combine(position, replies)
+            self._combine(position, replies, asked=len(cohort))
         position.records.append(
             RoundRecord(
                 stage=self.stage,
@@ -275,42 +297,63 @@ class _StageRun:
             )
         )
 
-    def _combine(self, position: Position, replies: Sequence[Reply]) -> None:
-        """Make the next state of the replies, or keep the old one if they are too few."""
+    def cohort(self, round: int) -> list[str]:
+        """Return whom to ask in a round."""
+        size = self.rounds.clients_per_round
+        if not self.rounds.privacy.central:
+            return draw_cohort(self.names, size=size, seed=self.seed, round=round)
+        share = self.rounds.cohort(len(self.names)) / len(self.names)
+        return draw_each(
+            self.names, share=share, seed=self.seed, round=round, from_seed=self.from_seed
+        )
+
+    def _combine(self, position: Position, replies: Sequence[Reply], *, asked: int) -> None:
+        """Make the next state of the replies, or keep the old one if they are too few.
+
+        Under central privacy the state moves by noise at least: whether it moved must not tell who
+        was there.
+        """
+        private = self.rounds.privacy.central
+        enough = len(replies) >= self.rounds.fewest or (private and not asked)
         state, why = None, f"{len(replies)} good answers are too few"
-        if len(replies) >= self.rounds.min_clients:
+        if enough or private:
             try:
                 state = self.aggregator.combine(position.state, replies)
             except ArithmeticError as error:
-                why = str(error)
-        if state is None:
-            position.dry += 1
-            log.warning(
-                "%s, round %d: %s, the state stays as it was", self.stage, position.round, why
-            )
-        else:
-            position.dry = 0
+                why, enough = str(error), False
+        if state is not None:
             position.made(state, decay=self.rounds.average_decay)
+        if state is not None and enough:
+            position.dry = 0
+        else:
+            position.dry += 1
+            what = "stays as it was" if state is None else "moves by noise"
+            log.warning("%s, round %d: %s, the state %s", self.stage, position.round, why, what)
         # A method without a travelling state has nothing to judge after its last round.
         position.finished = position.round == self.rounds.rounds and not position.state
 
 
-def _seen(population: Population, rounds: Rounds) -> tuple[str, ...]:
+def _seen(population: Population) -> tuple[str, ...]:
     if not population.seen:
         raise ValueError("the population has no seen client, so nobody can take part in rounds")
-    if rounds.clients_per_round > len(population.seen):
-        raise ValueError(
-            f"clients_per_round is {rounds.clients_per_round}, but there are only "
-            f"{len(population.seen)} seen clients; use at most these, or 0 for all"
-        )
     return tuple(population.seen)
 
 
-def _accept(answers: Answers, *, like: State | None, weight_limit: float) -> list[Reply]:
+def _variances(model: nn.Module) -> list[str]:
+    """Return the names of the model's running variances."""
+    return [
+        f"{name}.running_var".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+    ]
+
+
+def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Reply]:
     """Turn good contents into replies sorted by client, and bad ones into failures.
 
     ``like`` is the state that was sent, or None where no tensors come back.
     """
+    privacy = rounds.privacy
     accepted: list[Reply] = []
     for name in sorted(answers.contents):
         try:
@@ -318,13 +361,17 @@ def _accept(answers: Answers, *, like: State | None, weight_limit: float) -> lis
             reason = objection(
                 reply.shared, like=like or {}, weight=reply.weight, metrics=reply.metrics
             )
+            if privacy.mechanism == "local" and reply.metrics:
+                reason = "its answer has metrics, so it was not made under local privacy"
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"its answer cannot be read: {error}"
         if reason is None:
             accepted.append(reply)
         else:
             answers.failures[name] = one_line(reason)
-    heavy = overweight({r.client: r.weight for r in accepted}, limit=weight_limit)
+    if privacy.central or rounds.robust != "none":  # no weight counts, so none can be too large
+        return accepted
+    heavy = overweight({r.client: r.weight for r in accepted}, limit=rounds.weight_limit)
     answers.failures |= heavy
     return [reply for reply in accepted if reply.client not in heavy]
 
@@ -345,3 +392,12 @@ def _mean(metric: str, replies: Sequence[Reply]) -> float:
     pairs = [(r.weight, r.metrics[metric]) for r in replies if metric in r.metrics]
     total = sum(weight for weight, _ in pairs)
     return sum(weight * value for weight, value in pairs) / total if pairs else nan
+
+
+def _median(metric: str, replies: Sequence[Reply]) -> float:
+    """Return the median of a metric over the replies that have it, whatever their weights.
+
+    A client may state any loss; the choice of the best round must not be its own.
+    """
+    values = [r.metrics[metric] for r in replies if metric in r.metrics]
+    return median(values) if values else nan

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Strategy = Literal[
-    "fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"
+from fedl2p.federation.privacy import Privacy
+
+Strategy = Literal["fedavg", "fedadam", "fedyogi"]
+
+Robust = Literal[
+    "none", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "normclipping"
 ]
 
 SERVER_OPTIMIZERS = ("fedadam", "fedyogi")
@@ -31,9 +35,15 @@ class Rounds:
     average_decay
         How much of the average stays per round, in [0, 1); 0.9 averages about the last ten states.
     strategy
-        How answers are combined. fedavg: mean weighted by examples; fedadam, fedyogi: that mean's
-        difference to the old state is the gradient of a server optimizer (Reddi et al., ICLR 2021);
-        fedmedian, fedtrimmedavg, krum, multikrum, bulyan: bear some hostile answers.
+        How answers become the next state. fedavg: their mean, weighted by examples; fedadam,
+        fedyogi: that mean's difference to the old state is the gradient of a server optimizer
+        (Reddi et al., ICLR 2021).
+    robust
+        What takes the place of the mean, so that some hostile answers do no harm; none looks at a
+        client's weight. none; fedmedian and fedtrimmedavg: entry by entry (Yin et al., ICML 2018);
+        krum, multikrum: the answers closest to their neighbours (Blanchard et al., NeurIPS 2017);
+        bulyan: both (El Mhamdi et al., ICML 2018); normclipping: the mean of updates shortened to
+        clip_norm (Sun et al., 2019, arXiv 1911.07963). The strategy goes on from there.
     server_rate
         Learning rate of fedadam and fedyogi.
     server_schedule
@@ -49,7 +59,12 @@ class Rounds:
     trim
         Fraction of answers that fedtrimmedavg cuts off at each end, in [0, 0.5).
     hostile
-        Hostile answers that krum, multikrum and bulyan should bear, a number.
+        Hostile answers that krum, multikrum and bulyan should bear, a number. krum and multikrum
+        need 2 hostile + 3 good answers in a round, bulyan 4 hostile + 3.
+    clip_norm
+        Largest L2 norm of a client's update (its answer minus the state), over all tensors; longer
+        ones are shortened first, under whatever robust says. 0 for no bound; under normclipping
+        for the median norm of the round's updates.
     weight_limit
         Largest weight of an answer, as a multiple of the median weight of the round's good answers;
         >= 1. Clients state their own weights (numbers of examples): one above this is taken for
@@ -60,6 +75,8 @@ class Rounds:
     give_up
         Rounds in a row without a new state after which the run ends with an error; it can be
         resumed, and then has as many again.
+    privacy
+        Differential privacy.
     """
 
     rounds: int = 20
@@ -73,11 +90,14 @@ class Rounds:
     server_beta1: float = 0.9
     server_beta2: float = 0.99
     server_tau: float = 1e-3
+    robust: Robust = "none"
     trim: float = 0.2
     hostile: int = 1
+    clip_norm: float = 0.0
     weight_limit: float = 1000.0
     min_clients: int = 1
     give_up: int = 3
+    privacy: Privacy = field(default_factory=Privacy)
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "patience", "hostile"):
@@ -95,6 +115,10 @@ class Rounds:
             _need(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _need(0 <= self.trim < 0.5, "trim", self.trim, "in [0, 0.5)")
         _need(
+            math.isfinite(self.clip_norm) and self.clip_norm >= 0,
+            *("clip_norm", self.clip_norm, "finite and >= 0"),
+        )
+        _need(
             self.keep in ("best", "last", "average"),
             "keep",
             self.keep,
@@ -104,8 +128,82 @@ class Rounds:
         schedules = ("constant", "cosine")
         wanted = f"one of {', '.join(schedules)}"
         _need(self.server_schedule in schedules, "server_schedule", self.server_schedule, wanted)
-        known = get_args(Strategy)
-        _need(self.strategy in known, "strategy", self.strategy, f"one of {', '.join(known)}")
+        for name, kind in (("strategy", Strategy), ("robust", Robust)):
+            value, known = getattr(self, name), get_args(kind)
+            _need(value in known, name, value, f"one of {', '.join(known)}")
+        if self.privacy.on:
+            self._check_private()
+
+    def _check_private(self) -> None:
+        """Refuse what differential privacy does not cover."""
+        if self.keep == "best" or self.patience:
+            name, value = ("keep", "best") if self.keep == "best" else ("patience", self.patience)
+            raise ValueError(
+                f"{name} is {value!r}, which chooses a state by the clients' losses, and privacy "
+                "does not cover these; use keep 'last' or 'average', and patience 0"
+            )
+        if self.privacy.central and self.robust != "none":
+            raise ValueError(
+                f"robust is {self.robust!r}, but what one client can change there is not bounded "
+                "by its clipped update; under central privacy use 'none'"
+            )
+        if self.privacy.central and self.clip_norm:
+            raise ValueError(
+                f"clip_norm is {self.clip_norm:g}, but under central privacy privacy.clip is the "
+                "bound; leave clip_norm at 0"
+            )
+
+    @property
+    def fewest(self) -> int:
+        """Fewest good answers of which a new state can be made."""
+        match self.robust:
+            case "krum" | "multikrum":
+                own = 2 * self.hostile + 3
+            case "bulyan":
+                own = 4 * self.hostile + 3
+            case "fedmedian" | "normclipping":
+                own = 3
+            case "fedtrimmedavg" if self.trim:
+                own = math.ceil(1 / self.trim)
+                while int(self.trim * own) < 1:  # Flower cuts off that many at each end
+                    own += 1
+            case _:
+                own = 1
+        return max(own, self.min_clients)
+
+    def cohort(self, seen: int) -> int:
+        """Return how many clients a round has (under central privacy on average), of so many.
+
+        Raises
+        ------
+        ValueError
+            If there are too few clients for these settings.
+        """
+        if self.clients_per_round > seen:
+            raise ValueError(
+                f"clients_per_round is {self.clients_per_round}, but there are only "
+                f"{seen} seen clients; use at most these, or 0 for all"
+            )
+        size = self.clients_per_round or seen
+        if self.robust != "none" and size < self.fewest:
+            raise ValueError(
+                f"robust {self.robust!r} needs {self.fewest} good answers in a round"
+                f"{self._because}, but a round has {size} clients; ask more, or use 'fedmedian'"
+            )
+        if self.robust == "fedtrimmedavg" and not self.trim:
+            raise ValueError("trim is 0, so that fedtrimmedavg bears nobody; use e.g. 0.2")
+        self.privacy.check(size)
+        return size
+
+    @property
+    def _because(self) -> str:
+        if self.min_clients == self.fewest:
+            return f" (min_clients is {self.min_clients})"
+        if self.robust == "fedtrimmedavg":
+            return f" (trim is {self.trim:g})"
+        if self.robust in ("krum", "multikrum", "bulyan"):
+            return f" (hostile is {self.hostile})"
+        return ""
 
     def server_rate_at(self, step: int) -> float:
         """Return the server's rate at its step ``step``, counted from 0."""

@@ -25,6 +25,7 @@ from fedl2p.reporting.curves import curve
 from fedl2p.reporting.dotstrips import strips
 from fedl2p.reporting.files import damaged, write_atomically
 from fedl2p.reporting.methodnames import method_name
+from fedl2p.reporting.privacyspent import epsilon_words
 from fedl2p.reporting.report import POOLS, Pool, Summary
 from fedl2p.reporting.runfolder import RoundLine, RunFolder, read_run
 from fedl2p.reporting.strategypanels import gutter, strategy_panels
@@ -94,6 +95,7 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         "stages": _stages(run.rounds),
         "single_rounds": _single_rounds(run.rounds),
         "cost": _cost(run),
+        "private": _private(run),
         "clients": _clients(views),
         "settings": flatten(run.config),
     }
@@ -255,6 +257,38 @@ def _single_rounds(rounds: Sequence[RoundLine]) -> str:
         if _trained(lines) < 2
     ]
     return ", ".join(names)
+
+
+def _private(run: RunFolder) -> dict[str, Any] | None:
+    """Return what differential privacy the run gave, or None."""
+    spent = run.report.privacy
+    if not spent.stages:
+        return None
+    return {
+        "seeded": any(stage.randomness == "seed" for stage in spent.stages),
+        "stages": [
+            {
+                "stage": _STAGE_NAMES.get(stage.stage, label(stage.stage)),
+                "mechanism": stage.mechanism,
+                "noise": f"{stage.noise:g}",
+                "clip": f"{stage.clip:g}",
+                "clients": f"{stage.cohort} of {stage.population}",
+                "releases": str(stage.releases),
+                "epsilon": epsilon_words(stage.epsilon),
+                "delta": f"{stage.delta:g}",
+            }
+            for stage in spent.stages
+        ],
+        "methods": [
+            {
+                "method": label(own.method),
+                "epsilon": epsilon_words(own.epsilon),
+                "delta": f"{own.delta:g}",
+                "open": "; ".join(own.open),
+            }
+            for own in spent.methods
+        ],
+    }
 
 
 def _cost(run: RunFolder) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedl2p.reporting.files import damaged, number, read_csv, read_json, write_atomically
+from fedl2p.reporting.privacyspent import PrivacySpent, epsilon_words
 from fedl2p.reporting.texttable import columns
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ class Report:
         costs. The global model's one journey to each client is not part of it.
     bytes_model
         Bytes of that journey, for one client; 0 if not known.
+    privacy
+        What differential privacy its stages gave.
     rows
         One per method and client.
     """
@@ -170,6 +173,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes_per_client_round: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     bytes_model: int = 0
+    privacy: PrivacySpent = field(default_factory=PrivacySpent)
 
     def __post_init__(self) -> None:
         seen: set[tuple[str, str]] = set()
@@ -195,6 +199,10 @@ class Report:
         if self.failures:
             names = ", ".join(dict.fromkeys(row.client for row in self.failures))
             blocks.append(f"without a result: {names} (reasons in results.json)")
+        if self.privacy.methods:
+            spent = [f"{m.method} {epsilon_words(m.epsilon)}" for m in self.privacy.methods]
+            delta = self.privacy.methods[0].delta
+            blocks.append(f"privacy, epsilon at delta {delta:g}: {', '.join(spent)}")
         return "\n\n".join(blocks)
 
     @property
@@ -225,6 +233,7 @@ class Report:
             "seconds": dict(self.seconds),
             "bytes_per_client_round": {k: dict(v) for k, v in self.bytes_per_client_round.items()},
             "bytes_model": self.bytes_model,
+            "privacy": self.privacy.to_json(),
             "methods": [_finite(asdict(summary)) for summary in self.methods],
             "failures": [
                 {
@@ -266,6 +275,7 @@ class Report:
                     for stage, ways in content["bytes_per_client_round"].items()
                 },
                 bytes_model=int(content.get("bytes_model", 0)),
+                privacy=PrivacySpent.from_json(content.get("privacy", {})),
                 rows=rows + _failed_rows(content.get("failures", [])),
             )
             told = {
