@@ -34,7 +34,6 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.innerloop import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.federation import FederationError, Rounds, federate, personalize_all
 from fedl2p.federation.settings import Robust
@@ -96,12 +95,13 @@ class Attacked(Method):
 def study_of(seed: int) -> Study:
     """Return the digits recipe in small."""
     full = digits.recipe()
+    inner = dataclasses.replace(full.settings.finetune, epochs=3, batch_size=48)
     return dataclasses.replace(
         full,
         seed=seed,
         learn=dataclasses.replace(full.learn, server_rate=0.03),  # fewer rounds, longer steps
         data=Digits(seen=20, unseen=20, train=48, validation=32, test=64),
-        settings=dataclasses.replace(full.settings, finetune=InnerLoop(epochs=3, batch_size=48)),
+        settings=dataclasses.replace(full.settings, finetune=inner),
     )
 
 

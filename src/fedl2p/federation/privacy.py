@@ -39,7 +39,7 @@ class Privacy:
         Where noise, and under central privacy the cohorts, come from. seed: the study's seed, so
         that equal studies give equal results; whoever knows the seed can subtract the noise.
         system: the operating system, unpredictable and unrepeatable. auto: seed where all clients
-        are in this process (a simulation), system everywhere else.
+        are on this machine (a simulation), system everywhere else.
     """
 
     mechanism: Mechanism = "none"
