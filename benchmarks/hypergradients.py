@@ -77,10 +77,13 @@ def study_of(trial: Trial, rounds: int, clients: int) -> Study:
         meta = MetaLearning.published(base_rate=meta.nets.base_rate)
         learn = Rounds(rounds=rounds, clients_per_round=clients)
     # The recorded results came before the recipe's later choices (benchmarks/strategies.py): base
-    # rate 0.05, rates up to 1, five exact steps, a constant server rate, averaged states.
+    # rate 0.05, rates up to 1, five exact steps, a constant server rate, averaged states, no early
+    # stopping.
     config = dataclasses.replace(meta.hypergradient, mode=trial.mode, steps=5)
     settings = dataclasses.replace(
-        study.settings, meta=dataclasses.replace(meta, hypergradient=config)
+        study.settings,
+        meta=dataclasses.replace(meta, hypergradient=config),
+        finetune=dataclasses.replace(study.settings.finetune, early_stopping=False),
     )
     return dataclasses.replace(study, seed=trial.seed, learn=learn, settings=settings)
 
