@@ -47,7 +47,7 @@ SHARES = (0.0, 0.1, 0.2, 0.3)
 FACTORS = {"flip": -3.0, "scale": 100.0}
 CELLS = [("none", 0.0)] + [(attack, share) for attack in FACTORS for share in SHARES[1:]]
 HOSTILE = {"krum": 6, "multikrum": 6, "bulyan": 4}
-ROUNDS = {"pretrain": 30, "learn": 5}
+ROUNDS = {"pretrain": 40, "learn": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def study_of(seed: int) -> Study:
     return dataclasses.replace(
         full,
         seed=seed,
-        learn=dataclasses.replace(full.learn, server_rate=0.03),  # fewer rounds, longer steps
+        learn=dataclasses.replace(full.learn, server_rate=0.01),
         data=Digits(seen=20, unseen=20, train=48, validation=32, test=64),
         settings=dataclasses.replace(full.settings, finetune=inner),
     )
