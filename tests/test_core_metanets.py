@@ -32,9 +32,9 @@ FORMS: dict[str, MetaNetsConfig] = {
     "log1p": MetaNetsConfig(inputs="log1p", clamp="straight-through"),
     "standardised": MetaNetsConfig(inputs="standardised", hidden=8),
     "published log": MetaNetsConfig(initial="published"),
-    "linear": MetaNetsConfig(rates="linear"),
+    "linear": MetaNetsConfig(rates="linear", max_rate=10.0),
     "constant": MetaNetsConfig(constant=True),
-    "constant linear": MetaNetsConfig(constant=True, rates="linear"),
+    "constant linear": MetaNetsConfig(constant=True, rates="linear", max_rate=10.0),
 }
 
 
@@ -163,7 +163,13 @@ def test_sensitive_rates_depend_on_the_client_too(seed: int) -> None:
 @pytest.mark.parametrize("rates", ["log", "linear"])
 def test_outputs_start_around_the_configured_values(rates: str, constant: bool) -> None:
     nets = MetaNets(
-        LIKE_RESNET18, rates=rates, constant=constant, base_rate=0.02, initial_mix=0.3, gain=1e-3
+        LIKE_RESNET18,
+        rates=rates,
+        constant=constant,
+        base_rate=0.02,
+        max_rate=0.3 if rates == "log" else 10.0,
+        initial_mix=0.3,
+        gain=1e-3,
     )
     ours = nets(made_up(LIKE_RESNET18))
     torch.testing.assert_close(ours.mix, torch.full((20,), 0.3), rtol=0.05, atol=0)
@@ -274,7 +280,7 @@ def test_per_client_gradients_are_each_clients_own(form: MetaNetsConfig) -> None
 
 @pytest.mark.parametrize("rates", ["log", "linear"])
 def test_the_constant_ablation_ignores_the_profile(rates: str) -> None:
-    nets = MetaNets(find_sites(nested_net()), constant=True, rates=rates)
+    nets = MetaNets(find_sites(nested_net()), constant=True, rates=rates, max_rate=1.0)
     one, two = (nets(made_up(nets.sites, divergence=d, seed=int(d))) for d in (1.0, 9.0))
     assert torch.equal(one.mix, two.mix)
     assert torch.equal(one.rate, two.rate)
@@ -410,6 +416,7 @@ def test_a_missing_or_damaged_file_is_a_clear_error(suffix: str, damage, tmp_pat
         ({"base_rate": 0.0}, "base_rate is 0"),
         ({"base_rate": float("nan")}, "base_rate is nan"),
         ({"base_rate": 2.0}, "must lie within"),
+        ({"rates": "linear"}, "largest factor"),
         ({"initial_mix": 1.5}, "initial_mix is 1.5"),
         ({"min_rate": 0.0}, "min_rate"),
         ({"min_rate": 2.0}, "min_rate"),
@@ -444,7 +451,7 @@ def test_whole_nets_read_both_parts_of_the_profile() -> None:
 def test_speed_changes_the_step_but_not_the_start(rates: str) -> None:
     sites = find_sites(nested_net())
     seen = made_up(sites)
-    slow, fast = (MetaNets(sites, speed=speed, rates=rates) for speed in (1.0, 10.0))
+    slow, fast = (MetaNets(sites, speed=speed, rates=rates, max_rate=1.0) for speed in (1.0, 10.0))
     torch.testing.assert_close(slow(seen).rate, fast(seen).rate)
     torch.testing.assert_close(slow(seen).mix, fast(seen).mix)
     moved = []

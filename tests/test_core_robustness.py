@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -233,14 +234,15 @@ def test_saving_that_fails_leaves_the_old_meta_nets(
     old = MetaNets(sites, seed=1)
     old.save(tmp_path / "nets")
 
-    def torn(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("no space left")
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("safetensors.torch.save_file", torn)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         MetaNets(sites, seed=2).save(tmp_path / "nets")
+    monkeypatch.undo()
     assert same(MetaNets.load(tmp_path / "nets"), old)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["nets.json", "nets.safetensors"]
 
 
 def test_client_data_is_what_the_pair_is() -> None:

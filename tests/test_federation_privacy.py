@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -112,6 +112,15 @@ def test_noise_differs_by_round_and_only_the_seeded_one_repeats() -> None:
     assert same(a, again.combine(STATE, [], step=0))
     one, two = (mean(CENTRAL, 5, system).combine(STATE, [], step=0) for _ in range(2))
     assert not torch.equal(one["w"], two["w"])
+
+
+@pytest.fixture(autouse=True)
+def _flowers_log_level() -> Iterator[None]:
+    """Leave it as it was."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.mark.parametrize("start", [1e-3, 1.0, 1e3])

@@ -76,7 +76,8 @@ class MetaNetsConfig:
     min_rate
         Smallest rate under log; linear rates may be 0.
     max_rate
-        Largest rate under log; under linear the largest factor that LRNet puts on the base rate.
+        Largest rate under log; under linear the largest factor that LRNet puts on the base rate, at
+        least 1.
     """
 
     hidden: int = 100
@@ -109,6 +110,11 @@ class MetaNetsConfig:
         if not 0 < self.min_rate < self.max_rate:
             raise ValueError(
                 f"min_rate {self.min_rate} and max_rate {self.max_rate} must be 0 < min < max"
+            )
+        if self.rates == "linear" and self.max_rate < 1:
+            raise ValueError(
+                f"max_rate is {self.max_rate}, but under linear rates it is the largest factor on "
+                "the base rate and must be 1 or more, e.g. 10"
             )
         if self.rates == "log" and not self.min_rate <= self.base_rate <= self.max_rate:
             raise ValueError(

@@ -171,7 +171,9 @@ def count_bytes(content: RecordDict) -> int:
         if isinstance(record, ArrayRecord):
             total += sum(len(name) + _array_bytes(array) for name, array in record.items())
         elif isinstance(record, (MetricRecord, ConfigRecord)):
-            total += record.count_bytes()
+            # Flower 1.41 cannot count an empty list, which a client may send.
+            filled: dict[str, Any] = {k: v for k, v in record.items() if v != []}
+            total += type(record)(filled).count_bytes() + sum(map(len, record.keys() - filled))
     return total
 
 
