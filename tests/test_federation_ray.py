@@ -255,6 +255,11 @@ def test_a_study_interrupted_and_resumed_under_ray_equals_one_in_process(
     assert_same_run(in_process, tmp_path / "ray")
 
 
+def interruptible() -> None:
+    """A shell's background job ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_is_quiet_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Once interrupted like by Ctrl-C, once to the end: one line on stderr, then none."""
     mark = f"fedl2p-{tmp_path}"
