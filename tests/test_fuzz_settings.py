@@ -14,12 +14,27 @@ from hypothesis import strategies as st
 
 from fedl2p import recipes
 from fedl2p.config import from_plain, to_plain
+from fedl2p.core.hypergrad import HypergradientConfig
+from fedl2p.core.innerloop import InnerLoop
 from fedl2p.core.metanets import MetaNetsConfig
 from fedl2p.federation import Rounds
+from fedl2p.methods.settings import Baselines, LocalTraining, MetaLearning, Settings
 from fedl2p.study import Study
 from fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, refused
 
 SMOKE = to_plain(recipes.get("smoke"))
+
+
+KINDS = [
+    Rounds,
+    MetaNetsConfig,
+    InnerLoop,
+    HypergradientConfig,
+    LocalTraining,
+    MetaLearning,
+    Baselines,
+    Settings,
+]
 
 
 @fuzz(300)
@@ -33,7 +48,7 @@ def test_settings_from_json(plain: Any) -> None:
 
 
 @fuzz(200)
-@given(data=st.data(), kind=st.sampled_from([Rounds, MetaNetsConfig]))
+@given(data=st.data(), kind=st.sampled_from(KINDS))
 def test_numbers_in_settings(data: st.DataObject, kind: type) -> None:
     fields = [f.name for f in dataclasses.fields(kind) if type(f.default) in (int, float)]
     name = data.draw(st.sampled_from(fields))

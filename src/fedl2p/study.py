@@ -96,9 +96,9 @@ class Study:
     ray: Ray = field(default_factory=Ray)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
+        if not self.seed >= 0:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
-        if self.cohort < 0:
+        if not self.cohort >= 0:
             raise ValueError(
                 f"cohort is {self.cohort}, but must be 0 (all clients at once) or more"
             )

@@ -57,7 +57,7 @@ class HypergradientConfig:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
         for name in ("steps", "segment", "iterations"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
         if not (self.terms >= 0 and 0 < self.psi < math.inf and 0 <= self.damping < math.inf):
             raise ValueError(

@@ -95,7 +95,7 @@ class MetaNetsConfig:
     max_rate: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
+        if not 1 <= self.hidden < math.inf:
             raise ValueError(f"hidden is {self.hidden}, but must be 1 or more units")
         for name in ("inputs", "reads", "rates", "clamp", "initial"):
             value, wanted = getattr(self, name), get_args(get_type_hints(type(self))[name])
@@ -103,13 +103,15 @@ class MetaNetsConfig:
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(wanted)}")
         if not 0 < self.base_rate < math.inf:
             raise ValueError(f"base_rate is {self.base_rate}, but must be positive and finite")
+        if not math.isfinite(self.gain):
+            raise ValueError(f"gain is {self.gain}, but must be finite")
         if not 0 < self.speed < math.inf:
             raise ValueError(f"speed is {self.speed}, but must be positive and finite")
         if not 0 <= self.initial_mix <= 1:
             raise ValueError(f"initial_mix is {self.initial_mix}, but must be in [0, 1]")
-        if not 0 < self.min_rate < self.max_rate:
+        if not 0 < self.min_rate < self.max_rate < math.inf:
             raise ValueError(
-                f"min_rate {self.min_rate} and max_rate {self.max_rate} must be 0 < min < max"
+                f"min_rate {self.min_rate} and max_rate {self.max_rate} must be 0 < min < max, finite"
             )
         if self.rates == "linear" and self.max_rate < 1:
             raise ValueError(

@@ -231,8 +231,8 @@ def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
             names = set(loaded.files)
             _check_size(path, loaded.zip, max_bytes)
             arrays = {name: loaded[name] for name in loaded.files if name in _KNOWN}
-    except _TooLargeError:
-        raise
+    except _TooLargeError as error:
+        raise ValueError(str(error)) from None
     except (
         OSError,
         EOFError,

@@ -104,6 +104,8 @@ def _load(path: Path) -> Checkpoint:
     content = json.loads(header)
     groups: dict[str, State] = {group: {} for group in content["groups"]}
     for number, (group, name) in enumerate(content["index"]):
+        if not isinstance(name, str):
+            raise TypeError(f"a tensor's name is {name!r}, not a text")
         groups[group][name] = tensors[str(number)]
     return Checkpoint(groups, content["values"])
 

@@ -45,7 +45,7 @@ class LocalTraining:
     reads: Parts = "train"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
+        if not (self.epochs >= 1 and self.batch_size >= 1):
             raise ValueError(
                 f"epochs {self.epochs} and batch_size {self.batch_size} must both be 1 or more"
             )
@@ -155,7 +155,7 @@ class MetaLearning:
 
     def __post_init__(self) -> None:
         for name in ("outer_steps", "outer_epochs", "validation_batch"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more")
         if not self.outer_steps and not self.outer_epochs:
             raise ValueError("outer_steps and outer_epochs are both 0, so nothing would be learned")
@@ -226,7 +226,7 @@ class Baselines:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}, but must be 0 or more and finite")
-        if self.fedrep_head_epochs < 1:
+        if not self.fedrep_head_epochs >= 1:
             raise ValueError(
                 f"fedrep_head_epochs is {self.fedrep_head_epochs}, but must be 1 or more"
             )
@@ -281,7 +281,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.finetune_rate > 0:
             raise ValueError(f"finetune_rate is {self.finetune_rate}, but must be above 0")
-        if self.alone_steps < 1:
+        if not self.alone_steps >= 1:
             raise ValueError(f"alone_steps is {self.alone_steps}, but must be 1 or more")
-        if self.local_epochs < 1:
+        if not self.local_epochs >= 1:
             raise ValueError(f"local_epochs is {self.local_epochs}, but must be 1 or more")
