@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -49,8 +50,10 @@ class LocalTraining:
             raise ValueError(
                 f"epochs {self.epochs} and batch_size {self.batch_size} must both be 1 or more"
             )
-        if not self.rate > 0 or not self.decay > 0:
-            raise ValueError(f"rate {self.rate} and decay {self.decay} must both be above 0")
+        if not (0 < self.rate < math.inf and 0 < self.decay < math.inf):
+            raise ValueError(
+                f"rate {self.rate} and decay {self.decay} must both be above 0 and finite"
+            )
         if self.reads not in get_args(Parts):
             wanted = ", ".join(get_args(Parts))
             raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
@@ -159,8 +162,9 @@ class MetaLearning:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more")
         if not self.outer_steps and not self.outer_epochs:
             raise ValueError("outer_steps and outer_epochs are both 0, so nothing would be learned")
-        if not (self.rate > 0 and self.base_rate > 0 and self.clip_at > 0):
-            raise ValueError("rate, base_rate and clip_at must all be above 0")
+        rates = (self.rate, self.base_rate)
+        if not (all(0 < rate < math.inf for rate in rates) and self.clip_at > 0):
+            raise ValueError("rate, base_rate and clip_at must all be above 0, the rates finite")
 
     @classmethod
     def published(cls, *, base_rate: float = 1e-3) -> MetaLearning:
@@ -279,8 +283,10 @@ class Settings:
         return self.local.rate if self.baselines.rate is None else self.baselines.rate
 
     def __post_init__(self) -> None:
-        if not self.finetune_rate > 0:
-            raise ValueError(f"finetune_rate is {self.finetune_rate}, but must be above 0")
+        for name in ("finetune_rate", "alone_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
+                raise ValueError(f"{name} is {rate}, but must be above 0 and finite")
         if not self.alone_steps >= 1:
             raise ValueError(f"alone_steps is {self.alone_steps}, but must be 1 or more")
         if not self.local_epochs >= 1:
