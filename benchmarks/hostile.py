@@ -183,7 +183,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Hostile clients",
         "",
-        f"Accuracy in percent on 20 unseen clients, mean over {seeds} seeds (lowest to highest):",
+        "Accuracy in percent on 20 unseen clients, "
+        + ("one seed:" if seeds == 1 else f"mean over {seeds} seeds (lowest to highest):"),
         "FedL2P, then in brackets the global model as it is. 20 seen clients, all in every round; "
         "flip: the hostile send -3 x their update, scale: 100 x, in pre-training and in learning. "
         "The rules are set as `benchmarks/hostile.py` says, which makes this table. A run that "
@@ -210,8 +211,8 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
         return "-"
     values = sorted(100 * row["accuracy"] for row in rows)
     plain = 100 * statistics.fmean(row["global"] for row in rows)
-    spread = f"{values[0]:.0f}-{values[-1]:.0f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f} ({spread}) [{plain:.0f}]"
+    spread = f"({values[0]:.0f}-{values[-1]:.0f}) " if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f} {spread}[{plain:.0f}]"
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def implicit(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
     mix = problem.mix.clone().requires_grad_()
     noise = noise_of(problem.batches, steps)
-    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True, noise=noise)
+    grads, _ = train_gradient(problem.net, leaf, mix, batch, noise=noise)
 
     def hessian_vector(q: Named) -> Named:
         product = vector_jacobian(grads, leaf.params, q)
@@ -129,7 +129,7 @@ def _mixed_product(problem: Problem, state: NetState, vector: Named, step: int) 
     leaf = NetState({k: p.detach().requires_grad_() for k, p in state.params.items()}, state.stats)
     mix = problem.mix.clone().requires_grad_()
     batch, noise = problem.batches[step], noise_of(problem.batches, step)
-    grads, _, _ = train_gradient(problem.net, leaf, mix, batch, create_graph=True, noise=noise)
+    grads, _ = train_gradient(problem.net, leaf, mix, batch, noise=noise)
     return vector_jacobian(grads, {"mix": mix}, vector)["mix"]
 
 

@@ -7,6 +7,7 @@ Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -56,9 +57,9 @@ class InnerLoop:
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
+        if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs is {self.epochs}, but must be 0 or more")
-        if self.batch_size < 1:
+        if not 1 <= self.batch_size < math.inf:
             raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
         if self.statistics not in get_args(Statistics):
             wanted = ", ".join(get_args(Statistics))
@@ -225,42 +226,76 @@ def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Step:
-    """One inner step: the state after it, its gradients (by name), its losses (C,)."""
+    """One inner step: the state after it, and its gradients by name."""
 
     state: NetState
     grads: dict[str, Tensor]
-    losses: Tensor
 
 
 def train_gradient(
+    net: Net, state: NetState, mix: Tensor, batch: tuple[Tensor, Tensor], *, noise: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return gradients of the training loss by name and the new running statistics, with a graph.
+
+    The parameters must require gradients. ``noise`` is the seed of dropout's masks.
+    """
+    with torch.enable_grad():
+        logits, stats = net.logits(state, mix, batch[0], training=True, noise=noise)
+        grads = torch.autograd.grad(
+            cross_entropy(logits, batch[1]).sum(),
+            list(state.params.values()),
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return dict(zip(state.params, grads, strict=True)), stats
+
+
+def plain_gradient(
     net: Net,
     state: NetState,
     mix: Tensor,
     batch: tuple[Tensor, Tensor],
     *,
-    create_graph: bool,
     noise: int = 0,
     wanted: Collection[str] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Return gradients of the training loss by name, the new running statistics, the losses (C,).
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what :func:`train_gradient` returns, outside of any graph and faster.
 
-    ``wanted`` names the parameters to differentiate by, None for all; these must require gradients.
-    ``noise`` is the seed of dropout's masks.
+    ``wanted`` names the parameters to differentiate by, None for all.
     """
-    names = [k for k in state.params if wanted is None or k in wanted]
+    x, y = batch
+    alone = len(x) == 1  # then no tensor has a client dimension until the end
+    params, stats = (
+        {k: v.detach().squeeze(0) if alone else v.detach() for k, v in tensors.items()}
+        for tensors in (state.params, state.stats)
+    )
+    names = [k for k in params if wanted is None or k in wanted]
+    for name in names:
+        params[name].requires_grad_()
     with torch.enable_grad():
-        logits, stats = net.logits(state, mix, batch[0], training=True, noise=noise)
-        losses = cross_entropy(logits, batch[1])
-        if not names:
-            return {}, stats, losses
-        grads = torch.autograd.grad(
-            losses.sum(),
-            [state.params[k] for k in names],
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return dict(zip(names, grads, strict=True)), stats, losses
+        if alone:
+            logits, stats = net.single(
+                params,
+                stats,
+                mix.squeeze(0),
+                x.squeeze(0),
+                training=True,
+                noise=noise,
+                first_order=True,
+            )
+            loss = F.cross_entropy(logits, y.squeeze(0).long())
+        else:
+            logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
+            loss = cross_entropy(logits, y).sum()
+        grads: tuple[Tensor, ...] = ()
+        if names:
+            at = [params[k] for k in names]
+            grads = torch.autograd.grad(loss, at, allow_unused=True, materialize_grads=True)
+    if alone:
+        grads = tuple(g.unsqueeze(0) for g in grads)
+        stats = {k: v.unsqueeze(0) for k, v in stats.items()}
+    return dict(zip(names, grads, strict=True)), {k: v.detach() for k, v in stats.items()}
 
 
 def inner_step(
@@ -274,22 +309,22 @@ def inner_step(
     noise: int = 0,
 ) -> Step:
     """Take one step of SGD, differentiable in state, mix and rate if ``create_graph``."""
-    if not create_graph:
-        leaf = {k: v.detach().requires_grad_() for k, v in state.params.items()}
-        state = NetState(leaf, state.stats)
-    grads, stats, losses = train_gradient(
-        net, state, mix, batch, create_graph=create_graph, noise=noise
-    )
+    gradient = train_gradient if create_graph else plain_gradient
+    grads, stats = gradient(net, state, mix, batch, noise=noise)
     with torch.set_grad_enabled(create_graph):
-        after = NetState(descended(state.params, per_tensor(rate, state.params), grads), stats)
-    return Step(after if create_graph else after.detach(), grads, losses)
+        params = descended(state.params, per_tensor(rate, state.params), grads)
+    after = NetState(params, stats)
+    return Step(after if create_graph else after.detach(), grads)
 
 
 def descended(
     params: dict[str, Tensor], rates: dict[str, Tensor], grads: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return parameters one step further; those without a gradient are the same tensors."""
-    return {k: p - rates[k] * grads[k] if k in grads else p for k, p in params.items()}
+    return {
+        k: torch.addcmul(p, rates[k], grads[k], value=-1) if k in grads else p
+        for k, p in params.items()
+    }
 
 
 class Gradient(Protocol):
@@ -313,17 +348,8 @@ def batch_gradient(net: Net, mix: Tensor, batches: Batches) -> Gradient:
     def gradient(
         state: NetState, step: int, wanted: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        leaf = {k: v.detach().requires_grad_(k in wanted) for k, v in state.params.items()}
-        grads, stats, _ = train_gradient(
-            net,
-            NetState(leaf, state.stats),
-            mix,
-            batches[step],
-            create_graph=False,
-            noise=noise_of(batches, step),
-            wanted=wanted,
-        )
-        return grads, {k: v.detach() for k, v in stats.items()}
+        noise = noise_of(batches, step)
+        return plain_gradient(net, state, mix, batches[step], noise=noise, wanted=wanted)
 
     return gradient
 

@@ -111,7 +111,8 @@ class MetaNetsConfig:
             raise ValueError(f"initial_mix is {self.initial_mix}, but must be in [0, 1]")
         if not 0 < self.min_rate < self.max_rate < math.inf:
             raise ValueError(
-                f"min_rate {self.min_rate} and max_rate {self.max_rate} must be 0 < min < max, finite"
+                f"min_rate {self.min_rate} and max_rate {self.max_rate} must be finite and "
+                "0 < min < max"
             )
         if self.rates == "linear" and self.max_rate < 1:
             raise ValueError(

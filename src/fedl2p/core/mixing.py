@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedl2p.core.fusednorm import fused_mixed_norm
 from fedl2p.core.sites import check_norms, is_mixable_norm
+
+Fused = Literal["single", "stacked"]
+"""How a norm runs fused: for one client, or for a stack of them under vmap."""
 
 _EXPECTED_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
 
@@ -55,6 +60,7 @@ class MixedBatchNorm(nn.Module):
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.kind = type(norm).__name__
+        self.fused: Fused | None = None
         self.eps = norm.eps
         self.momentum = 0.1 if norm.momentum is None else norm.momentum
         self.num_features = norm.num_features
@@ -78,6 +84,8 @@ class MixedBatchNorm(nn.Module):
                 f"{self.kind} expects {' or '.join(f'{d}-d' for d in expected)} input, "
                 f"got shape {tuple(x.shape)}"
             )
+        if self._fusible(x):
+            return self._fused(x)
         per_channel = (-1,) + (1,) * (x.dim() - 2)
         if self.training:
             mean, var, x = self._observe(x, per_channel)
@@ -105,15 +113,37 @@ class MixedBatchNorm(nn.Module):
         var = _channel_mean(centred.square())
         # norms may hold another dtype than the activations (bfloat16 inputs, float32 statistics)
         var, mean = var.to(self.client_var.dtype), mean.to(self.client_mean.dtype)
-        count = x.numel() // x.shape[1]
-        if count > 1:
-            # Assigned, never written in place: a caller that swaps the buffers in
-            # (torch.func.functional_call) then finds the new ones in its dictionary.
-            self.client_mean = torch.lerp(self.client_mean, mean, self.momentum)
-            unbiased = var * (count / (count - 1))
-            self.client_var = torch.lerp(self.client_var, unbiased, self.momentum)
-            self.client_weight = self.client_weight * (1 - self.momentum) + self.momentum
+        self._enter(mean, var, x.numel() // x.shape[1])
         return mean, var, centred
+
+    def _enter(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Let a batch's mean and biased variance enter the client's running statistics."""
+        if count > 1:
+            # Assigned, never written in place: who puts buffers in (Net, or
+            # torch.func.functional_call) finds the new ones there and keeps the old ones.
+            values = self._buffers  # not as attributes: Module.__setattr__ is felt in small nets
+            values["client_mean"] = torch.lerp(self.client_mean, mean, self.momentum)
+            unbiased = var * (count / (count - 1))
+            values["client_var"] = torch.lerp(self.client_var, unbiased, self.momentum)
+            values["client_weight"] = self.client_weight * (1 - self.momentum) + self.momentum
+
+    def _fusible(self, x: Tensor) -> bool:
+        """Tell whether the fused norm computes what is wanted here."""
+        return (
+            self.fused is not None
+            and self.training
+            and x.numel() > x.shape[1]
+            and x.dtype == self.running_mean.dtype
+            and (self.weight is None or x.dtype == self.weight.dtype)
+        )
+
+    def _fused(self, x: Tensor) -> Tensor:
+        running = (self.running_mean, self.running_var)
+        y, mean, var = fused_mixed_norm(
+            x, self.weight, self.bias, running, self.mix, self.eps, stacked=self.fused == "stacked"
+        )
+        self._enter(mean, var, x.numel() // x.shape[1])
+        return y
 
     def client_statistics(self) -> tuple[Tensor, Tensor]:
         """Return the client's mean and variance, or the global ones if no data was seen yet."""

@@ -1,0 +1,138 @@
+"""The fused norm against the composed one, finite differences, and what it must refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from fedl2p.core.fusednorm import fused_mixed_norm
+from fedl2p.core.innerloop import plain_gradient, train_gradient
+from fedl2p.core.mixing import Fused, MixedBatchNorm, with_mixed_norms
+from fedl2p.core.net import Net, NetState
+from nets import nested_net
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SHAPES = [(6, 3), (5, 3, 9), (7, 3, 4, 5), (2, 3, 2, 2, 3)]
+KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mixed(dims: int, *, mix: float, affine: bool = True, fused: Fused | None) -> MixedBatchNorm:
+    norm = KINDS[dims](3, affine=affine).double()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(drawn(3, seed=1))
+    norm.running_var.copy_(drawn(3, seed=2).exp())
+    if affine:
+        nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(3))
+        nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(4))
+    made = with_mixed_norms(norm)
+    assert isinstance(made, MixedBatchNorm)
+    made.mix = torch.tensor(mix, dtype=torch.float64)
+    made.fused = fused
+    return made.train()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+def test_equals_the_composed_norm(shape: tuple[int, ...], affine: bool, mix: float) -> None:
+    x = (3.0 + 2.0 * drawn(*shape, seed=5)).requires_grad_()
+    weight = drawn(*shape, seed=6)
+    results = []
+    for fused in ("single", None):
+        norm = mixed(len(shape), mix=mix, affine=affine, fused=fused)  # type: ignore[arg-type]
+        y = norm(x)
+        grads = torch.autograd.grad((weight * y).sum(), [x, *norm.parameters()])
+        results.append([y, *grads, norm.client_mean, norm.client_var, norm.client_weight])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient_against_finite_differences(shape: tuple[int, ...]) -> None:
+    x = drawn(*shape, seed=5).requires_grad_()
+    affine = [drawn(3, seed=6).requires_grad_(), drawn(3, seed=7).requires_grad_()]
+    running = (drawn(3, seed=8), drawn(3, seed=9).exp())
+    mix = torch.tensor(0.4, dtype=torch.float64)
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fused_mixed_norm(x, weight, bias, running, mix, 1e-5)[0]
+
+    assert torch.autograd.gradcheck(norm, (x, *affine))
+
+
+def test_a_far_off_mean_costs_no_digits() -> None:
+    x = (1000.0 + drawn(64, 3, 8, 8)).float()
+    running = (torch.zeros(3), torch.ones(3))
+    _, mean, var = fused_mixed_norm(x, None, None, running, torch.tensor(0.5), 1e-5)
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=0.0)
+    wanted = x.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(var.double(), wanted, rtol=1e-5, atol=0.0)
+
+
+def test_stacked_clients_equal_one_after_another() -> None:
+    x = drawn(4, 6, 3, 5, 5, seed=1)
+    weight, bias = drawn(4, 3, seed=2), drawn(4, 3, seed=3)
+    running, mix = (drawn(3, seed=4), drawn(3, seed=5).exp()), drawn(4, seed=6).sigmoid()
+    toward = drawn(*x.shape, seed=7)
+    together = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    y, mean, var = vmap(
+        lambda x, w, b, m: fused_mixed_norm(x, w, b, running, m, 1e-5, stacked=True)
+    )(*together, mix)
+    grads = torch.autograd.grad((toward * y).sum(), together)
+    for c in range(4):
+        own = [t[c].clone().requires_grad_() for t in (x, weight, bias)]
+        alone = fused_mixed_norm(own[0], own[1], own[2], running, mix[c], 1e-5)
+        for ours, wanted in zip((y, mean, var), alone, strict=True):
+            torch.testing.assert_close(ours[c], wanted)
+        wanted_grads = torch.autograd.grad((toward[c] * alone[0]).sum(), own)
+        for ours, wanted in zip(grads, wanted_grads, strict=True):
+            torch.testing.assert_close(ours[c], wanted)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("clients", [1, 3])
+def test_plain_gradient_equals_the_one_with_a_graph(clients: int, device: str) -> None:
+    net = Net(nested_net().double().to(device))
+    start = net.start(clients)
+    params = {
+        k: (v + 0.1 * drawn(*v.shape, seed=i).to(device)).requires_grad_()
+        for i, (k, v) in enumerate(start.params.items())
+    }
+    state = NetState(params, start.stats)
+    mix = drawn(clients, len(net.sites.norms), seed=1).sigmoid().to(device)
+    x = drawn(clients, 8, 1, 20, 12, seed=2).to(device)
+    y = torch.randint(0, 3, (clients, 8), generator=torch.Generator().manual_seed(3)).to(device)
+    plain = plain_gradient(net, state, mix, (x, y))
+    graph = train_gradient(net, state, mix, (x, y))
+    for ours, wanted in zip(plain, graph, strict=True):
+        assert ours.keys() == wanted.keys()
+        for name in ours:
+            assert not ours[name].requires_grad
+            torch.testing.assert_close(ours[name], wanted[name].detach(), rtol=1e-9, atol=1e-10)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    norm = mixed(4, mix=0.5, fused="single")
+    y = norm(drawn(7, 3, 4, 5).requires_grad_())
+    with pytest.raises(RuntimeError, match="second order"):
+        torch.autograd.grad(y.sum(), list(norm.parameters()), create_graph=True)
+
+
+def test_one_value_per_channel_has_no_variance_here_either() -> None:
+    norm = mixed(2, mix=0.5, fused="single")
+    y = norm(drawn(1, 3))
+    assert bool(y.isfinite().all())
+    assert float(norm.client_weight) == 0.0
+
+
+def test_activations_of_another_dtype_go_the_composed_way() -> None:
+    norm = mixed(4, mix=0.5, fused="single").float()
+    y = norm(drawn(4, 3, 5, 5).bfloat16())
+    assert y.dtype == torch.bfloat16
