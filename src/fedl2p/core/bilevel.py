@@ -32,8 +32,10 @@ class HypergradientConfig:
         T of truncated, in inner steps.
     segment
         Inner steps whose graph is held at a time in unrolled and truncated: 1 holds one
-        step's graph and every step's weights; larger ones hold fewer weights and larger graphs.
-        The result is the same.
+        step's graph and every step's weights; larger ones hold fewer weights and larger graphs,
+        and save a plain step's time for every graph that need not be made again. The result is
+        the same up to rounding. None: as many as fit into 256 MiB
+        (:data:`fedl2p.core.unrolling.GRAPHS`).
     psi
         Step of the Neumann series (published).
     terms
@@ -47,7 +49,7 @@ class HypergradientConfig:
 
     mode: Mode = "truncated"
     steps: int = 10
-    segment: int = 1
+    segment: int | None = None
     psi: float = 0.1
     terms: int = 3
     damping: float = 0.0
@@ -57,8 +59,9 @@ class HypergradientConfig:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
         for name in ("steps", "segment", "iterations"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, but must be 1 or more")
         if not (self.terms >= 0 and 0 < self.psi < math.inf and 0 <= self.damping < math.inf):
             raise ValueError(
                 f"terms {self.terms} and damping {self.damping} must be 0 or more, psi {self.psi} "

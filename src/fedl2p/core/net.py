@@ -77,6 +77,8 @@ class Net:
             assert isinstance(norm, MixedBatchNorm)
             self._norms[name] = norm
         self._fused: Fused | None = None
+        self.graph_bytes: dict[torch.Size, int] = {}
+        """Bytes that the graph of one inner step holds, by the shape of its inputs."""
         self._theta = {
             name: p.detach()
             for name, p in self.module.named_parameters()

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fedl2p.core.bilevel import (
     Hypergradient,
@@ -23,6 +24,9 @@ from fedl2p.core.innerloop import inner_step, noise_of
 from fedl2p.core.named import inner
 from fedl2p.core.net import NetState
 
+GRAPHS = 2**28
+"""Bytes that the graphs of a segment may take together when its length is not given."""
+
 
 def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     """Differentiate through every inner step."""
@@ -34,14 +38,18 @@ def truncated(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     return _through_last(problem, min(config.steps, len(problem.batches)), config.segment)
 
 
-def _through_last(problem: Problem, depth: int, segment: int) -> Hypergradient:
+def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergradient:
     """Differentiate through the last ``depth`` steps by the adjoint of segments of steps.
 
     Only segment boundaries are held from the forward pass; a segment's graph is made again when
     its turn comes (the last one's is kept from the forward pass).
     """
     total = len(problem.batches)
-    cuts = [*range(total - depth, total, segment), total]
+    if segment is None:
+        segment = _most_held(problem) if depth > 1 else 1
+    # The odd one comes first, since the last segment's graph is not made twice.
+    first = total - depth + (depth - 1) % segment + 1
+    cuts = [total - depth, *range(first, total + 1, segment)] if depth else [total]
     state = begin(problem)
     older = {k: torch.zeros_like(p) for k, p in state.params.items()}
     for k in range(cuts[0]):
@@ -73,6 +81,24 @@ def _through_last(problem: Problem, depth: int, segment: int) -> Hypergradient:
     if cuts[0]:
         d_rate = d_rate - inner(dict(zip(start.params, adjoint.cotangents, strict=False)), older)
     return Hypergradient(d_mix, d_rate, losses.detach(), accuracy)
+
+
+def _most_held(problem: Problem) -> int:
+    """Return how many steps' graphs fit into :data:`GRAPHS`; measured once per net and shape."""
+    x = problem.batches[0][0]
+    known = problem.net.graph_bytes
+    if x.shape not in known:
+        held: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        start = begin(problem).leaves()
+        with torch.enable_grad(), saved_tensors_hooks(pack, lambda t: t):
+            _unroll(problem, start, problem.mix.clone().requires_grad_(), problem.rate, 0, 1)
+        known[x.shape] = sum(held.values())
+    return max(1, GRAPHS // max(1, known[x.shape]))
 
 
 @dataclass(frozen=True)
