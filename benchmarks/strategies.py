@@ -248,9 +248,15 @@ STUDIES: dict[str, tuple[Row, ...]] = {
 
 
 def fingerprint(row: Row, seed: int) -> str:
-    """Return a name of everything that determines a result, so that a changed row runs again."""
-    study = dataclasses.replace(row.study(seed), methods=(row.method,))
-    key = [to_plain(study), row.profiles, row.watched, *([True] if row.cheats else [])]
+    """Return a name of everything that determines a result, so that a changed row runs again.
+
+    What changes a result by rounding alone (engine, cohorts, held graphs) is left out.
+    """
+    plain = to_plain(dataclasses.replace(row.study(seed), methods=(row.method,)))
+    for field in ("engine", "device", "cohort", "ray"):
+        del plain[field]
+    del plain["settings"]["meta"]["hypergradient"]["segment"]
+    key = [plain, row.profiles, row.watched, *([True] if row.cheats else [])]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
