@@ -8,8 +8,11 @@ the results up to rounding.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from math import nan
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -22,8 +25,10 @@ from fedl2p.core.innerloop import cross_entropy
 from fedl2p.core.net import Net, NetState
 from fedl2p.core.profiles import Profiler
 
-STACK = 40
-"""Clients per stack. On 2 CPU cores time per client falls until about 20 and is flat to 40."""
+STACK = 10
+"""Clients per stack. Of small nets, time per client falls until about 20 in one stack, but two
+stacks of 10 side by side on two cores take less time than one of 20 that has both cores
+(``docs/performance.md``)."""
 
 STACK_VALUES = 40_000
 """Input values that one example per client of a stack may have together: 20 log-mels, 13 images of
@@ -103,8 +108,44 @@ def in_order(count: int, parts: Iterator[tuple[list[int], list[T]]]) -> list[T]:
 def over_stacks(
     net: Net, data: Sequence[ClientData], work: Callable[[list[int]], list[T]], *, size: int = STACK
 ) -> list[T]:
-    """Run ``work`` on every stack of clients and return one result per client, in order."""
-    return in_order(len(data), ((s, work(s)) for s in stacks(net, data, size=size)))
+    """Run ``work`` on every stack of clients and return one result per client, in order.
+
+    Several stacks of a stackable model on a CPU run side by side in as many threads as torch may
+    use (``torch.get_num_threads``), each then computing with one thread: small operations do not
+    scale by themselves. So ``work`` must be safe to call from threads. How the clients are cut does
+    not depend on the number of threads, and a stack computes the same wherever it runs.
+    """
+    cut = list(stacks(net, data, size=size))
+    workers = min(torch.get_num_threads(), len(cut))
+    if (
+        workers < 2
+        or net.device.type != "cpu"
+        or not net.stackable
+        or torch.is_inference_mode_enabled()
+    ):
+        return in_order(len(data), ((s, work(s)) for s in cut))
+    grad = torch.is_grad_enabled()
+
+    def alone(members: list[int]) -> list[T]:
+        torch.set_num_threads(1)
+        with torch.set_grad_enabled(grad):
+            return work(members)
+
+    threads = torch.get_num_threads()
+    try:
+        return in_order(len(data), zip(cut, _pool(workers).map(alone, cut), strict=True))
+    finally:
+        # torch keeps a number per thread and a global one, which the workers have set too
+        torch.set_num_threads(threads)
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Return the threads for stacks; kept, since every net has a copy of its model per thread."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="fedl2p-stack")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.sites import Sites
 from fedl2p.durable import write_tensors, write_text
+
+_swapping = threading.Lock()
+"""Held while functional_call has other tensors in a module: stacks of clients run in threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +333,8 @@ class MetaNets(nn.Module):
             called: tuple[Tensor, Tensor] = functional_call(_Outputs(self), _prefixed(own), (d, m))
             return called
 
-        mix, rate = vmap(one)(dict(weights), divergence, moments)
+        with _swapping:
+            mix, rate = vmap(one)(dict(weights), divergence, moments)
         return Hyperparams(mix, rate, self.sites)
 
     def save(self, path: str | Path) -> None:

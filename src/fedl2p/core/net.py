@@ -9,6 +9,7 @@ leaves each client its own gradient because no client's loss depends on another'
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fedl2p.core.mixing import Fused, MixedBatchNorm, client_statistics, with_mixed_norms
-from fedl2p.core.sites import find_sites
+from fedl2p.core.sites import Sites, find_sites
 
 Statistics = Literal["corrected", "published", "global"]
 
@@ -53,8 +54,90 @@ class NetState:
         )
 
 
+class _Copy:
+    """A copy of the model with mixed norms, into which named tensors are put for a call.
+
+    It is changed during a call, so that every thread has its own.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        self.module = with_mixed_norms(model)
+        modules = dict(self.module.named_modules())
+        self.norms: dict[str, MixedBatchNorm] = {}
+        for name in sites.norms:
+            norm = modules[name]
+            assert isinstance(norm, MixedBatchNorm)
+            self.norms[name] = norm
+        self._fused: Fused | None = None
+        by_id = {id(p): name for name, p in self.module.named_parameters()}
+        ours = {id(b) for norm in self.norms.values() for b in norm.buffers()}
+        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in ours}
+        other = {id(b): name for name, b in self._others.items()}
+        # A tensor that several layers share has one name in sites.params but several places.
+        self._params: dict[str, list[_Place]] = {name: [] for name in sites.params}
+        self._buffers: dict[str, list[_Place]] = {name: [] for name in self._others}
+        for module in self.module.modules():
+            for name, p in module._parameters.items():
+                if p is not None and by_id[id(p)] in self._params:
+                    self._params[by_id[id(p)]].append((module._parameters, name))
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) in other:
+                    self._buffers[other[id(buffer)]].append((module._buffers, name))
+        self._stats: dict[str, _Place] = {
+            _join(name, part): (norm._buffers, part)
+            for name, norm in self.norms.items()
+            for part in ("client_mean", "client_var", "client_weight")
+        }
+        self._places = [
+            *(place for places in self._params.values() for place in places),
+            *(place for places in self._buffers.values() for place in places),
+            *self._stats.values(),
+            *((norm._buffers, "mix") for norm in self.norms.values()),
+        ]
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+
+    def set(self, training: bool, fused: Fused | None) -> None:
+        """Set how the next calls run."""
+        if self.module.training != training:
+            self.module.train(training)
+        if self._fused != fused:
+            self._fused = fused
+            for norm in self.norms.values():
+                norm.fused = fused
+
+    def __call__(
+        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run one client; also under vmap."""
+        # What torch.func.functional_call does, at places looked up once: for a small net that call
+        # takes a tenth of a step.
+        before = [(values, leaf, values[leaf]) for values, leaf in self._places]
+        try:
+            for name, places in self._params.items():
+                for values, leaf in places:
+                    values[leaf] = params[name]
+            # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
+            # one call change the next, nor one client another.
+            for name, places in self._buffers.items():
+                copied = self._others[name].clone()
+                for values, leaf in places:
+                    values[leaf] = copied
+            for norm, part in zip(self.norms.values(), mix.unbind(0), strict=True):
+                norm._buffers["mix"] = part.to(norm.running_mean.dtype)
+            for name, (values, leaf) in self._stats.items():
+                values[leaf] = stats[name]
+            logits = self.module(x)
+            return logits, {k: values[leaf] for k, (values, leaf) in self._stats.items()}
+        finally:
+            for values, leaf, value in before:
+                values[leaf] = value
+
+
 class Net:
     """A private copy of a model with mixed norms, called as a function of its named tensors.
+
+    Several threads may call one net at a time.
 
     Parameters
     ----------
@@ -65,52 +148,25 @@ class Net:
     def __init__(self, model: nn.Module) -> None:
         self.sites = find_sites(model)
         self.plain = copy.deepcopy(model)
-        self.module = with_mixed_norms(model)
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self.stackable = not any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
         )
-        modules = dict(self.module.named_modules())
-        self._norms: dict[str, MixedBatchNorm] = {}
-        for name in self.sites.norms:
-            norm = modules[name]
-            assert isinstance(norm, MixedBatchNorm)
-            self._norms[name] = norm
-        self._fused: Fused | None = None
+        own = _Copy(model, self.sites)
+        self._copies = threading.local()
+        self._copies.own = own
+        self._norms = own.norms
+        wanted = set(self.sites.params)
+        self._theta = {k: p.detach() for k, p in own.module.named_parameters() if k in wanted}
         self.graph_bytes: dict[torch.Size, int] = {}
         """Bytes that the graph of one inner step holds, by the shape of its inputs."""
-        self._theta = {
-            name: p.detach()
-            for name, p in self.module.named_parameters()
-            if name in set(self.sites.params)
-        }
-        by_id = {id(p): name for name, p in self.module.named_parameters()}
-        ours = {id(b) for norm in self._norms.values() for b in norm.buffers()}
-        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in ours}
-        other = {id(b): name for name, b in self._others.items()}
-        # A tensor that several layers share has one name in sites.params but several places.
-        self._slots: dict[str, list[_Place]] = {name: [] for name in self._theta}
-        self._buffers: dict[str, list[_Place]] = {name: [] for name in self._others}
-        for module in self.module.modules():
-            for name, p in module._parameters.items():
-                if p is not None and by_id[id(p)] in self._slots:
-                    self._slots[by_id[id(p)]].append((module._parameters, name))
-            for name, buffer in module._buffers.items():
-                if buffer is not None and id(buffer) in other:
-                    self._buffers[other[id(buffer)]].append((module._buffers, name))
-        self._stats: dict[str, _Place] = {
-            _join(name, part): (norm._buffers, part)
-            for name, norm in self._norms.items()
-            for part in ("client_mean", "client_var", "client_weight")
-        }
-        self._places = [
-            *(place for places in self._slots.values() for place in places),
-            *(place for places in self._buffers.values() for place in places),
-            *self._stats.values(),
-            *((norm._buffers, "mix") for norm in self._norms.values()),
-        ]
-        for p in self.module.parameters():
-            p.requires_grad_(False)
+
+    @property
+    def _copy(self) -> _Copy:
+        made: _Copy | None = getattr(self._copies, "own", None)
+        if made is None:
+            made = self._copies.own = _Copy(self.plain, self.sites)
+        return made
 
     @property
     def device(self) -> torch.device:
@@ -214,11 +270,12 @@ class Net:
         first_order: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model for one client: as :meth:`logits`, without the client dimension."""
-        x = self._ready(x, training, "single" if first_order else None)
+        run = self._copy
+        run.set(training, "single" if first_order else None)
         if training and not self.stackable:
             with _drawing_from(noise, x.device):
-                return self._one(params, stats, mix, x)
-        return self._one(params, stats, mix, x)
+                return run(params, stats, mix, self._cast(x))
+        return run(params, stats, mix, self._cast(x))
 
     def stacked(
         self,
@@ -236,44 +293,13 @@ class Net:
                 f"the model has dropout, whose masks belong to one client, but {len(x)} "
                 "clients came stacked; run them one at a time"
             )
-        x = self._ready(x, training, "stacked" if first_order else None)
-        y, stats = vmap(self._one)(params, stats, mix, x)
+        run = self._copy
+        run.set(training, "stacked" if first_order else None)
+        y, stats = vmap(run)(params, stats, mix, self._cast(x))
         return y, stats
 
-    def _ready(self, x: Tensor, training: bool, fused: Fused | None) -> Tensor:
-        if self.module.training != training:
-            self.module.train(training)
-        if self._fused != fused:
-            self._fused = fused
-            for norm in self._norms.values():
-                norm.fused = fused
+    def _cast(self, x: Tensor) -> Tensor:
         return x.to(self._inputs) if x.is_floating_point() else x
-
-    def _one(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        # What torch.func.functional_call does, at places looked up once: for a small net that call
-        # takes a tenth of a step.
-        before = [(values, leaf, values[leaf]) for values, leaf in self._places]
-        try:
-            for name, places in self._slots.items():
-                for values, leaf in places:
-                    values[leaf] = params[name]
-            # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
-            # one call change the next, nor one client another.
-            for name, places in self._buffers.items():
-                copied = self._others[name].clone()
-                for values, leaf in places:
-                    values[leaf] = copied
-            for norm, part in zip(self._norms.values(), mix.unbind(0), strict=True):
-                norm._buffers["mix"] = part.to(norm.running_mean.dtype)
-            for name, (values, leaf) in self._stats.items():
-                values[leaf] = stats[name]
-            logits = self.module(x)
-            return logits, {k: values[leaf] for k, (values, leaf) in self._stats.items()}
-        finally:
-            for values, leaf, value in before:
-                values[leaf] = value
 
     def client_stats(
         self, stats: dict[str, Tensor], client: int

@@ -8,6 +8,7 @@ training data in evaluation mode yields both; the reference takes two passes ove
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,7 @@ class Profiler:
         for name in dict.fromkeys((*self.sites.layers, *self.sites.norms)):
             modules[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
         self._like = next(self._model.parameters())
+        self._busy = threading.Lock()  # the sums below are one client's; clients come in threads
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -120,6 +122,10 @@ class Profiler:
     @torch.no_grad()
     def __call__(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
         """Profile one client; see :func:`profile`."""
+        with self._busy:
+            return self._profile(batches)
+
+    def _profile(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
         self._channels = {name: _Moments() for name in self.sites.norms}
         self._whole = {name: _Moments() for name in (*self.sites.layers, *self.sites.norms)}
         examples = 0
