@@ -26,6 +26,7 @@ test: $(STAMP)
 
 # What costs what, side by side; the studies of accuracy take hours and are run by name.
 bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/strategies.py cost
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/memory.py

@@ -1,0 +1,347 @@
+"""What everything costs, in plain training steps: floor, ours, ratio and peak memory, from one run.
+
+The floor of every row is plain PyTorch: the same network with ``torch.nn.BatchNorm2d`` and
+``torch.optim.SGD`` on batches that are already in memory, one client after another, on as many
+threads as ours. It is measured in the same run, in turns with ours, and multiplied by the number of
+plain steps that the row needs at the least (column "steps"): a step is a forward and a backward
+pass, which counts as three forward passes; a step that is differentiated again costs two more
+(a backward pass through forward and backward). So a ratio says the same on any machine.
+
+    python benchmarks/speed.py                        # small nets in full, ResNet-18 shortened
+    python benchmarks/speed.py --nets small-8 --repeats 9
+    python benchmarks/speed.py --out benchmarks/results/speed.md
+
+Peak memory is what a process of its own needs beyond what it had with everything loaded; it is
+taken for ours and for the floor (no ratio where the floor needs less than 20 MiB). Times are medians of wall-clock seconds after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.cohort import resident
+from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.innerloop import InnerLoop, batches_of, inner_step, on
+from fedl2p.method import Client
+from fedl2p.methods.fedl2p import FedL2P
+from fedl2p.methods.settings import MetaLearning
+from fedl2p.models import resnet18_cifar, small_conv
+
+BATCH = 32
+RESULT = Path(__file__).parent / "results" / "speed.md"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and how much of the work is done with it.
+
+    Parameters
+    ----------
+    steps
+        K of a single hypergradient.
+    examples, epochs, outer
+        Of a client round: training examples, passes over them, outer steps.
+    clients
+        Of a round of many clients; 0 leaves that row out.
+    modes
+        Estimators of the hypergradient to measure.
+    """
+
+    build: Callable[[Sequence[int], int], nn.Module]
+    shape: tuple[int, ...]
+    steps: int
+    examples: int = 45
+    epochs: int = 15
+    outer: int = 3
+    clients: int = 100
+    modes: tuple[Mode, ...] = MODES
+
+    @property
+    def batches(self) -> int:
+        return math.ceil(self.examples / BATCH)
+
+
+CASES = {
+    "small-8": Case(small_conv, (1, 8, 8), steps=15),
+    "small-16": Case(small_conv, (3, 16, 16), steps=15),
+    # two passes instead of 15, one outer step instead of 3, fewer modes: a step takes a second
+    "resnet18": Case(
+        resnet18_cifar,
+        (3, 32, 32),
+        steps=4,
+        epochs=2,
+        outer=1,
+        clients=0,
+        modes=("last-step", "trajectory", "truncated", "unrolled"),
+    ),
+}
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured: ours, and the floor's plain training of ``floor_steps`` steps.
+
+    ``steps`` is the number of plain steps, of the floor's mean length, that ours needs at least.
+    """
+
+    name: str
+    ours: Work
+    floor: Work
+    floor_steps: int
+    steps: float
+
+
+def settings(case: Case, mode: str = "truncated") -> MetaLearning:
+    """Return the default outer loop with the case's number of outer steps."""
+    base = MetaLearning()
+    return replace(
+        base,
+        outer_steps=case.outer,
+        hypergradient=HypergradientConfig(mode=mode),  # type: ignore[arg-type]
+    )
+
+
+def extra(mode: str, steps: int) -> float:
+    """Return the plain steps that a hypergradient needs at least beside its K inner steps.
+
+    The validation loss forward and backward is one; each differentiated inner step, or product with
+    the second derivatives of one, is two. The graph of a batch's gradient is one.
+    """
+    config = HypergradientConfig()
+    return {
+        "last-step": 1.0,
+        "trajectory": 1.0 + 1 + 2,
+        "implicit": 1.0 + 1 + 2 * config.iterations + 2,
+        "published": 1.0 + 1 + 2 * config.terms + 1 + 2,
+        "truncated": 1.0 + 2 * min(config.steps, steps),
+        "unrolled": 1.0 + 2 * steps,
+    }[mode]
+
+
+def examples(case: Case, count: int, seed: int) -> Examples:
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *case.shape, generator=rng)
+    return Examples(x, torch.randint(0, 10, (count,), generator=rng))
+
+
+def client(case: Case, seed: int) -> Client:
+    train, validation, test = (
+        examples(case, n, 10 * seed + i) for i, n in enumerate((case.examples, BATCH, BATCH))
+    )
+    return Client(f"c{seed:03d}", ClientData(train, validation, test), seed=seed)
+
+
+def plain(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Train as everybody does: the floor."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def rows_of(case: Case) -> list[Row]:
+    """Return the rows of a network; those with many clients last."""
+    torch.manual_seed(0)
+    model = case.build(case.shape, 10)
+    trained = case.build(case.shape, 10)
+    net = resident(model).net
+    sites = net.sites
+    hyper = on(net, Hyperparams.stack([Hyperparams.constant(sites, mix=0.5, rate=1e-3)]))
+    full = [examples(case, BATCH, 100 + k) for k in range(case.steps)]
+    stacked = [(e.x[None], e.y[None]) for e in full]
+    validation = (full[0].x[None], full[0].y[None])
+    pairs = [(e.x, e.y) for e in full]
+
+    def steps() -> None:
+        state = net.start(1)
+        for batch in stacked:
+            state = inner_step(net, state, hyper.mix, hyper.rate, batch).state
+
+    def gradient(mode: str) -> Work:
+        config = HypergradientConfig(mode=mode)  # type: ignore[arg-type]
+        return lambda: cohort_hypergradient(
+            net, hyper, stacked, validation, config=config, following=stacked[0]
+        )
+
+    floor = len(pairs)
+    rows = [Row("one inner step", steps, lambda: plain(trained, pairs), floor, floor)]
+    rows += [
+        Row(
+            f"hypergradient, {mode}, K = {case.steps}",
+            gradient(mode),
+            lambda: plain(trained, pairs),
+            floor,
+            case.steps + extra(mode, case.steps),
+        )
+        for mode in case.modes
+    ]
+    inner = InnerLoop(epochs=case.epochs, batch_size=BATCH)
+    one = client(case, 0)
+    loop = case.epochs * case.batches
+    drawn = batches_of(net, [one.data], [0], inner)
+    own = [(x[0], y[0]) for x, y in drawn]
+
+    def round_of(mode: str, people: Sequence[Client]) -> Work:
+        method = FedL2P(name="fedl2p", meta=settings(case, mode), inner=inner)
+        state = method.start(model, seed=0)
+        return lambda: method.train(model, state, people)
+
+    def floor_of(count: int) -> Work:
+        return lambda: [plain(trained, own) for _ in range(count)]
+
+    for mode in ("last-step", "truncated"):
+        rows.append(
+            Row(
+                f"client round, {mode}: {case.outer} x ({case.epochs} epochs of {case.examples})",
+                round_of(mode, [one]),
+                floor_of(1),
+                loop,
+                # a batch of the round is 45 / 2 examples on average, the validation batch 32
+                case.outer * (loop + extra(mode, loop)) + case.batches / 3,
+            )
+        )
+    tuned = FedL2P(name="fedl2p", meta=settings(case), inner=inner)
+    initial = tuned.start(model, seed=0)
+    rows.append(
+        Row(
+            f"personalizing a client: {case.epochs} epochs of {case.examples}",
+            lambda: tuned.personalize(model, initial, [one]),
+            floor_of(1),
+            loop,
+            loop + (case.batches + 2) / 3,  # the profile, and the test part before and after
+        )
+    )
+    if case.clients:
+        people = [client(case, i) for i in range(case.clients)]
+        few = 4  # the floor is one client after another, so that a few tell what all take
+        for mode in ("last-step", "truncated"):
+            rows.append(
+                Row(
+                    f"round of {case.clients} clients, {mode}",
+                    round_of(mode, people),
+                    floor_of(few),
+                    few * loop,
+                    case.clients * (case.outer * (loop + extra(mode, loop)) + case.batches / 3),
+                )
+            )
+    return rows
+
+
+def measured(work: Work, floor: Work, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of both, taken in turns."""
+    times: list[list[float]] = [[], []]
+    for repeat in range(repeats + 1):
+        for own, do in zip(times, (work, floor), strict=True):
+            began = time.perf_counter()
+            do()
+            if repeat:  # the first is a warm-up
+                own.append(time.perf_counter() - began)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def memory(net: str, row: int, which: str, threads: int) -> float:
+    """Return the MiB that a row, or its floor, needs in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", net, str(row), which, "--threads", str(threads)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return float(done.stdout.split()[-1])
+
+
+def peak(net: str, row: int, which: str, threads: int) -> None:
+    """Do a row once and print what it took beyond the start, in MiB."""
+    torch.set_num_threads(threads)
+    small = small_conv((1, 8, 8), 10)
+    plain(small, [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))])  # loads what torch loads late
+    chosen = rows_of(CASES[net])[row]
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    before = _status("VmRSS")
+    (chosen.ours if which == "ours" else chosen.floor)()
+    print(_status("VmHWM") - before)
+
+
+def _status(field: str) -> float:
+    # not ru_maxrss, which a process inherits from the one that started it
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) / 1024
+
+
+def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
+    """Measure and return the table."""
+    lines = [
+        "# Speed",
+        "",
+        f"torch {torch.__version__} on CPU, {os.cpu_count()} cores, batch {BATCH}; median of "
+        f"{repeats} repetitions in turns (1 for ResNet-18 and for many clients) after a warm-up; "
+        f"load of the machine at the start {os.getloadavg()[0]:.1f}. Written by "
+        "`python benchmarks/speed.py`, whose first lines say what a floor is. Ratios of a round of many clients are against one client "
+        "after another.",
+        "",
+        "| network | threads | what | steps | floor, ms | ours, ms | ratio "
+        "| memory, MiB | of floor's |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for net in nets:
+        for number in threads:
+            torch.set_num_threads(number)
+            for i, row in enumerate(rows_of(CASES[net])):
+                many = row.name.startswith("round of")
+                if number > 1 and not many:  # a client's own work: one thread says it
+                    continue
+                often = 1 if net == "resnet18" or many else repeats
+                ours, floor = measured(row.ours, row.floor, often)
+                least = floor / row.floor_steps * row.steps
+                if row.name == "one inner step":
+                    ours, least = ours / row.floor_steps, least / row.floor_steps
+                peaks = [memory(net, i, which, number) for which in ("ours", "floor")]
+                of = f"{peaks[0] / peaks[1]:.2f}" if peaks[1] > 20 else ""
+                shown = 1.0 if row.name == "one inner step" else row.steps
+                lines.append(
+                    f"| {net} | {number} | {row.name} | {shown:.0f} | {1000 * least:.1f} "
+                    f"| {1000 * ours:.1f} | {ours / least:.2f} | {peaks[0]:.0f} "
+                    f"| {of} |"
+                )
+                print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        net, row, which = options.peak
+        peak(net, int(row), which, options.threads[0])
+        return
+    text = report(options.nets, options.repeats, options.threads)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
