@@ -12,7 +12,8 @@ pass, which counts as three forward passes; a step that is differentiated again 
     python benchmarks/speed.py --out benchmarks/results/speed.md
 
 Peak memory is what a process of its own needs beyond what it had with everything loaded; it is
-taken for ours and for the floor (no ratio where the floor needs less than 20 MiB). Times are medians of wall-clock seconds after a warm-up.
+taken for ours and for the floor (no ratio where the floor needs less than 20 MiB). Times are
+medians of wall-clock seconds after a warm-up.
 """
 
 from __future__ import annotations
@@ -293,8 +294,8 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
         f"torch {torch.__version__} on CPU, {os.cpu_count()} cores, batch {BATCH}; median of "
         f"{repeats} repetitions in turns (1 for ResNet-18 and for many clients) after a warm-up; "
         f"load of the machine at the start {os.getloadavg()[0]:.1f}. Written by "
-        "`python benchmarks/speed.py`, whose first lines say what a floor is. Ratios of a round of many clients are against one client "
-        "after another.",
+        "`python benchmarks/speed.py`, whose first lines say what a floor is. Ratios of a round "
+        "of many clients are against one client after another.",
         "",
         "| network | threads | what | steps | floor, ms | ours, ms | ratio "
         "| memory, MiB | of floor's |",
