@@ -69,7 +69,7 @@ class Case:
     examples: int = 45
     epochs: int = 15
     outer: int = 3
-    clients: int = 100
+    clients: int = 0
     modes: tuple[Mode, ...] = MODES
 
     @property
@@ -78,8 +78,8 @@ class Case:
 
 
 CASES = {
-    "small-8": Case(small_conv, (1, 8, 8), steps=15),
-    "small-16": Case(small_conv, (3, 16, 16), steps=15),
+    "small-8": Case(small_conv, (1, 8, 8), steps=15, clients=100),
+    "small-16": Case(small_conv, (3, 16, 16), steps=15, clients=20),
     # two passes instead of 15, one outer step instead of 3, fewer modes: a step takes a second
     "resnet18": Case(
         resnet18_cifar,
@@ -87,7 +87,6 @@ CASES = {
         steps=4,
         epochs=2,
         outer=1,
-        clients=0,
         modes=("last-step", "trajectory", "truncated", "unrolled"),
     ),
 }
