@@ -7,6 +7,7 @@ last round judges the last state.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,9 @@ from fedl2p.method import Method, State
 from fedl2p.seeds import derive_seed, generator
 
 log = logging.getLogger("fedl2p")
+
+_MOST_SHUFFLED = 100_000
+"""Clients among whom cohorts are drawn by a shuffle of all; of more, by position until enough."""
 
 
 class FederationError(RuntimeError):
@@ -165,8 +169,14 @@ def draw_cohort(names: Sequence[str], *, size: int, seed: int, round: int) -> li
     """
     if size == 0:
         return sorted(names)
-    order = torch.randperm(len(names), generator=generator(seed, "cohort", round))
-    return sorted(names[i] for i in order[:size].tolist())
+    source = generator(seed, "cohort", round)
+    if len(names) <= _MOST_SHUFFLED or 2 * size > len(names):
+        return sorted(names[i] for i in torch.randperm(len(names), generator=source)[:size])
+    drawn: dict[int, None] = {}
+    while len(drawn) < size:  # half of them are free at least
+        more = torch.randint(len(names), (size,), generator=source).tolist()
+        drawn |= dict.fromkeys(more)
+    return sorted(names[i] for i in itertools.islice(drawn, size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,10 +343,10 @@ class _StageRun:
         position.finished = position.round == self.rounds.rounds and not position.state
 
 
-def _seen(population: Population) -> tuple[str, ...]:
-    if not population.seen:
+def _seen(population: Population) -> Sequence[str]:
+    if not len(population.seen):
         raise ValueError("the population has no seen client, so nobody can take part in rounds")
-    return tuple(population.seen)
+    return population.seen
 
 
 def _variances(model: nn.Module) -> list[str]:
