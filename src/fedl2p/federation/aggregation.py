@@ -171,7 +171,7 @@ def _messages(replies: Sequence[Reply], names: Sequence[str]) -> list[Message]:
     for reply in replies:
         arrays = ArrayRecord()
         for name in names:
-            arrays[name] = wire.TensorArray(reply.shared[name])
+            arrays[name] = wire.array_of(reply.shared, name)
         metrics = MetricRecord({wire.WEIGHT: float(reply.weight)})
         content = RecordDict({wire.ARRAYS: arrays, wire.METRICS: metrics})
         messages.append(Message(content, dst_node_id=1, message_type=wire.TRAIN))

@@ -12,6 +12,7 @@ from flwr.supercore.run import Run
 
 from fedl2p.data.names import LazyNames, finder
 from fedl2p.federation.handlers import keep, kept
+from fedl2p.federation.spool import Spool
 from fedl2p.method import State
 
 _RUN_ID = 1
@@ -66,8 +67,8 @@ class LocalGrid(Grid):
     @abstractmethod
     def answer(
         self, parts: Sequence[Part], timeout: float | None
-    ) -> Sequence[Sequence[Message] | None]:
-        """Return the replies to each part in order; None for a part that took too long."""
+    ) -> Iterator[tuple[int, Sequence[Message]]]:
+        """Yield place and replies of each part, in any order, but for those that took too long."""
 
     @abstractmethod
     def remember(self, weights: State) -> str:
@@ -121,6 +122,10 @@ class LocalGrid(Grid):
     ) -> list[Message]:
         """Deliver messages and return the replies in the same order.
 
+        As soon as a part is answered, the tensors of its replies that exceed 256 MiB go to a
+        temporary file (:class:`~fedl2p.federation.spool.Spool`): memory holds these and one part,
+        however many clients are asked.
+
         Parameters
         ----------
         messages
@@ -139,9 +144,12 @@ class LocalGrid(Grid):
             for part in places
         ]
         replies: dict[int, Message] = {}
-        for part, answered in zip(places, self.answer(parts, timeout), strict=True):
-            if answered is not None:
-                replies.update(zip(part, answered, strict=True))
+        spool = Spool()
+        for place, answered in self.answer(parts, timeout):
+            for reply in answered:
+                if reply.has_content():
+                    spool.put(reply.content)
+            replies.update(zip(places[place], answered, strict=True))
         if isinstance(self.contexts, Contexts):
             self.contexts.forget(message.metadata.dst_node_id for message in asked)
         return [replies[i] for i in sorted(replies)]

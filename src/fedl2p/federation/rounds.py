@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedl2p import __version__
@@ -361,13 +361,14 @@ def _variances(model: nn.Module) -> list[str]:
 def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Reply]:
     """Turn good contents into replies sorted by client, and bad ones into failures.
 
-    ``like`` is the state that was sent, or None where no tensors come back.
+    ``like`` is the state that was sent, or None where no tensors come back. Contents are taken out
+    of the answers, so that a tensor is not held twice.
     """
     privacy = rounds.privacy
     accepted: list[Reply] = []
     for name in sorted(answers.contents):
         try:
-            reply = _read(name, answers.contents[name], like)
+            reply = _read(name, answers.contents.pop(name), like)
             reason = objection(
                 reply.shared, like=like or {}, weight=reply.weight, metrics=reply.metrics
             )
@@ -389,9 +390,9 @@ def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Rep
 def _read(name: str, content: RecordDict, like: State | None) -> Reply:
     metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
     numbers = {key: float(value) for key, value in metrics.items()}
-    shared: State = {}
+    shared: Mapping[str, Tensor] = {}
     if like is not None:
-        shared = wire.to_state(wire.record_of(content, wire.ARRAYS, ArrayRecord))
+        shared = wire.state_of(wire.record_of(content, wire.ARRAYS, ArrayRecord))
     if wire.WEIGHT not in numbers:
         raise ValueError(f"it has no {wire.WEIGHT!r}")
     return Reply(name, shared, numbers.pop(wire.WEIGHT), numbers)
