@@ -10,6 +10,7 @@ class LazyNames(Sequence[str]):
     """What computed names have in common: they look and compare like a tuple of strings.
 
     Slices are lazy too. ``index`` and ``in`` look a name up by what it says, without a walk.
+    A subclass of one's own says ``find``, ``at`` and ``__len__``; no name may occur twice.
     """
 
     def find(self, name: object) -> int | None:

@@ -13,8 +13,9 @@ class Population(ABC):
     """Clients by name: ``seen`` ones take part in training, ``unseen`` ones come afterwards.
 
     Names are tuples, or computed by position where there are many
-    (:class:`~fedl2p.data.names.Numbered`): rounds then cost what their clients cost, however many
-    are registered. Any other sequence will do, but is walked once to find names in it.
+    (:class:`~fedl2p.data.names.Numbered`, or another
+    :class:`~fedl2p.data.names.LazyNames`): rounds then cost what their clients cost, however many
+    are registered. Any other sequence will do, but becomes a tuple where names are looked up in it.
     """
 
     seen: Sequence[str]

@@ -67,7 +67,9 @@ class Aggregator:
             The state that was sent; names, shapes and dtypes of the result are the same.
         replies
             Checked answers. Their order does not matter: they are sorted by client first, since
-            the order of a floating-point sum does.
+            the order of a floating-point sum does. Tensors that lie in a file are read one at a
+            time as the sum goes on; robust rules and ``clip_norm`` compare replies with one
+            another and hold them all.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
@@ -54,7 +55,7 @@ class LocalGrid(Grid):
             raise ValueError(f"cohort is {cohort}, but must be 0 (all clients at once) or more")
         self.names = names if isinstance(names, LazyNames) else tuple(names)
         if isinstance(self.names, tuple) and len(set(self.names)) < len(self.names):
-            twice = next(name for i, name in enumerate(self.names) if name in self.names[:i])
+            twice, _ = Counter(self.names).most_common(1)[0]
             raise ValueError(f"two clients are called {twice!r}; give each a name of its own")
         self.cohort = cohort
         self.live = live

@@ -97,6 +97,12 @@ class Nodes:
     ------
     ValueError
         If ``timeout`` is not above 0.
+
+    Notes
+    -----
+    In this process and on Ray the tensors of replies beyond 256 MiB wait in a file until the mean
+    is made. From a SuperLink, Flower's grid hands over all replies of a question at once, so that
+    memory must hold them.
     """
 
     def __init__(self, grid: Grid, *, timeout: float | None = None) -> None:

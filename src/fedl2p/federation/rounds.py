@@ -171,7 +171,8 @@ def draw_cohort(names: Sequence[str], *, size: int, seed: int, round: int) -> li
         return sorted(names)
     source = generator(seed, "cohort", round)
     if len(names) <= _MOST_SHUFFLED or 2 * size > len(names):
-        return sorted(names[i] for i in torch.randperm(len(names), generator=source)[:size])
+        order = torch.randperm(len(names), generator=source)
+        return sorted(names[i] for i in order[:size].tolist())
     drawn: dict[int, None] = {}
     while len(drawn) < size:  # half of them are free at least
         more = torch.randint(len(names), (size,), generator=source).tolist()

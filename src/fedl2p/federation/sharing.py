@@ -41,11 +41,15 @@ def clients_of(context: Context, population: Population) -> Sequence[str]:
     if name is not None:
         return (str(name),)
     position = int(context.node_config["partition-id"])
-    names = population.names
-    nodes = int(context.node_config.get("num-partitions", len(names)))
-    if nodes >= len(names):
-        return names[position : position + 1]
-    return names[position::nodes]
+    seen, unseen = population.seen, population.unseen
+    count = len(seen) + len(unseen)
+    nodes = int(context.node_config.get("num-partitions", count))
+    if nodes < count:
+        return population.names[position::nodes]
+    if not 0 <= position < count:
+        return ()
+    # All names together could be a copy of as many, for every message.
+    return (seen[position] if position < len(seen) else unseen[position - len(seen)],)
 
 
 def exchange(
