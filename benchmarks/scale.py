@@ -255,10 +255,10 @@ def main() -> None:
             f"when it is opened, and kept up to {KEEP_BYTES >> 20} MiB in all; the net is "
             f"`fedl2p.models:small_conv`. {args.repeats} processes per row, in turns; in each "
             f"{args.rounds} rounds of FedAvg and {args.learn} of FedL2P's "
-            "learning after one that warms up. Start: from the call of `federate` to the first "
-            "client's data. Medians; in brackets, relative to the first row. The peak is that of "
-            "the process's resident memory, with Python, torch and Flower. One thread. Load of the "
-            f"machine before the start: {load:.1f}.",
+            "learning after one that warms up. Start: from making the nodes, with the package "
+            "imported, to the first client's data. Medians; in brackets, relative to the first "
+            "row. The peak is that of the process's resident memory, with Python, torch and "
+            f"Flower. One thread. Load of the machine before the start: {load:.1f}.",
             "",
             *registered_table(runs),
             "",

@@ -370,9 +370,10 @@ def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Rep
     for name in sorted(answers.contents):
         try:
             reply = _read(name, answers.contents.pop(name), like)
-            reason = objection(
-                reply.shared, like=like or {}, weight=reply.weight, metrics=reply.metrics
-            )
+            # One that waits in a file is read as a whole, once, and let go.
+            shared = dict(reply.shared)
+            reason = objection(shared, like=like or {}, weight=reply.weight, metrics=reply.metrics)
+            del shared
             if privacy.mechanism == "local" and reply.metrics:
                 reason = "its answer has metrics, so it was not made under local privacy"
         except (KeyError, TypeError, ValueError, OverflowError) as error:
