@@ -2,8 +2,9 @@
 
 A source is a frozen dataclass of settings with ``open(seed) -> Population``; :mod:`.digits`,
 :mod:`.npz`, :mod:`.cifar10` and :mod:`.huggingface` are such. :mod:`.population` says what a
-population is, :mod:`.partition` deals labelled examples out to clients, :mod:`.sensors` holds the
-feature shifts through which clients see images, :mod:`.augment` the random changes of batches.
+population is, :mod:`.names` computes the names of clients that are too many for a list,
+:mod:`.partition` deals labelled examples out to clients, :mod:`.sensors` holds the feature shifts
+through which clients see images, :mod:`.augment` the random changes of batches.
 
 Data sets that lie in a folder are fetched, checked and made as :mod:`.folders` says
 (:mod:`.download`, :mod:`.archives`, :mod:`.plainpickle`); decoded once, into one mapped file

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedl2p.core.clientdata import ClientData
+from fedl2p.data.names import chained
 
 
 class Population(ABC):
-    """Clients by name: ``seen`` ones take part in training, ``unseen`` ones come afterwards."""
+    """Clients by name: ``seen`` ones take part in training, ``unseen`` ones come afterwards.
 
-    seen: tuple[str, ...]
-    unseen: tuple[str, ...]
+    Names are tuples, or computed by position where there are many
+    (:class:`~fedl2p.data.names.Numbered`, or another
+    :class:`~fedl2p.data.names.LazyNames`): rounds then cost what their clients cost, however many
+    are registered. Any other sequence will do, but becomes a tuple where names are looked up in it.
+    """
+
+    seen: Sequence[str]
+    unseen: Sequence[str]
     classes: int
     shape: tuple[int, ...]
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """All client names: the seen ones, then the unseen ones; their order is part of it."""
-        return self.seen + self.unseen
+        return chained(self.seen, self.unseen)
 
     @abstractmethod
     def open(self, name: str) -> ClientData:

@@ -67,7 +67,9 @@ class Aggregator:
             The state that was sent; names, shapes and dtypes of the result are the same.
         replies
             Checked answers. Their order does not matter: they are sorted by client first, since
-            the order of a floating-point sum does.
+            the order of a floating-point sum does. Tensors that lie in a file are read one at a
+            time as the sum goes on; robust rules and ``clip_norm`` compare replies with one
+            another and hold them all.
 
         Raises
         ------
@@ -171,7 +173,7 @@ def _messages(replies: Sequence[Reply], names: Sequence[str]) -> list[Message]:
     for reply in replies:
         arrays = ArrayRecord()
         for name in names:
-            arrays[name] = wire.TensorArray(reply.shared[name])
+            arrays[name] = wire.array_of(reply.shared, name)
         metrics = MetricRecord({wire.WEIGHT: float(reply.weight)})
         content = RecordDict({wire.ARRAYS: arrays, wire.METRICS: metrics})
         messages.append(Message(content, dst_node_id=1, message_type=wire.TRAIN))

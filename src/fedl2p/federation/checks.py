@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median_low
 
+from torch import Tensor
+
 from fedl2p.method import State
 
 LARGEST = 1e18
@@ -19,7 +21,7 @@ LARGEST_LOSS = 3.4e38
 
 
 def objection(
-    shared: State, *, like: State, weight: float, metrics: Mapping[str, float]
+    shared: Mapping[str, Tensor], *, like: State, weight: float, metrics: Mapping[str, float]
 ) -> str | None:
     """Return why an answer cannot be averaged, in one line, or None if it can.
 
@@ -82,7 +84,7 @@ def overweight(weights: Mapping[str, float], *, limit: float) -> dict[str, str]:
     }
 
 
-def not_finite(state: State) -> str | None:
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, or None."""
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):

@@ -22,7 +22,7 @@ Difference = dict[str, np.ndarray[Any, np.dtype[np.float64]]]
 """What a client wants changed, in float64, by the names of the state."""
 
 
-def difference(state: State, shared: State) -> Difference:
+def difference(state: State, shared: Mapping[str, torch.Tensor]) -> Difference:
     """Return ``shared - state``, tensor by tensor; all kinds of numbers become float64."""
     return {
         name: (shared[name].detach().cpu().double() - tensor.detach().cpu().double()).numpy()

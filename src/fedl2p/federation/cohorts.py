@@ -12,7 +12,8 @@ def draw_each(
 ) -> list[str]:
     """Draw every client for itself (Poisson sampling), as privacy accounting supposes.
 
-    The cohort's size varies and may be 0.
+    The cohort's size varies and may be 0. Everybody's coin is tossed in every round, so that this
+    takes time in proportion to the registered clients, though no memory.
 
     Parameters
     ----------

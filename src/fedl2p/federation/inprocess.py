@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Message
 
@@ -35,9 +35,12 @@ class InProcessGrid(LocalGrid):
         super().__init__(handler.population.names, cohort=cohort, live=handler.live)
         self.handler = handler
 
-    def answer(self, parts: Sequence[Part], timeout: float | None) -> Sequence[Sequence[Message]]:
-        """Return the replies to each part, one part after another."""
-        return [self.handler.handle(messages, contexts) for messages, contexts in parts]
+    def answer(
+        self, parts: Sequence[Part], timeout: float | None
+    ) -> Iterator[tuple[int, Sequence[Message]]]:
+        """Yield place and replies of each part, one part after another."""
+        for place, (messages, contexts) in enumerate(parts):
+            yield place, self.handler.handle(messages, contexts)
 
     def remember(self, weights: State) -> str:
         """Let the handler know a global model; return its content hash."""

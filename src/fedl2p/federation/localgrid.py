@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedl2p.data.names import LazyNames, finder
 from fedl2p.federation.handlers import keep, kept
+from fedl2p.federation.spool import Spool
 from fedl2p.method import State
 
 _RUN_ID = 1
@@ -27,10 +30,13 @@ class LocalGrid(Grid):
     How the parts are answered, and by how many workers at a time, is the subclass's business; it
     cannot change a result, since the calls are the same.
 
+    A client costs nothing before it is asked: its node's id is its position plus one, and its
+    context is made then.
+
     Parameters
     ----------
     names
-        The clients.
+        The clients, in the order of the population. Computed ones are not walked.
     cohort
         Most clients in one call; 0 for no limit.
     live
@@ -39,16 +45,22 @@ class LocalGrid(Grid):
     Raises
     ------
     ValueError
-        If ``cohort`` is negative.
+        If ``cohort`` is negative, or a name occurs twice.
     """
+
+    contexts: Mapping[int, Context]
 
     def __init__(self, names: Sequence[str], *, cohort: int, live: bool) -> None:
         if cohort < 0:
             raise ValueError(f"cohort is {cohort}, but must be 0 (all clients at once) or more")
-        self.names = tuple(names)
+        self.names = names if isinstance(names, LazyNames) else tuple(names)
+        if isinstance(self.names, tuple) and len(set(self.names)) < len(self.names):
+            twice, _ = Counter(self.names).most_common(1)[0]
+            raise ValueError(f"two clients are called {twice!r}; give each a name of its own")
         self.cohort = cohort
         self.live = live
-        self.contexts = _contexts(self.names)
+        self._find = finder(self.names)
+        self.contexts = Contexts(len(self.names))
         self._run = Run.create_empty(_RUN_ID)
         self._ids = count(1)
         self._replies: dict[str, Message] = {}
@@ -56,8 +68,8 @@ class LocalGrid(Grid):
     @abstractmethod
     def answer(
         self, parts: Sequence[Part], timeout: float | None
-    ) -> Sequence[Sequence[Message] | None]:
-        """Return the replies to each part in order; None for a part that took too long."""
+    ) -> Iterator[tuple[int, Sequence[Message]]]:
+        """Yield place and replies of each part, in any order, but for those that took too long."""
 
     @abstractmethod
     def remember(self, weights: State) -> str:
@@ -88,7 +100,12 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes, in the order of the population."""
-        return list(self.contexts)
+        return self.contexts.keys()
+
+    def node_of(self, name: str) -> int | None:
+        """Return the id of a client's node, or None if there is no such client."""
+        position = self._find(name)
+        return None if position is None else position + 1
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver messages, and have them answered at once; return an id for each reply."""
@@ -105,6 +122,10 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Deliver messages and return the replies in the same order.
+
+        As soon as a part is answered, the tensors of its replies that exceed 256 MiB go to a
+        temporary file (:class:`~fedl2p.federation.spool.Spool`): memory holds these and one part,
+        however many clients are asked.
 
         Parameters
         ----------
@@ -124,9 +145,14 @@ class LocalGrid(Grid):
             for part in places
         ]
         replies: dict[int, Message] = {}
-        for part, answered in zip(places, self.answer(parts, timeout), strict=True):
-            if answered is not None:
-                replies.update(zip(part, answered, strict=True))
+        spool = Spool()
+        for place, answered in self.answer(parts, timeout):
+            for reply in answered:
+                if reply.has_content():
+                    spool.put(reply.content)
+            replies.update(zip(places[place], answered, strict=True))
+        if isinstance(self.contexts, Contexts):
+            self.contexts.forget(message.metadata.dst_node_id for message in asked)
         return [replies[i] for i in sorted(replies)]
 
     def _cut(self, asked: Sequence[Message]) -> list[list[int]]:
@@ -143,24 +169,63 @@ class LocalGrid(Grid):
 
     def kept(self, method: str) -> dict[str, State]:
         """Return what each client has kept for a method, for those that have kept something."""
-        pairs = zip(self.names, self.contexts.values(), strict=True)
-        found = ((name, kept(context, method)) for name, context in pairs)
+        found = ((self.names[i - 1], kept(self.contexts[i], method)) for i in self._made())
         return {name: state for name, state in found if state}
 
     def restore(self, method: str, states: Mapping[str, State]) -> None:
         """Set what the clients have kept for a method; a client not named has kept nothing."""
-        for name, context in zip(self.names, self.contexts.values(), strict=True):
-            keep(context, method, states.get(name, {}), live=self.live)
+        own = {node: state for name, state in states.items() if (node := self.node_of(name))}
+        for node in {*self._made(), *own}:
+            keep(self.contexts[node], method, own.get(node, {}), live=self.live)
+
+    def _made(self) -> list[int]:
+        """Return the ids of the nodes that have a context, in the order of the population."""
+        made = self.contexts.made if isinstance(self.contexts, Contexts) else self.contexts
+        return sorted(made)
 
 
-def _contexts(names: tuple[str, ...]) -> dict[int, Context]:
-    return {
-        position + 1: Context(
-            run_id=_RUN_ID,
-            node_id=position + 1,
-            node_config={"partition-id": position, "num-partitions": len(names)},
-            state=RecordDict(),
-            run_config={},
-        )
-        for position in range(len(names))
-    }
+class Contexts(Mapping[int, Context]):
+    """The contexts of nodes 1 to ``count``, each made when it is first asked for.
+
+    Parameters
+    ----------
+    count
+        How many nodes there are.
+
+    Attributes
+    ----------
+    made
+        The contexts that there are, by node.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._nodes = range(1, count + 1)
+        self.made: dict[int, Context] = {}
+
+    def __getitem__(self, node: int) -> Context:
+        if node not in self.made:
+            if node not in self._nodes:
+                raise KeyError(node)
+            self.made[node] = Context(
+                run_id=_RUN_ID,
+                node_id=node,
+                node_config={"partition-id": node - 1, "num-partitions": len(self._nodes)},
+                state=RecordDict(),
+                run_config={},
+            )
+        return self.made[node]
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Drop the contexts of nodes that keep nothing: they can be made again."""
+        for node in nodes:
+            if node in self.made and not self.made[node].state:
+                del self.made[node]
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -62,6 +63,20 @@ class Answers:
     bytes_model: int = 0
 
 
+@dataclass
+class _Met:
+    """What nodes have said of themselves: ids and models by client; models of shared nodes."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    have: dict[str, set[str]] = field(default_factory=dict)
+    shared: dict[int, set[str]] = field(default_factory=dict)
+
+    @property
+    def common(self) -> set[str]:
+        """The models of the first that answered, which speaks for all nodes in this process."""
+        return next(iter(self.have.values()), set())
+
+
 class Nodes:
     """The nodes of a Flower grid by client name, and what each is known to have.
 
@@ -82,6 +97,12 @@ class Nodes:
     ------
     ValueError
         If ``timeout`` is not above 0.
+
+    Notes
+    -----
+    In this process and on Ray the tensors of replies beyond 256 MiB wait in a file until the mean
+    is made. From a SuperLink, Flower's grid hands over all replies of a question at once, so that
+    memory must hold them.
     """
 
     def __init__(self, grid: Grid, *, timeout: float | None = None) -> None:
@@ -91,7 +112,10 @@ class Nodes:
         self.timeout = timeout
         self._ids: dict[str, int] = {}
         self._shared: dict[int, set[str]] = {}
+        # Where all clients are in this process, their nodes follow from their names, and what all
+        # have from the start is noted once: nothing here grows with the clients nobody asks.
         self._have: dict[str, set[str]] = {}
+        self._common: set[str] | None = None
 
     @property
     def _local(self) -> LocalGrid | None:
@@ -114,17 +138,31 @@ class Nodes:
     def meet(self) -> tuple[str, ...]:
         """Ask every node who it is and which models it has; return the client names, sorted.
 
+        It is not needed where all clients are in this process: there one node speaks for all, when
+        the first question is asked.
+
         Raises
         ------
         ValueError
             If two nodes say that they are the same client.
         """
-        asked = [
-            Message(RecordDict(), node, wire.QUERY, group_id="query")
-            for node in self.grid.get_node_ids()
-        ]
-        self._ids.clear()
-        self._shared.clear()
+        met = self._introductions(self.grid.get_node_ids())
+        if self._local is None:
+            self._ids, self._shared = met.ids, met.shared
+            self._have |= met.have
+        else:
+            self._common, self._have = met.common, {}
+        return tuple(sorted(met.ids))
+
+    def _greet(self) -> None:
+        """Learn from one node in this process which models all of them have from the start."""
+        if self._local is not None and self._common is None:
+            first = itertools.islice(self._local.get_node_ids(), 1)
+            self._common = self._introductions(first).common
+
+    def _introductions(self, nodes: Iterable[int]) -> _Met:
+        asked = [Message(RecordDict(), node, wire.QUERY, group_id="query") for node in nodes]
+        met = _Met()
         for reply in self.grid.send_and_receive(asked, timeout=self.timeout):
             if reply.has_error():
                 log.warning("node %d: %s", reply.metadata.src_node_id, one_line(_reason(reply)))
@@ -139,16 +177,16 @@ class Nodes:
                 log.warning("node %d does not say who it is: %s", node, one_line(str(error)))
                 continue
             if several:
-                self._shared[node] = set(models)
+                met.shared[node] = set(models)
             for name in names:
-                if name in self._ids:
+                if name in met.ids:
                     raise ValueError(
                         f"two nodes say that they are client {name!r}; give each node its own "
                         "client"
                     )
-                self._ids[name] = node
-                self._have[name] = set(models)
-        return tuple(sorted(self._ids))
+                met.ids[name] = node
+                met.have[name] = set(models)
+        return met
 
     def ask(
         self,
@@ -181,7 +219,7 @@ class Nodes:
         ValueError
             If no node is one of the clients.
         """
-        self._find(list(seeds))
+        ids = self._find(list(seeds))
         job: dict[str, str | int] = {
             "method": method,
             "stage": stage,
@@ -190,13 +228,13 @@ class Nodes:
         }
         content = RecordDict({wire.ARRAYS: wire.to_record(state, live=self._live)})
         answers = Answers()
-        unknown = self._exchange(action, seeds, job, content, model, answers)
+        unknown = self._exchange(action, seeds, ids, job, content, model, answers)
         if unknown:
             # A node may have forgotten a model (a new process); it says so and is sent it again.
             for name in unknown:
-                self._have[name].discard(model.key)
+                self._note(name, model.key, has=False)
             again = {name: seeds[name] for name in unknown}
-            for name in self._exchange(action, again, job, content, model, answers):
+            for name in self._exchange(action, again, ids, job, content, model, answers):
                 answers.failures[name] = f"does not accept the weights of model {model.key}"
         answers.failures = {name: one_line(why) for name, why in answers.failures.items()}
         for name in seeds:
@@ -207,7 +245,17 @@ class Nodes:
 
     def has_model(self, key: str) -> tuple[str, ...]:
         """Return the clients whose nodes have been sent a model, sorted."""
-        return tuple(sorted(name for name, keys in self._have.items() if key in keys))
+        everybody = self._local is not None and key in (self._common or ())
+        names = self._local.names if self._local is not None and everybody else self._have
+        return tuple(sorted(name for name in names if self._has(name, key)))
+
+    def _has(self, name: str, key: str) -> bool:
+        return key in self._have.get(name, self._common or ())
+
+    def _note(self, name: str, key: str, *, has: bool) -> None:
+        own = self._have.get(name, self._common or set())
+        if (key in own) != has:
+            self._have[name] = own ^ {key}
 
     def note_sent(self, model: nn.Module, names: Sequence[str]) -> None:
         """Take note that clients have been sent a model already.
@@ -217,11 +265,10 @@ class Nodes:
         """
         if self._local is None:
             return
-        if not self._ids:
-            self.meet()
+        self._greet()
         key = self._local.remember(dict(model.state_dict()))
         for name in names:
-            self._have[name].add(key)
+            self._note(name, key, has=True)
 
     def kept(self, method: str) -> dict[str, State]:
         """Return what the clients in this process keep; nodes elsewhere keep it to themselves."""
@@ -252,29 +299,38 @@ class Nodes:
         """
         if self._local is None:
             return
-        if not self._ids:
-            self.meet()
+        self._greet()
         self._local.restore(method, kept)
         if has_model is None:
             return
         self._local.remember(model.weights)
-        for name, keys in self._have.items():
-            (keys.add if name in has_model else keys.discard)(model.key)
+        listed = set(has_model)
+        for name in self._local.names:
+            self._note(name, model.key, has=name in listed)
 
-    def _find(self, names: Sequence[str]) -> None:
-        if any(name not in self._ids for name in names):
+    def _node(self, name: str) -> int | None:
+        return self._ids.get(name) if self._local is None else self._local.node_of(name)
+
+    def _find(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the nodes of clients."""
+        self._greet()
+        if self._local is None and any(name not in self._ids for name in names):
             self.meet()
-        absent = [name for name in names if name not in self._ids]
+        found = {name: node for name in names if (node := self._node(name)) is not None}
+        absent = [name for name in names if name not in found]
         if absent:
+            count = len(self._ids if self._local is None else self._local.names)
             raise ValueError(
                 f"no node is client {absent[0]!r} ({len(absent)} of {len(names)} are missing); "
-                f"{len(self._ids)} nodes answered"
+                f"{count} nodes answered"
             )
+        return found
 
     def _exchange(
         self,
         action: str,
         seeds: Mapping[str, int],
+        ids: Mapping[str, int],
         job: Mapping[str, str | int],
         content: RecordDict,
         model: Frozen,
@@ -287,13 +343,13 @@ class Nodes:
         group = f"{job['stage']}.{job['round']}"
         for name, seed in seeds.items():
             own = RecordDict({**content, wire.CONFIG: ConfigRecord({**job, "seed": seed})})
-            if model.key not in self._have[name]:
+            if not self._has(name, model.key):
                 weights = weights or wire.to_record(model.weights, live=self._live)
                 own[wire.MODEL] = weights
-                self._have[name].add(model.key)
+                self._note(name, model.key, has=True)
                 answers.bytes_model += wire.count_bytes(RecordDict({wire.MODEL: weights}))
             answers.bytes_down += wire.count_bytes(own)
-            messages[name] = Message(own, self._ids[name], action, group_id=group)
+            messages[name] = Message(own, ids[name], action, group_id=group)
         unknown = []
         replies = sharing.exchange(self.grid, messages, shared=self._shared, timeout=self.timeout)
         for name, reply in replies:

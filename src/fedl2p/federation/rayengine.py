@@ -137,25 +137,28 @@ class RayGrid(LocalGrid):
 
     def answer(
         self, parts: Sequence[Part], timeout: float | None
-    ) -> Sequence[Sequence[Message] | None]:
-        """Return the replies to each part; whoever of the workers is free takes the next one.
+    ) -> Iterator[tuple[int, Sequence[Message]]]:
+        """Yield place and replies of each part; whoever of the workers is free takes the next one.
 
         A worker that dies fails the clients of its part and is replaced; so is one that is still
-        busy when the time is over, whose part is None.
+        busy when the time is over, whose part is left out.
         """
         self._start()
         # Whoever has died since or is just starting: no question's clock runs meanwhile.
         self._ask_all(lambda worker: worker.knows.remote(""))
         self._give_models(parts)
         state = self._share_state(parts)
-        replies: list[Sequence[Message] | None] = [None] * len(parts)
         waiting, busy = deque(range(len(parts))), dict[Any, tuple[int, Any]]()
         idle = list(self._workers)
         end = None if timeout is None else time.monotonic() + timeout
-        while waiting or busy:
+
+        def hand_out() -> None:
             while waiting and idle:
                 place, worker = waiting.popleft(), idle.pop()
                 busy[worker.answer.remote(state, *_lean(parts[place]))] = (place, worker)
+
+        hand_out()
+        while busy:
             left = None if end is None else max(0.0, end - time.monotonic())
             ready, _ = self._ray.wait(list(busy), timeout=left)
             if not ready:
@@ -163,9 +166,10 @@ class RayGrid(LocalGrid):
                     self._replace(worker)
                 break
             place, worker = busy.pop(ready[0])
-            replies[place], alive = self._collect(ready[0], parts[place])
+            replies, alive = self._collect(ready[0], parts[place])
             idle.append(worker if alive else self._replace(worker))
-        return replies
+            hand_out()  # nobody is idle while the replies are looked at
+            yield place, replies
 
     def remember(self, weights: State) -> str:
         """Let every worker know a global model; return its content hash."""

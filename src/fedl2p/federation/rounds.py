@@ -7,6 +7,7 @@ last round judges the last state.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedl2p import __version__
@@ -38,6 +39,9 @@ from fedl2p.method import Method, State
 from fedl2p.seeds import derive_seed, generator
 
 log = logging.getLogger("fedl2p")
+
+_MOST_SHUFFLED = 100_000
+"""Clients among whom cohorts are drawn by a shuffle of all; of more, by position until enough."""
 
 
 class FederationError(RuntimeError):
@@ -165,8 +169,15 @@ def draw_cohort(names: Sequence[str], *, size: int, seed: int, round: int) -> li
     """
     if size == 0:
         return sorted(names)
-    order = torch.randperm(len(names), generator=generator(seed, "cohort", round))
-    return sorted(names[i] for i in order[:size].tolist())
+    source = generator(seed, "cohort", round)
+    if len(names) <= _MOST_SHUFFLED or 2 * size > len(names):
+        order = torch.randperm(len(names), generator=source)
+        return sorted(names[i] for i in order[:size].tolist())
+    drawn: dict[int, None] = {}
+    while len(drawn) < size:  # half of them are free at least
+        more = torch.randint(len(names), (size,), generator=source).tolist()
+        drawn |= dict.fromkeys(more)
+    return sorted(names[i] for i in itertools.islice(drawn, size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,10 +344,10 @@ class _StageRun:
         position.finished = position.round == self.rounds.rounds and not position.state
 
 
-def _seen(population: Population) -> tuple[str, ...]:
-    if not population.seen:
+def _seen(population: Population) -> Sequence[str]:
+    if not len(population.seen):
         raise ValueError("the population has no seen client, so nobody can take part in rounds")
-    return tuple(population.seen)
+    return population.seen
 
 
 def _variances(model: nn.Module) -> list[str]:
@@ -351,16 +362,18 @@ def _variances(model: nn.Module) -> list[str]:
 def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Reply]:
     """Turn good contents into replies sorted by client, and bad ones into failures.
 
-    ``like`` is the state that was sent, or None where no tensors come back.
+    ``like`` is the state that was sent, or None where no tensors come back. Contents are taken out
+    of the answers, so that a tensor is not held twice.
     """
     privacy = rounds.privacy
     accepted: list[Reply] = []
     for name in sorted(answers.contents):
         try:
-            reply = _read(name, answers.contents[name], like)
-            reason = objection(
-                reply.shared, like=like or {}, weight=reply.weight, metrics=reply.metrics
-            )
+            reply = _read(name, answers.contents.pop(name), like)
+            # One that waits in a file is read as a whole, once, and let go.
+            shared = dict(reply.shared)
+            reason = objection(shared, like=like or {}, weight=reply.weight, metrics=reply.metrics)
+            del shared
             if privacy.mechanism == "local" and reply.metrics:
                 reason = "its answer has metrics, so it was not made under local privacy"
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -379,9 +392,9 @@ def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Rep
 def _read(name: str, content: RecordDict, like: State | None) -> Reply:
     metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
     numbers = {key: float(value) for key, value in metrics.items()}
-    shared: State = {}
+    shared: Mapping[str, Tensor] = {}
     if like is not None:
-        shared = wire.to_state(wire.record_of(content, wire.ARRAYS, ArrayRecord))
+        shared = wire.state_of(wire.record_of(content, wire.ARRAYS, ArrayRecord))
     if wire.WEIGHT not in numbers:
         raise ValueError(f"it has no {wire.WEIGHT!r}")
     return Reply(name, shared, numbers.pop(wire.WEIGHT), numbers)

@@ -8,7 +8,7 @@ and nothing else: each is answered alone and keeps its own state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -30,7 +30,7 @@ Reply = RecordDict | Error
 """What one client answered."""
 
 
-def clients_of(context: Context, population: Population) -> tuple[str, ...]:
+def clients_of(context: Context, population: Population) -> Sequence[str]:
     """Return which clients a node is.
 
     Its configuration says ``client`` (a SuperNode of its own) or ``partition-id`` and
@@ -41,10 +41,15 @@ def clients_of(context: Context, population: Population) -> tuple[str, ...]:
     if name is not None:
         return (str(name),)
     position = int(context.node_config["partition-id"])
-    nodes = int(context.node_config.get("num-partitions", len(population.names)))
-    if nodes >= len(population.names):
-        return population.names[position : position + 1]
-    return population.names[position::nodes]
+    seen, unseen = population.seen, population.unseen
+    count = len(seen) + len(unseen)
+    nodes = int(context.node_config.get("num-partitions", count))
+    if nodes < count:
+        return population.names[position::nodes]
+    if not 0 <= position < count:
+        return ()
+    # All names together could be a copy of as many, for every message.
+    return (seen[position] if position < len(seen) else unseen[position - len(seen)],)
 
 
 def exchange(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -78,6 +79,63 @@ class TensorArray(Array):
         return payload(self.tensor)
 
 
+class StoredArray(Array):
+    """An encoded array that lies in a file, and is read whenever somebody asks for it.
+
+    Parameters
+    ----------
+    array
+        Whose dtype, shape and format it has.
+    file, offset, length
+        Where its bytes are.
+    """
+
+    def __init__(self, array: Array, file: IO[bytes], offset: int, length: int) -> None:
+        self.__dict__.update(
+            dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, length=length
+        )
+        self._file, self._offset = file, offset
+
+    length: int
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The encoded array."""
+        self._file.seek(self._offset)
+        return self._file.read(self.length)
+
+
+class StoredState(Mapping[str, Tensor]):
+    """The named tensors of a record of stored arrays; each is read when it is asked for."""
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self._record = record
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _to_tensor(name, self._record[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._record)
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+
+class _NamedArray(Array):
+    """One tensor of a state where Flower expects an array; it is taken when it is asked for."""
+
+    def __init__(self, state: Mapping[str, Tensor], name: str) -> None:
+        self._state, self._name = state, name
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return payload(self._state[self._name])
+
+
+def array_of(state: Mapping[str, Tensor], name: str) -> Array:
+    """Return a tensor as an array that Flower can average; a stored one is not read yet."""
+    return _NamedArray(state, name) if isinstance(state, StoredState) else TensorArray(state[name])
+
+
 def payload(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return the array that travels for a tensor: on the CPU, row-major, float32 for halves."""
     tensor = tensor.detach().cpu()
@@ -123,6 +181,18 @@ def to_state(record: ArrayRecord, *, device: torch.device | str = "cpu") -> Stat
         If an array cannot be decoded.
     """
     return {name: _to_tensor(name, array).to(device) for name, array in record.items()}
+
+
+def state_of(record: ArrayRecord) -> Mapping[str, Tensor]:
+    """Return what :func:`to_state` does, but leave stored tensors in their file.
+
+    Raises
+    ------
+    ValueError
+        If an array cannot be decoded; a stored one says so when it is asked for.
+    """
+    stored = any(isinstance(array, StoredArray) for array in record.values())
+    return StoredState(record) if stored else to_state(record)
 
 
 def _to_tensor(name: str, array: Array) -> Tensor:
@@ -178,6 +248,8 @@ def count_bytes(content: RecordDict) -> int:
 
 
 def _array_bytes(array: Array) -> int:
+    if isinstance(array, StoredArray):
+        return array.length
     if not isinstance(array, TensorArray):
         return len(array.data)
     tensor = array.tensor
