@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/strategies.py cost
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/scale.py --learn 1 --repeats 3
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
