@@ -34,8 +34,7 @@ class HypergradientConfig:
         Inner steps whose graph is held at a time in unrolled and truncated: 1 holds one
         step's graph and every step's weights; larger ones hold fewer weights and larger graphs,
         and save a plain step's time for every graph that need not be made again. The result is
-        the same up to rounding. None: as many as fit into 256 MiB
-        (:data:`fedl2p.core.unrolling.GRAPHS`).
+        the same up to rounding. None: as many as fit into 256 MiB.
     psi
         Step of the Neumann series (published).
     terms
