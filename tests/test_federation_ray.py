@@ -271,7 +271,12 @@ def test_the_command_is_quiet_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ]
     before = set(Path("/tmp").glob("fedl2p-ray-*"))
     run = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=interruptible,
     )
     rounds = tmp_path / "run" / "rounds.csv"
     try:
