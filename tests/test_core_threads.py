@@ -108,6 +108,21 @@ def test_a_model_with_dropout_stays_in_one_thread() -> None:
     assert set(threads) == {threading.get_ident()}
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_a_large_model_stays_in_one_thread() -> None:
+    net = Net(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 20_000)))
+    threads = over_stacks(net, data(24), lambda members: [threading.get_ident() for _ in members])
+    assert set(threads) == {threading.get_ident()}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_large_inputs_stay_in_one_thread() -> None:
+    large = [ClientData(Examples(torch.zeros(2, 3, 120, 120), torch.arange(2))) for _ in range(3)]
+    net = Net(torch.nn.Conv2d(3, 4, 3))
+    threads = over_stacks(net, large, lambda members: [threading.get_ident() for _ in members])
+    assert set(threads) == {threading.get_ident()}
+
+
 def test_two_threads_may_call_one_net() -> None:
     model = small_conv((1, 8, 8), 4)
     net = resident(model).net

@@ -35,6 +35,9 @@ STACK_VALUES = 40_000
 CIFAR, one photograph. Larger inputs fill the cores by themselves, and a stack's activations would
 only fill the memory."""
 
+SMALL = 1_000_000
+"""Parameters that a model may have whose stacks run side by side."""
+
 T = TypeVar("T")
 
 
@@ -110,19 +113,14 @@ def over_stacks(
 ) -> list[T]:
     """Run ``work`` on every stack of clients and return one result per client, in order.
 
-    Several stacks of a stackable model on a CPU run side by side in as many threads as torch may
-    use (``torch.get_num_threads``), each then computing with one thread: small operations do not
-    scale by themselves. So ``work`` must be safe to call from threads. How the clients are cut does
-    not depend on the number of threads, and a stack computes the same wherever it runs.
+    Several stacks of a small model on a CPU run side by side in as many threads as torch may use
+    (``torch.get_num_threads``), each then computing with one thread: small operations do not scale
+    by themselves. So ``work`` must be safe to call from threads. How the clients are cut does not
+    depend on the number of threads, and a stack computes the same wherever it runs.
     """
     cut = list(stacks(net, data, size=size))
-    workers = min(torch.get_num_threads(), len(cut))
-    if (
-        workers < 2
-        or net.device.type != "cpu"
-        or not net.stackable
-        or torch.is_inference_mode_enabled()
-    ):
+    workers = min(torch.get_num_threads(), len(cut)) if _small(net, data) else 1
+    if workers < 2 or net.device.type != "cpu" or torch.is_inference_mode_enabled():
         return in_order(len(data), ((s, work(s)) for s in cut))
     grad = torch.is_grad_enabled()
 
@@ -137,6 +135,16 @@ def over_stacks(
     finally:
         # torch keeps a number per thread and a global one, which the workers have set too
         torch.set_num_threads(threads)
+
+
+def _small(net: Net, data: Sequence[ClientData]) -> bool:
+    """Tell whether stacks may run side by side.
+
+    Those of a large model would take the memory of so many models and activations at a time, and
+    its operations fill the cores by themselves.
+    """
+    inputs = (_most(net, d.train.x, STACK) for d in data)
+    return net.parameters <= SMALL and all(most > 1 for most in inputs)
 
 
 @cache

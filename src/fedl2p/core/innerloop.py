@@ -72,11 +72,6 @@ class InnerLoop:
                 "early_stopping needs a validation part that is not trained on, but final is "
                 "'train+validation'; use one of the two"
             )
-        if self.early_stopping and self.final != "train":
-            raise ValueError(
-                f"early_stopping judges on the validation part, but final {self.final!r} trains on "
-                "it; set final to 'train', or early_stopping to False"
-            )
 
     def final_data(self, data: ClientData) -> ClientData:
         """Return a client's data as the last fine-tuning reads it."""

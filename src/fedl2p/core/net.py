@@ -162,6 +162,11 @@ class Net:
         """Bytes that the graph of one inner step holds, by the shape of its inputs."""
 
     @property
+    def parameters(self) -> int:
+        """The number of trainable parameters."""
+        return sum(p.numel() for p in self._theta.values())
+
+    @property
     def _copy(self) -> _Copy:
         made: _Copy | None = getattr(self._copies, "own", None)
         if made is None:
