@@ -108,17 +108,17 @@ class Row:
     steps: float
 
 
-def settings(case: Case, mode: str = "truncated") -> MetaLearning:
+def settings(case: Case, mode: Mode = "truncated") -> MetaLearning:
     """Return the default outer loop with the case's number of outer steps."""
     base = MetaLearning()
     return replace(
         base,
         outer_steps=case.outer,
-        hypergradient=HypergradientConfig(mode=mode),  # type: ignore[arg-type]
+        hypergradient=HypergradientConfig(mode=mode),
     )
 
 
-def extra(mode: str, steps: int) -> float:
+def extra(mode: Mode, steps: int) -> float:
     """Return the plain steps that a hypergradient needs at least beside its K inner steps.
 
     The validation loss forward and backward is one; each differentiated inner step, or product with
@@ -176,8 +176,8 @@ def rows_of(case: Case) -> list[Row]:
         for batch in stacked:
             state = inner_step(net, state, hyper.mix, hyper.rate, batch).state
 
-    def gradient(mode: str) -> Work:
-        config = HypergradientConfig(mode=mode)  # type: ignore[arg-type]
+    def gradient(mode: Mode) -> Work:
+        config = HypergradientConfig(mode=mode)
         return lambda: cohort_hypergradient(
             net, hyper, stacked, validation, config=config, following=stacked[0]
         )
@@ -200,7 +200,7 @@ def rows_of(case: Case) -> list[Row]:
     drawn = batches_of(net, [one.data], [0], inner)
     own = [(x[0], y[0]) for x, y in drawn]
 
-    def round_of(mode: str, people: Sequence[Client]) -> Work:
+    def round_of(mode: Mode, people: Sequence[Client]) -> Work:
         method = FedL2P(name="fedl2p", meta=settings(case, mode), inner=inner)
         state = method.start(model, seed=0)
         return lambda: method.train(model, state, people)

@@ -144,7 +144,7 @@ def _small(net: Net, data: Sequence[ClientData]) -> bool:
     its operations fill the cores by themselves.
     """
     inputs = (_most(net, d.train.x, STACK) for d in data)
-    return net.parameters <= SMALL and all(most > 1 for most in inputs)
+    return net.num_parameters <= SMALL and all(most > 1 for most in inputs)
 
 
 @cache

@@ -162,7 +162,7 @@ class Net:
         """Bytes that the graph of one inner step holds, by the shape of its inputs."""
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         """The number of trainable parameters."""
         return sum(p.numel() for p in self._theta.values())
 
