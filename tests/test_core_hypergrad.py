@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from corenets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
+from fedl2p.core import unrolling
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.hypergrad import (
     MODES,
@@ -216,6 +218,26 @@ def test_the_segment_does_not_change_the_result(
     ours = problem.gradient(mode, segment=segment, steps=5)
     close(ours.mix, first.mix, 1e-12)
     close(ours.rate, first.rate, 1e-12)
+
+
+def test_as_many_graphs_are_held_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = nested(7)
+    whole = problem.gradient("unrolled")
+    (size,) = problem.net.graph_bytes.values()
+    assert size > 0
+    monkeypatch.setattr(unrolling, "GRAPHS", 3 * size)  # segments of 1, 3 and 3 steps
+    taken: list[int] = []
+    unroll = unrolling._unroll
+
+    def counted(*args: Any) -> Any:
+        taken.append(args[-1] - args[-2])
+        return unroll(*args)
+
+    monkeypatch.setattr(unrolling, "_unroll", counted)
+    parted = problem.gradient("unrolled")
+    assert taken == [3, 3, 1]
+    close(parted.mix, whole.mix, 1e-12)
+    close(parted.rate, whole.rate, 1e-12)
 
 
 def test_loss_and_accuracy_are_those_after_the_inner_loop() -> None:
