@@ -36,7 +36,8 @@ from fedl2p import methods, models
 from fedl2p.core.cohort import resident
 from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import batches_of, inner_step
+from fedl2p.core.innerloop import batches_of
+from fedl2p.core.steps import inner_step
 from fedl2p.data.population import Population
 from fedl2p.federation import Rounds, federate, personalize_all
 from fedl2p.methods.common import with_state

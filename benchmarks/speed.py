@@ -37,7 +37,8 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.cohort import resident
 from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import InnerLoop, batches_of, inner_step, on
+from fedl2p.core.innerloop import InnerLoop, batches_of, on
+from fedl2p.core.steps import inner_step
 from fedl2p.method import Client
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.methods.settings import MetaLearning

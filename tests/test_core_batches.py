@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedl2p.core.batches import EpochBatches
 from fedl2p.core.clientdata import ClientData, Examples, class_balance
-from fedl2p.core.innerloop import EpochBatches, InnerLoop, batches_of
+from fedl2p.core.innerloop import InnerLoop, batches_of
 from fedl2p.core.net import Net
 from nets import nested_net
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fedl2p.core.fusednorm import fused_mixed_norm
-from fedl2p.core.innerloop import plain_gradient, train_gradient
 from fedl2p.core.mixing import Fused, MixedBatchNorm, with_mixed_norms
 from fedl2p.core.net import Net, NetState
+from fedl2p.core.steps import plain_gradient, train_gradient
 from nets import nested_net
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from fedl2p.core.hypergrad import HypergradientConfig, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import cross_entropy, run_inner_loop
+from fedl2p.core.innerloop import run_inner_loop
 from fedl2p.core.metanets import MetaNets, MetaNetsConfig
 from fedl2p.core.net import Net
 from fedl2p.core.profiles import profile
+from fedl2p.core.steps import cross_entropy
 from nets import NestedNet
 
 LRNET = {"lrnet.hidden1": "first_layer.0", "lrnet.hidden2": "hl_0.0", "lrnet.out": "last_layer"}

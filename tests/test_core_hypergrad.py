@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from corenets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
 from fedl2p.core import unrolling
+from fedl2p.core.batches import EpochBatches
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.hypergrad import (
     MODES,
@@ -21,9 +22,10 @@ from fedl2p.core.hypergrad import (
     hypergradient,
 )
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import EpochBatches, cross_entropy, run_inner_loop
+from fedl2p.core.innerloop import run_inner_loop
 from fedl2p.core.named import conjugate_gradients
 from fedl2p.core.net import Net, NetState, Statistics
+from fedl2p.core.steps import cross_entropy
 from nets import nested_net
 
 Pair = tuple[Tensor, Tensor]

@@ -20,13 +20,12 @@ from corenets import (
     plain_training,
     settled,
 )
+from fedl2p.core.batches import Batches, EpochBatches
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.hypergrad import MODES, hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import (
-    Batches,
     DivergedError,
-    EpochBatches,
     InnerLoop,
     batches_of,
     finetune,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from corenets import examples, mlp, settled
+from fedl2p.core.batches import EpochBatches
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.cohort import evaluate, resident
 from fedl2p.core.hypergrad import HypergradientConfig, hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import EpochBatches, finetune
+from fedl2p.core.innerloop import finetune
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.mixing import with_mixed_norms
 from fedl2p.core.net import Net, Statistics

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from baselinetools import (
     CLIENTS,
@@ -21,10 +22,11 @@ from baselinetools import (
     norm_tensors,
 )
 from fedl2p.core.cohort import resident
+from fedl2p.core.descent import Descent
 from fedl2p.core.innerloop import InnerLoop, finetune
-from fedl2p.core.net import Net, NetState
-from fedl2p.methods import build, localsgd
-from fedl2p.methods.localsgd import descend, loss_gradient
+from fedl2p.core.net import Net
+from fedl2p.methods import build
+from fedl2p.methods.localsgd import descend
 from fedl2p.methods.parts import stacked, tensor_names, tensors_of
 from fedl2p.seeds import derive_seed
 from nets import nested_net
@@ -112,19 +114,17 @@ def test_fedrep_trains_the_head_under_a_frozen_body_and_then_the_body_under_that
 ) -> None:
     trained: list[set[str]] = []
 
-    def spied(*args: object) -> object:
-        gradient = loss_gradient(*args)  # type: ignore[arg-type]
+    step = Descent.step
 
-        def noting(state: NetState, step: int, wanted: frozenset[str]) -> object:
-            trained.append(set(wanted))
-            return gradient(state, step, wanted)
-
-        return noting
+    def noting(way: Descent, *args: Any, **named: Any) -> dict[str, Tensor]:
+        grads = step(way, *args, **named)
+        trained.append(set(grads))
+        return grads
 
     model = nested_net()
     net = resident(model).net
     chosen = method("fedrep", fedrep_head_epochs=3)
-    monkeypatch.setattr(localsgd, "loss_gradient", spied)
+    monkeypatch.setattr(Descent, "step", noting)
     fitted = chosen.fit(net, chosen.start(model), CLIENTS)
     per_epoch = 3  # 20 examples in batches of 8
     assert trained == [HEAD] * 3 * per_epoch + [set(net.sites.params) - HEAD] * 2 * per_epoch

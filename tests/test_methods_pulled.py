@@ -16,8 +16,9 @@ from baselinetools import (
     method,
 )
 from fedl2p.core.cohort import resident
-from fedl2p.core.innerloop import InnerLoop, cross_entropy
+from fedl2p.core.innerloop import InnerLoop
 from fedl2p.core.net import Net, NetState
+from fedl2p.core.steps import cross_entropy
 from fedl2p.method import State
 from fedl2p.methods import apfl
 from fedl2p.methods.apfl import APFL, Pair, alpha_gradient

@@ -11,8 +11,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from fedl2p.core.innerloop import Batches, Step, cross_entropy, inner_step, noise_of, start_of
+from fedl2p.core.batches import Batches
+from fedl2p.core.descent import Descent
+from fedl2p.core.innerloop import start_of
 from fedl2p.core.net import Net, NetState, Statistics
+from fedl2p.core.steps import cross_entropy
 
 Mode = Literal["published", "last-step", "trajectory", "implicit", "truncated", "unrolled"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -105,16 +108,9 @@ def begin(problem: Problem) -> NetState:
     return start_of(problem.net, clients, problem.statistics, steps=steps)
 
 
-def plain_step(problem: Problem, state: NetState, k: int) -> Step:
-    """Take inner step k without a graph."""
-    return inner_step(
-        problem.net,
-        state,
-        problem.mix,
-        problem.rate,
-        problem.batches[k],
-        noise=noise_of(problem.batches, k),
-    )
+def descending(problem: Problem, start: NetState) -> Descent:
+    """Return the way down the inner loop without a graph."""
+    return Descent(problem.net, start, problem.mix, problem.rate)
 
 
 def validation_loss(problem: Problem, state: NetState, mix: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.innerloop import cross_entropy
 from fedl2p.core.net import Net, NetState
 from fedl2p.core.profiles import Profiler
+from fedl2p.core.steps import cross_entropy
 
 STACK = 10
 """Clients per stack. Of small nets, time per client falls until about 20 in one stack, but two

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedl2p.core.batches import noise_of
 from fedl2p.core.bilevel import (
     Hypergradient,
     HypergradientConfig,
     Problem,
     begin,
-    plain_step,
+    descending,
     validation_loss,
 )
-from fedl2p.core.innerloop import cross_entropy, noise_of, per_tensor, train_gradient
 from fedl2p.core.named import Named, conjugate_gradients, gradient, inner, vector_jacobian
 from fedl2p.core.net import NetState
+from fedl2p.core.steps import cross_entropy, per_tensor, train_gradient
 
 
 def last_step(problem: Problem, config: HypergradientConfig) -> Hypergradient:
@@ -90,16 +91,17 @@ def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
 
 def _descend(problem: Problem, *, keep_sum: bool) -> tuple[NetState, Named, Named]:
     """Run the inner loop; return its end, the last gradients and the sum of all gradients."""
-    state = begin(problem)
-    last = {k: torch.zeros_like(p) for k, p in state.params.items()}
-    total = {k: torch.zeros_like(p) for k, p in state.params.items()} if keep_sum else {}
-    for k in range(len(problem.batches)):
-        step = plain_step(problem, state, k)
-        state, last = step.state, step.grads
-        if keep_sum:
-            for name, grad in last.items():
-                total[name] += grad
-    return state, last, total
+    start = begin(problem)
+    last = {k: torch.zeros_like(p) for k, p in start.params.items()}
+    total = {k: torch.zeros_like(p) for k, p in start.params.items()} if keep_sum else {}
+    with descending(problem, start) as way:
+        for k in range(len(problem.batches)):
+            last = {}  # gone before the next ones come
+            last = way.step(problem.batches[k], noise=noise_of(problem.batches, k))
+            if keep_sum:
+                for name, grad in last.items():
+                    total[name] += grad
+    return way.state, last, total
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedl2p.core import endpoint, unrolling
+from fedl2p.core.batches import Batches
 from fedl2p.core.bilevel import MODES, Hypergradient, HypergradientConfig, Mode, Problem
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import Batches, on
+from fedl2p.core.innerloop import on
 from fedl2p.core.net import Net, Statistics
 
 __all__ = [

@@ -1,26 +1,25 @@
 """The inner loop: fine-tuning under given hyperparameters.
 
-theta_{k+1} = theta_k - eta (.) grad L_train(theta_k; beta), plain SGD on mini-batches, one learning
-rate per parameter tensor, cross-entropy (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
-Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
+The steps are those of :mod:`fedl2p.core.steps` (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
+Shapes: C clients, B norms, P parameter tensors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedl2p.core.clientdata import Augment, ClientData, Examples, class_balance
+from fedl2p.core.batches import Batches, EpochBatches, noise_of
+from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.descent import Descent, moving
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
-from fedl2p.seeds import derive_seed, generator
 
 Parts = Literal["train", "train+validation"]
 """The parts of a client's data that training reads."""
@@ -86,269 +85,6 @@ class DivergedError(ArithmeticError):
     """Fine-tuning ended in values that are not finite."""
 
 
-class Batches(Protocol):
-    """The batches of C clients' inner steps, each (x, y) of shapes (C, b, ...) and (C, b)."""
-
-    def __len__(self) -> int:
-        """Return the number of inner steps."""
-
-    def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
-        """Return the batch of a step; the same one at every call."""
-
-
-class EpochBatches:
-    """Batches of a cohort whose clients hold equally many examples, drawn by index.
-
-    Parameters
-    ----------
-    examples
-        One per client, all of the same length n.
-    seeds
-        One per client; the order of its batches depends on it alone.
-    epochs, batch_size
-        As in :class:`InnerLoop`.
-    augment
-        One per client, applied to its batches; None for none.
-    raw
-        One per client: what its augment takes instead of the examples' ``x``; None for ``x``.
-    balanced
-        One per client, as in :class:`~fedl2p.core.clientdata.ClientData`; none for all False.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Examples],
-        seeds: Sequence[int],
-        *,
-        epochs: int,
-        batch_size: int,
-        augment: Sequence[Augment | None] = (),
-        raw: Sequence[Tensor | None] = (),
-        balanced: Sequence[bool] = (),
-    ) -> None:
-        self._sources = [e.x for e in examples]
-        self._x = torch.stack(self._sources)
-        self._y = torch.stack([e.y for e in examples])
-        self.seeds = tuple(seeds)
-        self._size = batch_size
-        self._augment = list(augment) if any(augment) else []
-        self._raw = list(raw) or [None] * len(examples)
-        self._balanced = list(balanced) or [False] * len(examples)
-        self._per_epoch = -(-self._x.shape[1] // batch_size)
-        self._steps = epochs * self._per_epoch
-        self._orders: dict[int, Tensor] = {}
-        self._rows = torch.arange(len(examples), device=self._x.device).unsqueeze(1)
-
-    def __len__(self) -> int:
-        """Return epochs x batches per epoch."""
-        return self._steps
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches per epoch."""
-        return self._per_epoch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the inner steps, and no further ones."""
-        return (self[step] for step in range(len(self)))
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of a step; steps beyond the last go on with further epochs."""
-        epoch, position = divmod(step, self._per_epoch)
-        chosen = self._order(epoch)[:, position * self._size : (position + 1) * self._size]
-        x, y = self._x[self._rows, chosen], self._y[self._rows, chosen]
-        if self._augment:
-            x = self._augmented(step, x, chosen)
-        return x, y
-
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            drawn = [self._drawn(c, generator(s, "order", epoch)) for c, s in enumerate(self.seeds)]
-            self._orders[epoch] = torch.stack(drawn).to(self._x.device)
-        return self._orders[epoch]
-
-    def _drawn(self, client: int, rng: torch.Generator) -> Tensor:
-        n = self._x.shape[1]
-        if not self._balanced[client]:
-            return torch.randperm(n, generator=rng)
-        ends = class_balance(self._y[client].cpu()).cumsum(0)
-        uniform = torch.rand(n, generator=rng, dtype=torch.float64)
-        return torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=n - 1)
-
-    def _augmented(self, step: int, x: Tensor, chosen: Tensor) -> Tensor:
-        """Return each client's batch, augmented.
-
-        A client that is in the stack several times with one seed (a search that tries many settings
-        on it) is augmented once.
-        """
-        done: dict[tuple[int, ...], Tensor] = {}
-        batches = []
-        for c, augment in enumerate(self._augment):
-            if augment is None:
-                batches.append(x[c])
-                continue
-            raw = self._raw[c]
-            source = self._sources[c] if raw is None else raw
-            key = (id(augment), source.data_ptr(), self._balanced[c], self.seeds[c])
-            if key not in done:
-                # a generator per step, not per run: a step can be computed again (checkpointing)
-                rng = generator(self.seeds[c], "augment", step)
-                done[key] = augment(x[c] if raw is None else raw[chosen[c]], rng)
-            batches.append(done[key])
-        return torch.stack(batches)
-
-
-def noise_of(batches: Batches, step: int) -> int:
-    """Return the seed of a step's dropout masks: by client and step, the same at every call."""
-    seeds = batches.seeds if isinstance(batches, EpochBatches) else ()
-    return derive_seed("noise", *seeds, step)
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each client, shape (C,), in nats."""
-    clients, examples = y.shape
-    each = F.cross_entropy(logits.flatten(0, 1), y.flatten().long(), reduction="none")
-    return each.view(clients, examples).mean(1)
-
-
-def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Spread rates of shape (C, P) over the parameter tensors, each broadcast to (C, 1, ...)."""
-    return {
-        name: rate[:, i].view(-1, *(1,) * (p.dim() - 1))
-        for i, (name, p) in enumerate(params.items())
-    }
-
-
-@dataclass(frozen=True)
-class Step:
-    """One inner step: the state after it, and its gradients by name."""
-
-    state: NetState
-    grads: dict[str, Tensor]
-
-
-def train_gradient(
-    net: Net, state: NetState, mix: Tensor, batch: tuple[Tensor, Tensor], *, noise: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return gradients of the training loss by name and the new running statistics, with a graph.
-
-    The parameters must require gradients. ``noise`` is the seed of dropout's masks.
-    """
-    with torch.enable_grad():
-        logits, stats = net.logits(state, mix, batch[0], training=True, noise=noise)
-        grads = torch.autograd.grad(
-            cross_entropy(logits, batch[1]).sum(),
-            list(state.params.values()),
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return dict(zip(state.params, grads, strict=True)), stats
-
-
-def plain_gradient(
-    net: Net,
-    state: NetState,
-    mix: Tensor,
-    batch: tuple[Tensor, Tensor],
-    *,
-    noise: int = 0,
-    wanted: Collection[str] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what :func:`train_gradient` returns, outside of any graph and faster.
-
-    ``wanted`` names the parameters to differentiate by, None for all.
-    """
-    x, y = batch
-    alone = len(x) == 1  # then no tensor has a client dimension until the end
-    params, stats = (
-        {k: v.detach().squeeze(0) if alone else v.detach() for k, v in tensors.items()}
-        for tensors in (state.params, state.stats)
-    )
-    names = [k for k in params if wanted is None or k in wanted]
-    for name in names:
-        params[name].requires_grad_()
-    with torch.enable_grad():
-        if alone:
-            logits, stats = net.single(
-                params,
-                stats,
-                mix.squeeze(0),
-                x.squeeze(0),
-                training=True,
-                noise=noise,
-                first_order=True,
-            )
-            loss = F.cross_entropy(logits, y.squeeze(0).long())
-        else:
-            logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
-            loss = cross_entropy(logits, y).sum()
-        grads: tuple[Tensor, ...] = ()
-        if names:
-            at = [params[k] for k in names]
-            grads = torch.autograd.grad(loss, at, allow_unused=True, materialize_grads=True)
-    if alone:
-        grads = tuple(g.unsqueeze(0) for g in grads)
-        stats = {k: v.unsqueeze(0) for k, v in stats.items()}
-    return dict(zip(names, grads, strict=True)), {k: v.detach() for k, v in stats.items()}
-
-
-def inner_step(
-    net: Net,
-    state: NetState,
-    mix: Tensor,
-    rate: Tensor,
-    batch: tuple[Tensor, Tensor],
-    *,
-    create_graph: bool = False,
-    noise: int = 0,
-) -> Step:
-    """Take one step of SGD, differentiable in state, mix and rate if ``create_graph``."""
-    gradient = train_gradient if create_graph else plain_gradient
-    grads, stats = gradient(net, state, mix, batch, noise=noise)
-    with torch.set_grad_enabled(create_graph):
-        params = descended(state.params, per_tensor(rate, state.params), grads)
-    after = NetState(params, stats)
-    return Step(after if create_graph else after.detach(), grads)
-
-
-def descended(
-    params: dict[str, Tensor], rates: dict[str, Tensor], grads: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return parameters one step further; those without a gradient are the same tensors."""
-    return {
-        k: torch.addcmul(p, rates[k], grads[k], value=-1) if k in grads else p
-        for k, p in params.items()
-    }
-
-
-class Gradient(Protocol):
-    """What an inner step goes down: by default the gradient of a batch's loss.
-
-    A method that needs another one (a proximal term, a gradient through a step) gives its own.
-    """
-
-    def __call__(
-        self, state: NetState, step: int, wanted: Collection[str]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return gradients by name, outside of any graph, and the running statistics afterwards.
-
-        ``wanted`` names the parameters that move; only these have gradients.
-        """
-
-
-def batch_gradient(net: Net, mix: Tensor, batches: Batches) -> Gradient:
-    """Return the gradient of the training loss on the batch of each step."""
-
-    def gradient(
-        state: NetState, step: int, wanted: Collection[str]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        noise = noise_of(batches, step)
-        return plain_gradient(net, state, mix, batches[step], noise=noise, wanted=wanted)
-
-    return gradient
-
-
 def start_of(net: Net, clients: int, statistics: Statistics, *, steps: int) -> NetState:
     """Return the state before the first inner step.
 
@@ -365,33 +101,15 @@ def run_inner_loop(
     *,
     statistics: Statistics,
     start: NetState | None = None,
-    steps: range | None = None,
 ) -> NetState:
-    """Fine-tune C clients from the global model (or ``start``), without a graph.
-
-    ``steps`` are the numbers of the batches to take, all of them by default.
-    """
+    """Fine-tune C clients from the global model (or ``start``), without a graph."""
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
-    taken = range(len(batches)) if steps is None else steps
-    return descent(start, rate, batch_gradient(net, mix, batches), taken)
-
-
-def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: range) -> NetState:
-    """Take steps down a gradient, without a graph.
-
-    A parameter tensor whose rate, of shape (C, P), is 0 for every client stays the same tensor, and
-    no gradient is computed for it.
-    """
-    rates = per_tensor(rate, start.params)
-    moves = zip(start.params, (rate != 0).any(0).tolist(), strict=True)
-    wanted = frozenset(name for name, does in moves if does)
-    state = start.detach()
-    for step in steps:
-        grads, stats = gradient(state, step, wanted)
-        state = NetState(descended(state.params, rates, grads), stats)
-    return state
+    with Descent(net, start, mix, rate, wanted=moving(start, rate)) as way:
+        for step in range(len(batches)):
+            way.step(batches[step], noise=noise_of(batches, step))
+    return way.state
 
 
 def finite(state: NetState) -> Tensor:

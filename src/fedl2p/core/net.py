@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,28 +110,69 @@ class _Copy:
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run one client; also under vmap."""
+        before = self._put(params, stats, mix)
+        try:
+            return self.module(x), self.stats()
+        finally:
+            self._put_back(before)
+
+    def _put(
+        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
+    ) -> list[tuple[dict[str, Any], str, Any]]:
+        """Put tensors in place; return what was there."""
         # What torch.func.functional_call does, at places looked up once: for a small net that call
         # takes a tenth of a step.
         before = [(values, leaf, values[leaf]) for values, leaf in self._places]
+        for name, places in self._params.items():
+            for values, leaf in places:
+                values[leaf] = params[name]
+        self._renew()
+        for norm, part in zip(self.norms.values(), mix.unbind(0), strict=True):
+            norm._buffers["mix"] = part.to(norm.running_mean.dtype)
+        for name, (values, leaf) in self._stats.items():
+            values[leaf] = stats[name]
+        return before
+
+    def _renew(self) -> None:
+        # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
+        # one call change the next, nor one client another.
+        for name, places in self._buffers.items():
+            copied = self._others[name].clone()
+            for values, leaf in places:
+                values[leaf] = copied
+
+    @staticmethod
+    def _put_back(before: list[tuple[dict[str, Any], str, Any]]) -> None:
+        for values, leaf, value in before:
+            values[leaf] = value
+
+    def stats(self) -> dict[str, Tensor]:
+        """Return the running statistics that are in place."""
+        return {k: values[leaf] for k, (values, leaf) in self._stats.items()}
+
+    @contextmanager
+    def holding(
+        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
+    ) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Leave one client's tensors in place for many calls, which return logits.
+
+        The running statistics go on from call to call (:meth:`stats`), outside of any graph. Other
+        calls may come in between: they put back what they found.
+        """
+        before = self._put(params, stats, mix)
+
+        def call(x: Tensor) -> Tensor:
+            self._renew()
+            logits: Tensor = self.module(x)
+            for values, leaf in self._stats.values():
+                if values[leaf].requires_grad:  # where the norm could not run fused
+                    values[leaf] = values[leaf].detach()
+            return logits
+
         try:
-            for name, places in self._params.items():
-                for values, leaf in places:
-                    values[leaf] = params[name]
-            # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
-            # one call change the next, nor one client another.
-            for name, places in self._buffers.items():
-                copied = self._others[name].clone()
-                for values, leaf in places:
-                    values[leaf] = copied
-            for norm, part in zip(self.norms.values(), mix.unbind(0), strict=True):
-                norm._buffers["mix"] = part.to(norm.running_mean.dtype)
-            for name, (values, leaf) in self._stats.items():
-                values[leaf] = stats[name]
-            logits = self.module(x)
-            return logits, {k: values[leaf] for k, (values, leaf) in self._stats.items()}
+            yield call
         finally:
-            for values, leaf, value in before:
-                values[leaf] = value
+            self._put_back(before)
 
 
 class Net:
@@ -282,6 +323,18 @@ class Net:
                 return run(params, stats, mix, self._cast(x))
         return run(params, stats, mix, self._cast(x))
 
+    @contextmanager
+    def holding(
+        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
+    ) -> Iterator[Held]:
+        """Leave one client's tensors in place for many training calls, in this thread.
+
+        ``params`` may be changed in place between the calls; no tensor has a client dimension.
+        """
+        copied = self._copy
+        with copied.holding(params, stats, mix) as call:
+            yield Held(self, copied, call)
+
     def stacked(
         self,
         params: dict[str, Tensor],
@@ -320,6 +373,25 @@ class Net:
                 mean, var, weight, (norm.running_mean, norm.running_var)
             )
         return folded
+
+
+class Held:
+    """One client's tensors in place; see :meth:`Net.holding`."""
+
+    def __init__(self, net: Net, copied: _Copy, call: Callable[[Tensor], Tensor]) -> None:
+        self._net, self._copied, self._call = net, copied, call
+
+    def logits(self, x: Tensor, *, noise: int = 0) -> Tensor:
+        """Return logits, for gradients of first order; the batch enters the statistics."""
+        self._copied.set(True, "single")
+        if self._net.stackable:
+            return self._call(self._net._cast(x))
+        with _drawing_from(noise, x.device):
+            return self._call(self._net._cast(x))
+
+    def stats(self) -> dict[str, Tensor]:
+        """Return the running statistics so far."""
+        return self._copied.stats()
 
 
 @contextmanager

@@ -6,23 +6,23 @@ See the table of :mod:`fedl2p.core.hypergrad`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from fedl2p.core.batches import noise_of
 from fedl2p.core.bilevel import (
     Hypergradient,
     HypergradientConfig,
     Problem,
     begin,
-    plain_step,
+    descending,
     validation_loss,
 )
-from fedl2p.core.innerloop import inner_step, noise_of
 from fedl2p.core.named import inner
 from fedl2p.core.net import NetState
+from fedl2p.core.steps import inner_step
 
 GRAPHS = 2**28
 """Bytes that the graphs of a segment may take together when its length is not given."""
@@ -50,19 +50,19 @@ def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergra
     # The odd one comes first, since the last segment's graph is not made twice.
     first = total - depth + (depth - 1) % segment + 1
     cuts = [total - depth, *range(first, total + 1, segment)] if depth else [total]
-    state = begin(problem)
-    older = {k: torch.zeros_like(p) for k, p in state.params.items()}
-    for k in range(cuts[0]):
-        step = plain_step(problem, state, k)
-        state = step.state
-        for name, grad in step.grads.items():
-            older[name] += grad
-    boundaries = [state]
-    for first, end in pairwise(cuts[:-1]):
-        for k in range(first, end):
-            step = plain_step(problem, state, k)
-            state = step.state
-        boundaries.append(state)
+    start = begin(problem)
+    older = {k: torch.zeros_like(p) for k, p in start.params.items()} if cuts[0] else {}
+    boundaries = []
+    with descending(problem, start) as way:
+        for k in range(cuts[-2] if depth else total):
+            if k in cuts:
+                boundaries.append(way.copy())
+            grads = way.step(problem.batches[k], noise=noise_of(problem.batches, k))
+            if k < cuts[0]:
+                for name, grad in grads.items():
+                    older[name] += grad
+            del grads
+    boundaries.append(way.state)
 
     mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
     start = boundaries.pop().leaves()

@@ -28,9 +28,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedl2p.core.innerloop import Gradient, InnerLoop, descended
+from fedl2p.core.descent import Gradient
+from fedl2p.core.innerloop import InnerLoop
 from fedl2p.core.named import Named, inner_all
 from fedl2p.core.net import Net, NetState
+from fedl2p.core.steps import descended
 from fedl2p.method import Client, State
 from fedl2p.methods.common import Tuned, same_mix, uniform
 from fedl2p.methods.localsgd import Fitted, LocalSGD, afresh, loss_gradient

@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedl2p.core.batches import EpochBatches, noise_of
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import Resident, evaluate, over_stacks, resident
+from fedl2p.core.descent import Descent, moving
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import (
-    EpochBatches,
     InnerLoop,
     batches_of,
     finite,
@@ -127,17 +128,16 @@ def _stopped_early(
         scores = torch.tensor([loss for loss, _ in evaluate(net, state, mix, validation)])
         return scores.nan_to_num(nan=math.inf)
 
-    mix = hyperparams.mix.detach()
-    state = best = start_of(net, len(mix), inner.statistics, steps=len(batches))
-    lowest = losses(state)
-    for begin in range(0, len(batches), batches.per_epoch):
-        steps = range(begin, begin + batches.per_epoch)
-        state = run_inner_loop(
-            net, hyperparams, batches, statistics=inner.statistics, start=state, steps=steps
-        )
-        loss = losses(state)
-        best = per_client((loss < lowest).to(net.device), state, best)
-        lowest = torch.minimum(lowest, loss)
+    mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
+    best = start_of(net, len(mix), inner.statistics, steps=len(batches))
+    lowest = losses(best)
+    with Descent(net, best, mix, rate, wanted=moving(best, rate)) as way:
+        for begin in range(0, len(batches), batches.per_epoch):
+            for step in range(begin, begin + batches.per_epoch):
+                way.step(batches[step], noise=noise_of(batches, step))
+            loss = losses(way.state)
+            best = per_client((loss < lowest).to(net.device), way.state, best)
+            lowest = torch.minimum(lowest, loss)
     return best
 
 

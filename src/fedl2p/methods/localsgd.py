@@ -23,15 +23,11 @@ from typing import Literal
 
 from torch import nn
 
+from fedl2p.core.batches import EpochBatches
 from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.innerloop import (
-    Gradient,
-    InnerLoop,
-    batch_gradient,
-    batches_of,
-    descent,
-    finite,
-)
+from fedl2p.core.descent import Gradient, batch_gradient, descent
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.innerloop import InnerLoop, batches_of, finite, run_inner_loop
 from fedl2p.core.net import Net, NetState
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.common import (
@@ -206,15 +202,26 @@ def descend(
         batches in every method), or a method's own further one.
     """
     rates = uniform(net, len(clients), mix=1.0, rate=rate, only=only).rate
-    gradient = gradient or loss_gradient(net, clients, inner, stream)
-    return descent(start, rates, gradient, range(inner.steps(len(clients[0].data.train.x))))
+    if gradient is not None:
+        return descent(start, rates, gradient, range(inner.steps(len(clients[0].data.train.x))))
+    return run_inner_loop(
+        net,
+        Hyperparams(same_mix(net, len(clients), 1.0), rates, net.sites),
+        _drawn(net, clients, inner, stream),
+        statistics=inner.statistics,
+        start=start,
+    )
 
 
 def loss_gradient(net: Net, clients: Sequence[Client], inner: InnerLoop, stream: str) -> Gradient:
     """Return the gradient of the training loss on a draw of batches, with plain batch-norm."""
+    mix = same_mix(net, len(clients), 1.0)
+    return batch_gradient(net, mix, _drawn(net, clients, inner, stream))
+
+
+def _drawn(net: Net, clients: Sequence[Client], inner: InnerLoop, stream: str) -> EpochBatches:
     seeds = [derive_seed(c.seed, stream) for c in clients]
-    batches = batches_of(net, [c.data for c in clients], seeds, inner)
-    return batch_gradient(net, same_mix(net, len(clients), 1.0), batches)
+    return batches_of(net, [c.data for c in clients], seeds, inner)
 
 
 def finetuned(

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.innerloop import Gradient
+from fedl2p.core.descent import Gradient
 from fedl2p.core.named import add, inner_all
 from fedl2p.core.net import Net, NetState
 from fedl2p.method import Client, State, Update
