@@ -33,12 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedl2p.core.batches import Part
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.cohort import resident
+from fedl2p.core.descents import Descent
 from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, on
-from fedl2p.core.steps import inner_step
 from fedl2p.method import Client
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.methods.settings import MetaLearning
@@ -173,9 +174,9 @@ def rows_of(case: Case) -> list[Row]:
     pairs = [(e.x, e.y) for e in full]
 
     def steps() -> None:
-        state = net.start(1)
-        for batch in stacked:
-            state = inner_step(net, state, hyper.mix, hyper.rate, batch).state
+        with Descent(net, net.start(1), hyper.mix, hyper.rate) as way:
+            for x, y in stacked:
+                way.step(Part(x, y))
 
     def gradient(mode: Mode) -> Work:
         config = HypergradientConfig(mode=mode)

@@ -11,7 +11,7 @@ from torch import nn
 
 from baselinetools import NAMES, SETTINGS, after_a_round, method
 from fedl2p import recipes
-from fedl2p.core.descent import descent
+from fedl2p.core.descents import descent
 from fedl2p.core.innerloop import InnerLoop
 from fedl2p.core.net import NetState
 from fedl2p.data.digits import Digits

@@ -22,7 +22,7 @@ from baselinetools import (
     norm_tensors,
 )
 from fedl2p.core.cohort import resident
-from fedl2p.core.descent import Descent
+from fedl2p.core.descents import Descent
 from fedl2p.core.innerloop import InnerLoop, finetune
 from fedl2p.core.net import Net
 from fedl2p.methods import build

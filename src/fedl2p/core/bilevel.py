@@ -6,14 +6,17 @@ Shapes: C clients, B norms, P parameter tensors, K inner steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
-from fedl2p.core.batches import Batches
-from fedl2p.core.descent import Descent
+from fedl2p.core.batches import Batches, Part
+from fedl2p.core.descents import Descent
 from fedl2p.core.innerloop import start_of
+from fedl2p.core.named import Members, Named, in_rows
 from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.core.steps import cross_entropy
 
@@ -91,14 +94,25 @@ class Hypergradient:
 
 @dataclass(frozen=True)
 class Problem:
-    """One bilevel problem of C clients."""
+    """One bilevel problem of C clients.
+
+    Parameters
+    ----------
+    batches
+        Of the inner steps. Where clients take unequally many they share the last one
+        (``align="end"``), so that the last T steps of the stack are everybody's own last ones.
+    following
+        The batch after the last step.
+    validation
+        Validation batches, by clients whose have equal lengths.
+    """
 
     net: Net
     mix: Tensor
     rate: Tensor
     batches: Batches
     following: tuple[Tensor, Tensor] | None
-    validation: tuple[Tensor, Tensor]
+    validation: Sequence[Part]
     statistics: Statistics
 
 
@@ -115,7 +129,14 @@ def descending(problem: Problem, start: NetState) -> Descent:
 
 def validation_loss(problem: Problem, state: NetState, mix: Tensor) -> tuple[Tensor, Tensor]:
     """Return loss and accuracy of C clients on the validation batch in evaluation mode, (C,)."""
-    x, y = problem.validation
-    logits, _ = problem.net.logits(state, mix, x, training=False)
-    accuracy = (logits.detach().argmax(-1) == y).to(logits.dtype).mean(1)
-    return cross_entropy(logits, y), accuracy
+    pieces: list[tuple[Members, Named]] = []
+    for part in problem.validation:
+        own = state, mix
+        if part.members is not None:
+            rows = torch.tensor(part.members, device=mix.device)
+            own = state.take(part.members), mix.index_select(0, rows)
+        logits, _ = problem.net.logits(*own, part.x, training=False)
+        right = (logits.detach().argmax(-1) == part.y).to(logits.dtype).mean(1)
+        pieces.append((part.members, {"loss": cross_entropy(logits, part.y), "accuracy": right}))
+    scores = in_rows(pieces)
+    return scores["loss"], scores["accuracy"]

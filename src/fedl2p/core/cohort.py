@@ -1,9 +1,11 @@
 """Many clients in one call: stacked where their shapes agree, one after another where not.
 
-A cohort is cut into groups of clients whose training and validation parts have equal shapes (never
-padded), each group into stacks; within a stack every tensor has a leading client dimension and the
-model runs under vmap. A group of one runs without vmap. The code is the same either way, and so are
-the results up to rounding.
+A cohort is cut into groups of clients whose examples have equal shapes, sorted by their number,
+and each group into stacks; within a stack every tensor has a leading client dimension and the model
+runs under vmap. At each step those clients of a stack go together whose batches have equal lengths,
+so that no batch is padded (:class:`~fedl2p.core.batches.EpochBatches`). Where a method cannot do
+with that, the clients of a stack have equally many examples. A client alone runs without vmap. The
+code is the same either way, and so are the results up to rounding.
 """
 
 from __future__ import annotations
@@ -69,14 +71,23 @@ def resident(model: nn.Module) -> Resident:
     return known
 
 
-def stacks(net: Net, data: Sequence[ClientData], *, size: int = STACK) -> Iterator[list[int]]:
+def stacks(
+    net: Net, data: Sequence[ClientData], *, size: int = STACK, ragged: bool = False
+) -> Iterator[list[int]]:
     """Cut clients into stacks of at most ``size``; yields positions in ``data``.
 
+    Those of a stack have equally many examples or, if ``ragged``, about equally many.
     Large inputs make smaller stacks (:data:`STACK_VALUES`). A model with dropout runs one client at
     a time, since its random masks would otherwise depend on who else is in the stack.
     """
-    inputs = [d.train.x for d in data]
-    yield from _equal([_shapes(d) for d in data], [_most(net, x, size) for x in inputs])
+    sizes = [_most(net, d.train.x, size) for d in data]
+    if not ragged:
+        yield from _equal([_shapes(d) for d in data], sizes)
+        return
+    by_size = sorted(range(len(data)), key=lambda i: -len(data[i].train.x))
+    kinds = [_kind(data[i]) for i in by_size]
+    for members in _equal(kinds, [sizes[i] for i in by_size]):
+        yield [by_size[i] for i in members]
 
 
 def _most(net: Net, x: Tensor, size: int) -> int:
@@ -100,6 +111,10 @@ def _shapes(data: ClientData) -> Hashable:
     return data.train.x.shape, validation
 
 
+def _kind(data: ClientData) -> Hashable:
+    return data.train.x.shape[1:], data.validation is None
+
+
 def in_order(count: int, parts: Iterator[tuple[list[int], list[T]]]) -> list[T]:
     """Put the results of stacks back into the order of the clients."""
     placed: dict[int, T] = {}
@@ -109,16 +124,23 @@ def in_order(count: int, parts: Iterator[tuple[list[int], list[T]]]) -> list[T]:
 
 
 def over_stacks(
-    net: Net, data: Sequence[ClientData], work: Callable[[list[int]], list[T]], *, size: int = STACK
+    net: Net,
+    data: Sequence[ClientData],
+    work: Callable[[list[int]], list[T]],
+    *,
+    size: int = STACK,
+    ragged: bool = False,
 ) -> list[T]:
     """Run ``work`` on every stack of clients and return one result per client, in order.
+
+    ``ragged`` tells that ``work`` takes clients with unequally many examples.
 
     Several stacks of a small model on a CPU run side by side in as many threads as torch may use
     (``torch.get_num_threads``), each then computing with one thread: small operations do not scale
     by themselves. So ``work`` must be safe to call from threads. How the clients are cut does not
     depend on the number of threads, and a stack computes the same wherever it runs.
     """
-    cut = list(stacks(net, data, size=size))
+    cut = list(stacks(net, data, size=size, ragged=ragged))
     workers = min(torch.get_num_threads(), len(cut)) if _small(net, data) else 1
     if workers < 2 or net.device.type != "cpu" or torch.is_inference_mode_enabled():
         return in_order(len(data), ((s, work(s)) for s in cut))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedl2p.core.batches import noise_of
+from fedl2p.core.batches import noise_of, parts_of
 from fedl2p.core.bilevel import (
     Hypergradient,
     HypergradientConfig,
@@ -19,7 +19,16 @@ from fedl2p.core.bilevel import (
     descending,
     validation_loss,
 )
-from fedl2p.core.named import Named, conjugate_gradients, gradient, inner, vector_jacobian
+from fedl2p.core.named import (
+    Members,
+    Named,
+    accumulate,
+    conjugate_gradients,
+    gradient,
+    in_rows,
+    inner,
+    vector_jacobian,
+)
 from fedl2p.core.net import NetState
 from fedl2p.core.steps import cross_entropy, per_tensor, train_gradient
 
@@ -94,14 +103,15 @@ def _descend(problem: Problem, *, keep_sum: bool) -> tuple[NetState, Named, Name
     start = begin(problem)
     last = {k: torch.zeros_like(p) for k, p in start.params.items()}
     total = {k: torch.zeros_like(p) for k, p in start.params.items()} if keep_sum else {}
+    pieces: list[tuple[Members, Named]] = [(None, last)]
     with descending(problem, start) as way:
         for k in range(len(problem.batches)):
-            last = {}  # gone before the next ones come
-            last = way.step(problem.batches[k], noise=noise_of(problem.batches, k))
-            if keep_sum:
-                for name, grad in last.items():
-                    total[name] += grad
-    return way.state, last, total
+            pieces = []  # gone before the next ones come
+            for part in parts_of(problem.batches, k):
+                pieces.append((part.members, way.step(part)))
+                if keep_sum:
+                    accumulate(total, *pieces[-1])
+    return way.state, in_rows(pieces), total
 
 
 @dataclass(frozen=True)

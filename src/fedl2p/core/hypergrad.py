@@ -40,7 +40,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedl2p.core import endpoint, unrolling
-from fedl2p.core.batches import Batches
+from fedl2p.core.batches import Batches, Part
 from fedl2p.core.bilevel import MODES, Hypergradient, HypergradientConfig, Mode, Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import on
@@ -131,13 +131,19 @@ def cohort_hypergradient(
     net: Net,
     hyperparams: Hyperparams,
     batches: Batches,
-    validation: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor] | Sequence[Part],
     *,
     config: HypergradientConfig,
     following: tuple[Tensor, Tensor] | None = None,
     statistics: Statistics = "corrected",
 ) -> Hypergradient:
-    """Return dL_val/dh of C clients; arguments as in :func:`hypergradient`, stacked."""
+    """Return dL_val/dh of C clients; arguments as in :func:`hypergradient`, stacked.
+
+    Clients may hold unequally many examples under the modes of :data:`RAGGED`; their batches must
+    share the last step (``align="end"``).
+    """
+    if isinstance(validation, tuple):
+        validation = [Part(*validation)]
     problem = Problem(
         net,
         hyperparams.mix.detach(),
@@ -149,6 +155,10 @@ def cohort_hypergradient(
     )
     return _ESTIMATORS[config.mode](problem, config)
 
+
+RAGGED: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
+"""Modes whose stacks may hold clients of unequal sizes; the others take second derivatives on one
+batch of all clients."""
 
 _ESTIMATORS: dict[str, Callable[[Problem, HypergradientConfig], Hypergradient]] = {
     "published": endpoint.published,

@@ -14,9 +14,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.batches import Batches, EpochBatches, noise_of
+from fedl2p.core.batches import Align, Batches, EpochBatches, parts_of
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.descent import Descent, moving
+from fedl2p.core.descents import Descent, moving
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
@@ -108,7 +108,8 @@ def run_inner_loop(
         start = start_of(net, len(mix), statistics, steps=len(batches))
     with Descent(net, start, mix, rate, wanted=moving(start, rate)) as way:
         for step in range(len(batches)):
-            way.step(batches[step], noise=noise_of(batches, step))
+            for part in parts_of(batches, step):
+                way.step(part)
     return way.state
 
 
@@ -184,17 +185,24 @@ def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
 
 
 def batches_of(
-    net: Net, data: Sequence[ClientData], seeds: Sequence[int], inner: InnerLoop
+    net: Net,
+    data: Sequence[ClientData],
+    seeds: Sequence[int],
+    inner: InnerLoop,
+    *,
+    align: Align = "epochs",
 ) -> EpochBatches:
-    """Return the inner batches of clients with equally many training examples."""
+    """Return the inner batches of a stack of clients."""
+    there = {id(d.train): d.train.to(net.device) for d in data}
     return EpochBatches(
-        [d.train.to(net.device) for d in data],
+        [there[id(d.train)] for d in data],
         seeds,
         epochs=inner.epochs,
         batch_size=inner.batch_size,
         augment=[d.augment for d in data],
         raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
         balanced=[d.balanced for d in data],
+        align=align,
     )
 
 

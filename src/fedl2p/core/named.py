@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+Members = tuple[int, ...] | None
+"""Positions of clients in their stack; None for all in order."""
 
 Named = dict[str, Tensor]
 """Tensors by parameter name, each of shape (C, ...)."""
@@ -37,6 +40,28 @@ def vector_jacobian(outputs: Named, inputs: Named, vector: Named) -> Named:
         materialize_grads=True,
     )
     return dict(zip(inputs, grads, strict=True))
+
+
+def accumulate(total: Named, members: Members, values: Named) -> None:
+    """Add values of some clients (None: of all), of shape (c, ...), to the totals, in place."""
+    for name, value in values.items():
+        if members is None:
+            total[name] += value
+        else:
+            rows = torch.tensor(members, device=value.device)
+            total[name].index_add_(0, rows, value)
+
+
+def in_rows(pieces: Sequence[tuple[Members, Named]]) -> Named:
+    """Put pieces of some clients each, which together are all, in the order of the clients."""
+    if pieces[0][0] is None:
+        return pieces[0][1]
+    order = torch.tensor([i for members, _ in pieces for i in members or ()])
+    back = order.argsort()
+    return {
+        k: torch.cat([piece[k] for _, piece in pieces]).index_select(0, back.to(v.device))
+        for k, v in pieces[0][1].items()
+    }
 
 
 def inner(a: Named, b: Named) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +44,14 @@ class NetState:
         return NetState(
             {k: v.detach() for k, v in self.params.items()},
             {k: v.detach() for k, v in self.stats.items()},
+        )
+
+    def take(self, members: Sequence[int]) -> NetState:
+        """Return the tensors of some clients."""
+        rows = torch.as_tensor(members, device=next(iter(self.params.values())).device)
+        return NetState(
+            {k: v.index_select(0, rows) for k, v in self.params.items()},
+            {k: v.index_select(0, rows) for k, v in self.stats.items()},
         )
 
     def leaves(self) -> NetState:
@@ -199,7 +207,7 @@ class Net:
         self._norms = own.norms
         wanted = set(self.sites.params)
         self._theta = {k: p.detach() for k, p in own.module.named_parameters() if k in wanted}
-        self.graph_bytes: dict[torch.Size, int] = {}
+        self.graph_bytes: dict[tuple[int, ...], int] = {}
         """Bytes that the graph of one inner step holds, by the shape of its inputs."""
 
     @property

@@ -5,13 +5,14 @@ See the table of :mod:`fedl2p.core.hypergrad`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedl2p.core.batches import noise_of
+from fedl2p.core.batches import EpochBatches, Part, parts_of
 from fedl2p.core.bilevel import (
     Hypergradient,
     HypergradientConfig,
@@ -20,8 +21,8 @@ from fedl2p.core.bilevel import (
     descending,
     validation_loss,
 )
-from fedl2p.core.named import inner
-from fedl2p.core.net import NetState
+from fedl2p.core.named import accumulate, in_rows, inner
+from fedl2p.core.net import Net, NetState
 from fedl2p.core.steps import inner_step
 
 GRAPHS = 2**28
@@ -57,11 +58,11 @@ def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergra
         for k in range(cuts[-2] if depth else total):
             if k in cuts:
                 boundaries.append(way.copy())
-            grads = way.step(problem.batches[k], noise=noise_of(problem.batches, k))
-            if k < cuts[0]:
-                for name, grad in grads.items():
-                    older[name] += grad
-            del grads
+            for part in parts_of(problem.batches, k):
+                grads = way.step(part)
+                if k < cuts[0]:
+                    accumulate(older, part.members, grads)
+                del grads
     boundaries.append(way.state)
 
     mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
@@ -85,9 +86,14 @@ def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergra
 
 def _most_held(problem: Problem) -> int:
     """Return how many steps' graphs fit into :data:`GRAPHS`; measured once per net and shape."""
-    x = problem.batches[0][0]
+    batches = problem.batches
+    ragged = isinstance(batches, EpochBatches) and batches.ragged
+    step = len(batches) - 1 if ragged else 0  # one that every client takes
+    parts = parts_of(batches, step)
+    rows = sum(p.y.numel() for p in parts)
+    shape = (len(problem.mix), rows, *parts[0].x.shape[2:])
     known = problem.net.graph_bytes
-    if x.shape not in known:
+    if shape not in known:
         held: dict[int, int] = {}
 
         def pack(t: Tensor) -> Tensor:
@@ -96,9 +102,11 @@ def _most_held(problem: Problem) -> int:
 
         start = begin(problem).leaves()
         with torch.enable_grad(), saved_tensors_hooks(pack, lambda t: t):
-            _unroll(problem, start, problem.mix.clone().requires_grad_(), problem.rate, 0, 1)
-        known[x.shape] = sum(held.values())
-    return max(1, GRAPHS // max(1, known[x.shape]))
+            mix = problem.mix.clone().requires_grad_()
+            _unroll(problem, start, mix, problem.rate, step, step + 1)
+        known[shape] = sum(held.values())
+    most = batches.most_rows if isinstance(batches, EpochBatches) else rows
+    return max(1, int(GRAPHS / max(1, known[shape]) * rows / most))
 
 
 @dataclass(frozen=True)
@@ -114,16 +122,37 @@ def _unroll(
     problem: Problem, state: NetState, mix: Tensor, rate: Tensor, first: int, end: int
 ) -> NetState:
     for k in range(first, end):
-        state = inner_step(
-            problem.net,
-            state,
-            mix,
-            rate,
-            problem.batches[k],
-            create_graph=True,
-            noise=noise_of(problem.batches, k),
-        ).state
+        state = _stepped(problem.net, state, mix, rate, parts_of(problem.batches, k))
     return state
+
+
+def _stepped(
+    net: Net, state: NetState, mix: Tensor, rate: Tensor, parts: Sequence[Part]
+) -> NetState:
+    """Take a differentiable step; clients that have no batch stay as they are."""
+    if parts[0].members is None:
+        return _differentiable(net, state, mix, rate, parts[0])
+    pieces = []
+    waiting = set(range(len(mix)))
+    for part in parts:
+        assert part.members is not None
+        rows = torch.tensor(part.members, device=mix.device)
+        own = mix.index_select(0, rows), rate.index_select(0, rows)
+        after = _differentiable(net, state.take(part.members), *own, part)
+        pieces.append((part.members, after))
+        waiting -= set(part.members)
+    if waiting:
+        others = tuple(sorted(waiting))
+        pieces.append((others, state.take(others)))
+    return NetState(
+        in_rows([(members, piece.params) for members, piece in pieces]),
+        in_rows([(members, piece.stats) for members, piece in pieces]),
+    )
+
+
+def _differentiable(net: Net, state: NetState, mix: Tensor, rate: Tensor, part: Part) -> NetState:
+    batch = part.x, part.y
+    return inner_step(net, state, mix, rate, batch, create_graph=True, noise=part.noise).state
 
 
 def _pull_back(

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedl2p.core.descent import Gradient
+from fedl2p.core.descents import Gradient
 from fedl2p.core.innerloop import InnerLoop
 from fedl2p.core.named import Named, inner_all
 from fedl2p.core.net import Net, NetState
@@ -120,6 +120,11 @@ class APFL(LocalSGD):
 
     alpha: float
     adaptive: bool
+
+    @property
+    def ragged(self) -> bool:
+        """No: it goes down a gradient of its own."""
+        return False
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
         """Train both models of clients of equal shapes for one round."""

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.batches import EpochBatches, noise_of
+from fedl2p.core.batches import EpochBatches, parts_of
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import Resident, evaluate, over_stacks, resident
-from fedl2p.core.descent import Descent, moving
+from fedl2p.core.descents import Descent, moving
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import (
     InnerLoop,
@@ -105,7 +105,7 @@ def same_mix(net: Net, clients: int, mix: float) -> Tensor:
 def tune(
     net: Net, clients: Sequence[Client], hyperparams: Hyperparams, inner: InnerLoop
 ) -> NetState:
-    """Fine-tune clients of equal shapes; their batches are the same in every method."""
+    """Fine-tune a stack of clients; their batches are the same in every method."""
     batches = batches_of(
         net, [c.data for c in clients], [derive_seed(c.seed, "finetune") for c in clients], inner
     )
@@ -134,7 +134,8 @@ def _stopped_early(
     with Descent(net, best, mix, rate, wanted=moving(best, rate)) as way:
         for begin in range(0, len(batches), batches.per_epoch):
             for step in range(begin, begin + batches.per_epoch):
-                way.step(batches[step], noise=noise_of(batches, step))
+                for part in parts_of(batches, step):
+                    way.step(part)
             loss = losses(way.state)
             best = per_client((loss < lowest).to(net.device), way.state, best)
             lowest = torch.minimum(lowest, loss)
@@ -164,12 +165,18 @@ class Tuned:
 
 
 def personalize_with(
-    model: nn.Module, clients: Sequence[Client], inner: InnerLoop, choose: ForStack
+    model: nn.Module,
+    clients: Sequence[Client],
+    inner: InnerLoop,
+    choose: ForStack,
+    *,
+    ragged: bool = True,
 ) -> list[Outcome]:
     """Fine-tune every client from ``model`` and evaluate before and after, where it has test data.
 
     ``choose`` is given the positions of a stack of clients and returns their hyperparameters,
-    stacked, and their profiles if it made any; its time counts.
+    stacked, and their profiles if it made any; its time counts. ``ragged`` tells whether it takes
+    clients with unequally many examples.
     """
     net = resident(model).net
     final = final_clients(clients, inner)
@@ -181,7 +188,7 @@ def personalize_with(
         return Tuned(state, hyperparams.mix, hyperparams, profiles)
 
     start = net.start(len(clients), "global")
-    return outcomes(net, final, start, same_mix(net, len(clients), 0.0), tuned)
+    return outcomes(net, final, start, same_mix(net, len(clients), 0.0), tuned, ragged=ragged)
 
 
 def final_clients(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
@@ -198,6 +205,8 @@ def outcomes(
     start: NetState,
     mix: Tensor,
     tuned: Callable[[list[int]], Tuned],
+    *,
+    ragged: bool,
 ) -> list[Outcome]:
     """Evaluate every client before and after personalization; one outcome each, in order.
 
@@ -207,6 +216,8 @@ def outcomes(
         What the clients have without fine-tuning.
     tuned
         Given the positions of a stack of clients, returns their personal models; its time counts.
+    ragged
+        Whether it takes clients with unequally many examples.
     """
     tests = [_test_part(c) for c in clients]
     before = evaluate(net, start, mix, tests)
@@ -214,7 +225,8 @@ def outcomes(
     def stack(members: list[int]) -> list[Outcome]:
         began = time.perf_counter()
         made = tuned(members)
-        seconds = (time.perf_counter() - began) / len(members)
+        seconds = time.perf_counter() - began
+        examples = sum(len(clients[i].data.train.x) for i in members)
         sound = finite(made.state).tolist()
         after = evaluate(net, made.state, made.mix, [tests[i] for i in members])
         return [
@@ -226,7 +238,7 @@ def outcomes(
                 accuracy=after[j][1],
                 loss_before=before[i][0],
                 loss=after[j][0],
-                seconds=seconds,
+                seconds=seconds * len(clients[i].data.train.x) / examples,
                 hyperparams=None if made.hyperparams is None else made.hyperparams[j],
                 profile=None if made.profiles is None else made.profiles[j],
                 model=folded(net, made.state, made.mix, j)
@@ -237,7 +249,7 @@ def outcomes(
             for j, i in enumerate(members)
         ]
 
-    return over_stacks(net, [c.data for c in clients], stack)
+    return over_stacks(net, [c.data for c in clients], stack, ragged=ragged)
 
 
 def uniform(

@@ -42,6 +42,11 @@ class Ditto(LocalSGD):
 
     pull: float
 
+    @property
+    def ragged(self) -> bool:
+        """No: it goes down a gradient of its own."""
+        return False
+
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
         """Train global and personal models of clients of equal shapes for one round."""
         loop, rate = self.round_loop, self.local.rate_in(clients[0].round)

@@ -31,7 +31,7 @@ class FedBABU(LocalSGD):
         return head_of(net, self.name)
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
-        """Train the bodies of clients of equal shapes for one round; nobody keeps anything."""
+        """Train the bodies of a stack of clients for one round; nobody keeps anything."""
         trained = descend(
             net,
             stacked(net, state, clients),

@@ -27,9 +27,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedl2p.core.batches import Part
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.hypergrad import Hypergradient, cohort_hypergradient
+from fedl2p.core.hypergrad import RAGGED, Hypergradient, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, on
 from fedl2p.core.metanets import MetaNets
@@ -50,7 +51,7 @@ from fedl2p.seeds import derive_seed, generator
 
 
 class MetaLearner:
-    """The outer loop of C clients of equal shapes, each with meta-net weights of its own.
+    """The outer loop of a stack of C clients, each with meta-net weights of its own.
 
     Parameters
     ----------
@@ -65,6 +66,16 @@ class MetaLearner:
     def __init__(self, net: Net, nets: MetaNets, meta: MetaLearning, inner: InnerLoop) -> None:
         self.net, self.nets, self.meta, self.inner = net, nets, meta, inner
         self.learned = [name for name, _ in nets.named_parameters()]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether clients of a stack may hold unequally many examples.
+
+        Not where that gives them unequally many outer steps, nor under estimators that take second
+        derivatives on one batch of all clients.
+        """
+        mode = self.meta.hypergradient.mode
+        return mode in RAGGED and not self.meta.validation_batch
 
     def run(
         self,
@@ -139,20 +150,17 @@ class MetaLearner:
             return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-8)
         return torch.optim.SGD(groups)
 
-    def _validation_batches(
-        self, clients: Sequence[Client], steps: int | None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return the validation batch of every outer step, stacked."""
+    def _validation_batches(self, clients: Sequence[Client], steps: int | None) -> list[list[Part]]:
+        """Return the validation batches of every outer step, those of equal length together."""
         parts = [validation_part(c).to(self.net.device) for c in clients]
-        count = len(parts[0].x)
+        count = max(len(p.x) for p in parts)
         size = self.meta.validation_batch or count
         per_pass = -(-count // size)
         wanted = self.meta.outer_steps or self.meta.outer_epochs * per_pass
         wanted = wanted if steps is None else steps
         if size >= count:
-            whole = _stacked(parts)
-            return [whole] * wanted
-        batches: list[tuple[Tensor, Tensor]] = []
+            return [_together(parts)] * wanted
+        batches: list[list[Part]] = []
         for epoch in range(-(-wanted // per_pass)):
             orders = [
                 torch.randperm(count, generator=generator(c.seed, "validation", epoch))
@@ -161,7 +169,7 @@ class MetaLearner:
             for begin in range(0, count, size):
                 rows = [o[begin : begin + size].to(self.net.device) for o in orders]
                 batches.append(
-                    _stacked([Examples(p.x[r], p.y[r]) for p, r in zip(parts, rows, strict=True)])
+                    _together([Examples(p.x[r], p.y[r]) for p, r in zip(parts, rows, strict=True)])
                 )
         return batches[:wanted]
 
@@ -169,18 +177,20 @@ class MetaLearner:
         self,
         clients: Sequence[Client],
         hyperparams: Hyperparams,
-        validation: tuple[Tensor, Tensor],
+        validation: Sequence[Part],
         step: int,
     ) -> Hypergradient:
         seeds = [derive_seed(c.seed, "inner", step) for c in clients]
-        batches = batches_of(self.net, [c.data for c in clients], seeds, self.inner)
+        data = [c.data for c in clients]
+        batches = batches_of(self.net, data, seeds, self.inner, align="end")
+        config = self.meta.hypergradient
         return cohort_hypergradient(
             self.net,
             on(self.net, hyperparams),
             batches,
             validation,
-            config=self.meta.hypergradient,
-            following=batches[len(batches)],
+            config=config,
+            following=None if config.mode in RAGGED else batches[len(batches)],
             statistics=self.inner.statistics,
         )
 
@@ -196,8 +206,19 @@ class MetaLearner:
         return grads
 
 
-def _stacked(parts: Sequence[Examples]) -> tuple[Tensor, Tensor]:
-    return torch.stack([p.x for p in parts]), torch.stack([p.y for p in parts])
+def _together(parts: Sequence[Examples]) -> list[Part]:
+    """Stack examples of equal lengths."""
+    lengths: dict[int, list[int]] = {}
+    for i, part in enumerate(parts):
+        lengths.setdefault(len(part.x), []).append(i)
+    return [
+        Part(
+            torch.stack([parts[i].x for i in members]),
+            torch.stack([parts[i].y for i in members]),
+            tuple(members) if len(lengths) > 1 else None,
+        )
+        for members in lengths.values()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +283,7 @@ class FedL2P(Method):
                 for j, (i, c) in enumerate(zip(members, own, strict=True))
             ]
 
-        return over_stacks(work.net, [c.data for c in clients], stack)
+        return over_stacks(work.net, [c.data for c in clients], stack, ragged=learner.ragged)
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Fine-tune with the received nets and judge on the validation parts."""
@@ -282,7 +303,7 @@ class FedL2P(Method):
                 for c, part, score in zip(own, parts, scores, strict=True)
             ]
 
-        return over_stacks(work.net, [c.data for c in clients], stack)
+        return over_stacks(work.net, [c.data for c in clients], stack, ragged=True)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]

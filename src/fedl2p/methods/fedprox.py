@@ -39,6 +39,11 @@ class FedProx(LocalSGD):
 
     mu: float
 
+    @property
+    def ragged(self) -> bool:
+        """No: it goes down a gradient of its own."""
+        return False
+
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
         """Train clients of equal shapes for one round, near the received model."""
         start = stacked(net, state, clients)

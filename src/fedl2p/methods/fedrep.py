@@ -43,7 +43,7 @@ class FedRep(LocalSGD):
         return head_of(net, self.name)
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
-        """Train the heads, then the bodies, of clients of equal shapes."""
+        """Train the heads, then the bodies, of a stack of clients."""
         head, rate = self.stays(net), self.local.rate_in(clients[0].round)
         first = replace(self.round_loop, epochs=self.head_epochs)
         start = stacked(net, state, clients)
@@ -53,7 +53,7 @@ class FedRep(LocalSGD):
         return Fitted(trained, self.own(net, trained, len(clients)))
 
     def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
-        """Train the heads of clients of equal shapes over the final body."""
+        """Train the heads of a stack of clients over the final body."""
         start = stacked(net, state, clients)
         return finetuned(net, start, clients, self.inner, self.rate, only=self.stays(net))
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.cohort import STACK, evaluate, over_stacks, resident
+from fedl2p.core.cohort import evaluate, over_stacks, resident
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, on
 from fedl2p.core.net import Net
@@ -71,7 +71,7 @@ def search(
         parts = [c.data.validation for c in (pairs[i][0] for i in members) if c.data.validation]
         return evaluate(net, state, hyperparams.mix, parts)
 
-    scores = torch.tensor(over_stacks(net, [c.data for c, _ in pairs], stack, size=STACK))
+    scores = torch.tensor(over_stacks(net, [c.data for c, _ in pairs], stack, ragged=True))
     scores = scores.view(len(clients), len(points), 2)
     return scores[..., 0].nan_to_num(nan=WORST).clamp(max=WORST), scores[..., 1]
 

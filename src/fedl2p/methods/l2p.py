@@ -69,7 +69,7 @@ class L2P(FedL2P):
                 hyperparams = learner.nets.per_client(weights, Profile.stack(profiles))
             return hyperparams, profiles
 
-        return personalize_with(model, clients, self.inner, choose)
+        return personalize_with(model, clients, self.inner, choose, ragged=learner.ragged)
 
 
 METHODS = {

@@ -25,7 +25,7 @@ from torch import nn
 
 from fedl2p.core.batches import EpochBatches
 from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.descent import Gradient, batch_gradient, descent
+from fedl2p.core.descents import Gradient, batch_gradient, descent
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, finite, run_inner_loop
 from fedl2p.core.net import Net, NetState
@@ -91,6 +91,14 @@ class LocalSGD(Method):
         return "pretrain"
 
     @property
+    def ragged(self) -> bool:
+        """Whether :meth:`fit` and :meth:`adapt` take clients with unequally many examples.
+
+        They do where training goes down the loss on batches, not a gradient of the method's own.
+        """
+        return True
+
+    @property
     def round_loop(self) -> InnerLoop:
         """The inner loop of a round's local training."""
         return InnerLoop(
@@ -108,7 +116,7 @@ class LocalSGD(Method):
         return {name: tensor for name, tensor in initial(net).items() if name not in stays}
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
-        """Train clients of equal shapes for one round; of what stays, each keeps its own."""
+        """Train a stack of clients for one round; of what stays, each keeps its own."""
         trained = descend(
             net,
             stacked(net, state, clients),
@@ -146,7 +154,7 @@ class LocalSGD(Method):
                 for j, (i, c) in enumerate(zip(members, own, strict=True))
             ]
 
-        return over_stacks(net, [c.data for c in clients], stack)
+        return over_stacks(net, [c.data for c in clients], stack, ragged=self.ragged)
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Judge the received tensors, with the client's own, on every client's validation part."""
@@ -171,10 +179,10 @@ class LocalSGD(Method):
             return self.adapt(net, state, [clients[i] for i in members])
 
         mix = same_mix(net, len(clients), 1.0)
-        return outcomes(net, clients, stacked(net, state, clients), mix, tuned)
+        return outcomes(net, clients, stacked(net, state, clients), mix, tuned, ragged=self.ragged)
 
     def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
-        """Personalize clients of equal shapes. The net holds the final state."""
+        """Personalize a stack of clients. The net holds the final state."""
         return finetuned(net, stacked(net, state, clients), clients, self.inner, self.rate)
 
 
@@ -189,14 +197,15 @@ def descend(
     gradient: Gradient | None = None,
     stream: str = "local",
 ) -> NetState:
-    """Train clients of equal shapes with plain batch-norm and plain SGD.
+    """Train a stack of clients with plain batch-norm and plain SGD.
 
     Parameters
     ----------
     only
         Names of the tensors that train; None for all. Running statistics always follow.
     gradient
-        What a step goes down; None for that of the loss on the batches of ``stream``.
+        What a step goes down, for clients of equal shapes; None for that of the loss on the batches
+        of ``stream``.
     stream
         Which draw of batches: ``local`` in a round, ``finetune`` in personalization (the same
         batches in every method), or a method's own further one.
@@ -233,7 +242,7 @@ def finetuned(
     *,
     only: Collection[str] | None = None,
 ) -> Tuned:
-    """Fine-tune clients of equal shapes with plain SGD and statistics of their own."""
+    """Fine-tune a stack of clients with plain SGD and statistics of their own."""
     begin = afresh(net, start, inner)
     state = descend(net, begin, clients, inner, rate, only=only, stream="finetune")
     hyperparams = uniform(net, len(clients), mix=1.0, rate=rate, only=only)

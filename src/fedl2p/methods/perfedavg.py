@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.descent import Gradient
+from fedl2p.core.descents import Gradient
 from fedl2p.core.named import add, inner_all
 from fedl2p.core.net import Net, NetState
 from fedl2p.method import Client, State, Update
@@ -109,6 +109,11 @@ class PerFedAvg(LocalSGD):
     variant: Variant
     alpha: float
     delta: float
+
+    @property
+    def ragged(self) -> bool:
+        """No: it goes down a gradient of its own."""
+        return False
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
         """Train clients of equal shapes for one round, down the gradient through a step."""

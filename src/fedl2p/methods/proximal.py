@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from fedl2p.core.descent import Gradient
+from fedl2p.core.descents import Gradient
 from fedl2p.core.net import NetState
 
 

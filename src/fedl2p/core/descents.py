@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedl2p.core.batches import Batches, noise_of
+from fedl2p.core.batches import Batches, Part, noise_of
 from fedl2p.core.net import Held, Net, NetState
 from fedl2p.core.steps import cross_entropy, descended, gradients, per_tensor, plain_gradient
 
@@ -100,13 +100,15 @@ class Descent:
         self._held = None
         self._open.close()
 
-    def step(self, batch: tuple[Tensor, Tensor], *, noise: int = 0) -> dict[str, Tensor]:
-        """Take a step on a batch; return the gradients, each of shape (C, ...)."""
-        x, y = batch
+    def step(self, part: Part) -> dict[str, Tensor]:
+        """Let the clients of ``part`` take a step; return their gradients, of shape (c, ...)."""
+        if part.members is not None:
+            return self._some(part, part.members)
+        x, y = part.x, part.y
         at = [self._params[k] for k in self._names]
         with torch.enable_grad():
             if self._held is not None:
-                logits = self._held.logits(x.squeeze(0), noise=noise)
+                logits = self._held.logits(x.squeeze(0), noise=part.noise)
                 loss = F.cross_entropy(logits, y.squeeze(0).long())
             else:
                 logits, stats = self._net.stacked(
@@ -121,6 +123,31 @@ class Descent:
         if self._alone:
             grads = [g.unsqueeze(0) for g in grads]
         return dict(zip(self._names, grads, strict=True))
+
+    def _some(self, part: Part, members: tuple[int, ...]) -> dict[str, Tensor]:
+        """Take the step of some clients, in a stack of their own."""
+        # views where the clients lie side by side, as they do where a stack is sorted by size
+        first, beyond = members[0], members[0] + len(members)
+        together = members == tuple(range(first, beyond))
+        rows = torch.tensor(members, device=self._mix.device)
+
+        def of(tensor: Tensor) -> Tensor:
+            return tensor[first:beyond] if together else tensor[rows]
+
+        own = NetState(
+            {k: of(v.detach()) for k, v in self._params.items()},
+            {k: of(v) for k, v in self._stats.items()},
+        )
+        grads, stats = plain_gradient(
+            self._net, own, of(self._mix), (part.x, part.y), noise=part.noise, wanted=self._names
+        )
+        with torch.no_grad():
+            for name, grad in grads.items():
+                after = torch.addcmul(own.params[name], of(self._rates[name]), grad, value=-1)
+                self._params[name].index_copy_(0, rows, after)
+            for name, value in stats.items():
+                self._stats[name].index_copy_(0, rows, value)
+        return grads
 
     @property
     def state(self) -> NetState:
