@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from corenets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
-from fedl2p.core import unrolling
+from fedl2p.core import bilevel, unrolling
+from fedl2p.core import net as net_module
 from fedl2p.core.batches import EpochBatches
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.hypergrad import (
@@ -240,6 +241,36 @@ def test_as_many_graphs_are_held_as_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert taken == [3, 3, 1]
     close(parted.mix, whole.mix, 1e-12)
     close(parted.rate, whole.rate, 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_judging_some_examples_at_a_time_changes_nothing(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = nested(3)  # 9 validation examples
+    whole = problem.gradient(mode)
+    for size in (1, 4):
+        monkeypatch.setattr(bilevel, "MANY", size)
+        parts = problem.gradient(mode)
+        for ours, expected in zip(vars(parts).values(), vars(whole).values(), strict=True):
+            close(ours, expected, 1e-10)
+
+
+def test_a_large_model_judges_fewer_examples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = nested(1)
+    seen: list[int] = []
+    logits = Net.logits
+
+    def noting(net: Net, state: NetState, mix: Tensor, x: Tensor, **how: Any) -> Any:
+        seen.append(x.shape[1])
+        return logits(net, state, mix, x, **how)
+
+    monkeypatch.setattr(Net, "logits", noting)
+    monkeypatch.setattr(bilevel, "FEW", 5)
+    problem.gradient("last-step")
+    monkeypatch.setattr(net_module, "SMALL", 10)
+    problem.gradient("last-step")
+    assert seen == [9, 5, 4]
 
 
 def test_loss_and_accuracy_are_those_after_the_inner_loop() -> None:

@@ -21,6 +21,10 @@ from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.core.steps import cross_entropy
 
 Mode = Literal["published", "last-step", "trajectory", "implicit", "truncated", "unrolled"]
+FEW, MANY = 12, 512
+"""Validation examples per client and pass, of large models and of small ones: more would hold more
+activations than training does."""
+
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
@@ -127,16 +131,65 @@ def descending(problem: Problem, start: NetState) -> Descent:
     return Descent(problem.net, start, problem.mix, problem.rate)
 
 
-def validation_loss(problem: Problem, state: NetState, mix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return loss and accuracy of C clients on the validation batch in evaluation mode, (C,)."""
+@dataclass(frozen=True)
+class Validation:
+    """The validation loss of C clients in evaluation mode, and its gradients.
+
+    Parameters
+    ----------
+    loss, accuracy
+        Shape (C,), nats and fraction.
+    params, stats
+        Gradients by the weights and, where asked for, by the running statistics.
+    mix
+        The gradient by the mix alone (the direct term), shape (C, B).
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    params: Named
+    stats: Named
+    mix: Tensor
+
+
+def validated(problem: Problem, state: NetState, *, by_stats: bool = False) -> Validation:
+    """Judge a state on the validation batches, some examples at a time.
+
+    In evaluation mode examples do not see each other, so that the gradient of their mean loss is
+    the mean of gradients.
+    """
+    leaf = state.leaves()
+    stats = leaf.stats if by_stats else state.detach().stats
+    mix = problem.mix.detach().clone().requires_grad_()
+    inputs = [*leaf.params.values(), *(stats.values() if by_stats else ()), mix]
     pieces: list[tuple[Members, Named]] = []
+    size = MANY if problem.net.small else FEW
     for part in problem.validation:
-        own = state, mix
-        if part.members is not None:
-            rows = torch.tensor(part.members, device=mix.device)
-            own = state.take(part.members), mix.index_select(0, rows)
-        logits, _ = problem.net.logits(*own, part.x, training=False)
-        right = (logits.detach().argmax(-1) == part.y).to(logits.dtype).mean(1)
-        pieces.append((part.members, {"loss": cross_entropy(logits, part.y), "accuracy": right}))
-    scores = in_rows(pieces)
-    return scores["loss"], scores["accuracy"]
+        count = part.y.shape[1]
+        scores = torch.zeros(2, len(part.y), dtype=mix.dtype, device=mix.device)
+        for x, y in zip(part.x.split(size, 1), part.y.split(size, 1), strict=True):
+            share = y.shape[1] / count
+            with torch.enable_grad():
+                own, own_mix = NetState(leaf.params, stats), mix
+                if part.members is not None:
+                    rows = torch.tensor(part.members, device=mix.device)
+                    own, own_mix = own.take(part.members), mix.index_select(0, rows)
+                logits, _ = problem.net.logits(own, own_mix, x, training=False)
+                loss = cross_entropy(logits, y) * share
+                # into .grad, tensor by tensor: two whole gradients at a time would be felt
+                loss.sum().backward(inputs=inputs)
+            right = (logits.detach().argmax(-1) == y).to(logits.dtype).mean(1) * share
+            scores += torch.stack([loss.detach(), right])
+        pieces.append((part.members, {"loss": scores[0], "accuracy": scores[1]}))
+    judged = in_rows(pieces)
+    return Validation(
+        judged["loss"],
+        judged["accuracy"],
+        {k: _grad(v) for k, v in leaf.params.items()},
+        {k: _grad(v) for k, v in stats.items()} if by_stats else {},
+        _grad(mix),
+    )
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

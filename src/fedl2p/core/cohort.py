@@ -37,9 +37,6 @@ STACK_VALUES = 40_000
 CIFAR, one photograph. Larger inputs fill the cores by themselves, and a stack's activations would
 only fill the memory."""
 
-SMALL = 1_000_000
-"""Parameters that a model may have whose stacks run side by side."""
-
 T = TypeVar("T")
 
 
@@ -166,7 +163,7 @@ def _small(net: Net, data: Sequence[ClientData]) -> bool:
     its operations fill the cores by themselves.
     """
     inputs = (_most(net, d.train.x, STACK) for d in data)
-    return net.num_parameters <= SMALL and all(most > 1 for most in inputs)
+    return net.small and all(most > 1 for most in inputs)
 
 
 @cache

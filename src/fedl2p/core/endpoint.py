@@ -17,7 +17,7 @@ from fedl2p.core.bilevel import (
     Problem,
     begin,
     descending,
-    validation_loss,
+    validated,
 )
 from fedl2p.core.named import (
     Members,
@@ -35,14 +35,14 @@ from fedl2p.core.steps import cross_entropy, per_tensor, train_gradient
 
 def last_step(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     """Differentiate through the last step alone; the mix by its direct term."""
-    state, last, _ = _descend(problem, keep_sum=False)
+    state, last = _descend(problem, keep_sum=False)
     end = _at_end(problem, state)
     return _result(end, rate=-inner(end.v, last))
 
 
 def trajectory(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     """Sum the inner gradients along the way, as if every step acted on theta_K unchanged."""
-    state, _, total = _descend(problem, keep_sum=True)
+    state, total = _descend(problem, keep_sum=True)
     end = _at_end(problem, state)
     steps = len(problem.batches)
     if steps == 0 or not problem.net.sites.norms:
@@ -55,7 +55,7 @@ def trajectory(problem: Problem, config: HypergradientConfig) -> Hypergradient:
 
 def implicit(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     """Take theta_K for stationary: implicit function theorem, solved by conjugate gradients."""
-    state, _, total = _descend(problem, keep_sum=True)
+    state, total = _descend(problem, keep_sum=True)
     end = _at_end(problem, state)
     steps = len(problem.batches)
     if steps == 0 or not problem.net.sites.norms:
@@ -77,7 +77,7 @@ def implicit(problem: Problem, config: HypergradientConfig) -> Hypergradient:
 
 def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     """Compute what the public reference code computes, its two errors included."""
-    state, last, _ = _descend(problem, keep_sum=False)
+    state, last = _descend(problem, keep_sum=False)
     end = _at_end(problem, state)
     steps = len(problem.batches)
     if steps == 0:
@@ -98,20 +98,24 @@ def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     return _result(end, rate=inner(curved, last), mix=-mixed)
 
 
-def _descend(problem: Problem, *, keep_sum: bool) -> tuple[NetState, Named, Named]:
-    """Run the inner loop; return its end, the last gradients and the sum of all gradients."""
-    start = begin(problem)
-    last = {k: torch.zeros_like(p) for k, p in start.params.items()}
-    total = {k: torch.zeros_like(p) for k, p in start.params.items()} if keep_sum else {}
-    pieces: list[tuple[Members, Named]] = [(None, last)]
+def _descend(problem: Problem, *, keep_sum: bool) -> tuple[NetState, Named]:
+    """Run the inner loop; return its end, and the sum of all gradients or the last ones."""
+    start, steps = begin(problem), len(problem.batches)
+    if keep_sum or not steps:
+        kept = {k: torch.zeros_like(p) for k, p in start.params.items()}
     with descending(problem, start) as way:
-        for k in range(len(problem.batches)):
-            pieces = []  # gone before the next ones come
+        for k in range(steps):
+            pieces: list[tuple[Members, Named]] = []
             for part in parts_of(problem.batches, k):
-                pieces.append((part.members, way.step(part)))
+                grads = way.step(part)
                 if keep_sum:
-                    accumulate(total, *pieces[-1])
-    return way.state, in_rows(pieces), total
+                    accumulate(kept, part.members, grads)
+                elif k == steps - 1:  # which every client takes
+                    pieces.append((part.members, grads))
+                del grads  # gone before the next ones come
+            if pieces:
+                kept = in_rows(pieces)
+    return way.state, kept
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,8 @@ class _End:
 
 def _at_end(problem: Problem, state: NetState) -> _End:
     """Return v and the direct term at the end of the inner loop, the running statistics held."""
-    params = {k: p.detach().requires_grad_() for k, p in state.params.items()}
-    mix = problem.mix.clone().requires_grad_()
-    with torch.enable_grad():
-        losses, accuracy = validation_loss(problem, NetState(params, state.stats), mix)
-        grads = gradient(losses.sum(), {**params, "": mix})
-    direct = grads.pop("")
-    return _End(state.detach(), grads, direct, losses.detach(), accuracy)
+    seen = validated(problem, state)
+    return _End(state.detach(), seen.params, seen.mix, seen.loss, seen.accuracy)
 
 
 def _mixed_product(problem: Problem, state: NetState, vector: Named, step: int) -> Tensor:

@@ -24,6 +24,9 @@ from fedl2p.core.sites import Sites, find_sites
 
 Statistics = Literal["corrected", "published", "global"]
 
+SMALL = 1_000_000
+"""Parameters of a small model."""
+
 _Place = tuple[dict[str, Any], str]
 """A dictionary of a module's parameters or buffers, and a key of it."""
 
@@ -214,6 +217,11 @@ class Net:
     def num_parameters(self) -> int:
         """The number of trainable parameters."""
         return sum(p.numel() for p in self._theta.values())
+
+    @property
+    def small(self) -> bool:
+        """Whether several of it at a time leave room: at most a million parameters."""
+        return self.num_parameters <= SMALL
 
     @property
     def _copy(self) -> _Copy:

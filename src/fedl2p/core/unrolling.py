@@ -19,7 +19,7 @@ from fedl2p.core.bilevel import (
     Problem,
     begin,
     descending,
-    validation_loss,
+    validated,
 )
 from fedl2p.core.named import accumulate, in_rows, inner
 from fedl2p.core.net import Net, NetState
@@ -66,12 +66,20 @@ def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergra
     boundaries.append(way.state)
 
     mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
-    start = boundaries.pop().leaves()
-    with torch.enable_grad():
-        last = _unroll(problem, start, mix, rate, cuts[-2] if depth else total, total)
-        losses, accuracy = validation_loss(problem, last, mix)
-    adjoint = _pull_back([losses], [torch.ones_like(losses)], start, mix, rate)
-    d_mix, d_rate = adjoint.mix, adjoint.rate
+    if depth:
+        start = boundaries.pop().leaves()
+        with torch.enable_grad():
+            last = _unroll(problem, start, mix, rate, cuts[-2], total)
+        seen = validated(problem, last, by_stats=True)
+        cotangents = [*seen.params.values(), *seen.stats.values()]
+        outputs = [*last.params.values(), *last.stats.values()]
+        adjoint = _pull_back(outputs, cotangents, start, mix, rate)
+        d_mix, d_rate = seen.mix + adjoint.mix, adjoint.rate
+    else:
+        seen = validated(problem, boundaries.pop())
+        cotangents = list(seen.params.values())
+        adjoint = _Adjoint(seen.mix, torch.zeros_like(rate), cotangents)
+        d_mix, d_rate = adjoint.mix, adjoint.rate
     for first, end in zip(reversed(cuts[:-2]), reversed(cuts[1:-1]), strict=True):
         start = boundaries.pop().leaves()
         with torch.enable_grad():
@@ -81,7 +89,7 @@ def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergra
         d_mix, d_rate = d_mix + adjoint.mix, d_rate + adjoint.rate
     if cuts[0]:
         d_rate = d_rate - inner(dict(zip(start.params, adjoint.cotangents, strict=False)), older)
-    return Hypergradient(d_mix, d_rate, losses.detach(), accuracy)
+    return Hypergradient(d_mix, d_rate, seen.loss, seen.accuracy)
 
 
 def _most_held(problem: Problem) -> int:
