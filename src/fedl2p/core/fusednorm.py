@@ -183,14 +183,13 @@ def _pull_back(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
         g, centred, weight, offset, mixed_var, None, None, False, ctx.eps, (by_x, True, True)
     )
     if by_x:
-        inverse = torch.rsqrt(mixed_var + ctx.eps)
-        scale = inverse * (mix * (-1.0 / _count(centred)))
+        scale = torch.rsqrt(mixed_var + ctx.eps) * (mix * (-1.0 / _count(centred)))
         if weight is not None:
             scale = scale * weight
-        zero, one = _constants(len(offset), centred.dtype, centred.device)
-        # centred * (scale R along) + scale total, in one pass: a norm with statistics 0 and 1
+        zero, _ = _constants(len(offset), centred.dtype, centred.device)
+        # centred * (scale R along) + scale total, in one pass: a norm, which brings the R
         indirect, _, _ = torch.native_batch_norm(
-            centred, scale * inverse * along, scale * total, zero, one, False, 0.0, 0.0
+            centred, scale * along, scale * total, zero, mixed_var, False, 0.0, ctx.eps
         )
         direct = direct.add_(indirect)
     return (

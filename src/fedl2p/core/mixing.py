@@ -121,11 +121,17 @@ class MixedBatchNorm(nn.Module):
         if count > 1:
             # Assigned, never written in place: who puts buffers in (Net, or
             # torch.func.functional_call) finds the new ones there and keeps the old ones.
-            values = self._buffers  # not as attributes: Module.__setattr__ is felt in small nets
-            values["client_mean"] = torch.lerp(self.client_mean, mean, self.momentum)
-            unbiased = var * (count / (count - 1))
-            values["client_var"] = torch.lerp(self.client_var, unbiased, self.momentum)
-            values["client_weight"] = self.client_weight * (1 - self.momentum) + self.momentum
+            values = self._buffers  # not as attributes: those of modules are felt in small nets
+            m, unbiased = self.momentum, var * (count / (count - 1))
+            client_mean, client_var, weight = (
+                values["client_mean"],
+                values["client_var"],
+                values["client_weight"],
+            )
+            assert client_mean is not None and client_var is not None and weight is not None
+            values["client_mean"] = torch.lerp(client_mean, mean, m)
+            values["client_var"] = torch.lerp(client_var, unbiased, m)
+            values["client_weight"] = torch.add(weight * (1 - m), m)
 
     def _fusible(self, x: Tensor) -> bool:
         """Tell whether the fused norm computes what is wanted here."""
