@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from fedl2p import methods, models
 from fedl2p.config import from_plain, to_plain
 from fedl2p.core.cohort import resident
+from fedl2p.core.compute import Compute
 from fedl2p.core.profiles import Profile
 from fedl2p.data.population import Population
 from fedl2p.federation import Rounds, federate
@@ -256,6 +257,8 @@ def fingerprint(row: Row, seed: int) -> str:
     for field in ("engine", "device", "cohort", "ray"):
         del plain[field]
     del plain["settings"]["meta"]["hypergradient"]["segment"]
+    if plain["compute"] == to_plain(Compute()):  # results from before there was a choice
+        del plain["compute"]
     key = [plain, row.profiles, row.watched, *([True] if row.cheats else [])]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 

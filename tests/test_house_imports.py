@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "federation": {"method", "data", "models", "core", "seeds", "durable"},
     "reporting": {"method", "core", "durable"},
     "rundir": {"config", "durable", "data", "reporting"},
-    "engines": {"method", "methods", "models", "data", "federation", "study"},
+    "engines": {"method", "methods", "models", "data", "federation", "study", "core"},
     "stages": {
         *(*_BELOW, "engines", "resnets", "rundir", "durable", "spending"),
         "study",  # for its type alone

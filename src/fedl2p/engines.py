@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedl2p import methods, models
+from fedl2p.core.compute import computing
 from fedl2p.data.population import Population
 from fedl2p.federation import Handler, InProcessGrid, Keeper, Nodes, Privacy, RayGrid
 from fedl2p.method import Method
@@ -92,8 +93,9 @@ def handler_of(
     built = [methods.build(name, study.settings) for name in names]
     built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
     return Handler(
-        build=lambda: models.build(
-            study.model, shape=opened.shape, classes=opened.classes, seed=study.seed
+        build=lambda: computing(
+            models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),
+            study.compute,
         ),
         population=opened,
         methods={method.name: method for method in built},

@@ -13,6 +13,7 @@ from torch import nn
 
 from fedl2p import models
 from fedl2p.core.clientdata import Examples
+from fedl2p.core.compute import computing
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import DivergedError
 from fedl2p.core.metanets import MetaNets
@@ -115,7 +116,7 @@ def personalize_new_client(
     client = inner.final_data(client)
     try:
         personalized = personalize(
-            net,
+            computing(net, study.compute),
             metanets,
             client,
             epochs=inner.epochs,

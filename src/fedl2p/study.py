@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from fedl2p import __version__, methods, stages
 from fedl2p.config import from_plain
+from fedl2p.core.compute import Compute
 from fedl2p.data.population import Population
 from fedl2p.federation import Listener, Nodes, Ray, Rounds
 from fedl2p.methods.settings import Settings
@@ -73,6 +74,8 @@ class Study:
         the same, bit for bit at equal threads and an equal cohort > 0.
     device
         Where models and data are: cpu, cuda, or auto (cuda if there is a GPU).
+    compute
+        Precision and memory layout of the computations.
     cohort
         Clients per call of a method, a number: stacked, they are fast. It changes results by
         rounding. 0: in process all of a round at once; under ray, which shares out calls, 1.
@@ -92,6 +95,7 @@ class Study:
     settings: Settings = field(default_factory=Settings)
     engine: Literal["in-process", "ray"] = "in-process"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute: Compute = field(default_factory=Compute)
     cohort: int = 0
     ray: Ray = field(default_factory=Ray)
 

@@ -75,7 +75,8 @@ def stacks(
 
     Those of a stack have equally many examples or, if ``ragged``, about equally many.
     Large inputs make smaller stacks (:data:`STACK_VALUES`). A model with dropout runs one client at
-    a time, since its random masks would otherwise depend on who else is in the stack.
+    a time, since its random masks would otherwise depend on who else is in the stack; so does one
+    that computes in bfloat16, which vmap does not do.
     """
     sizes = [_most(net, d.train.x, size) for d in data]
     if not ragged:

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedl2p.core.compute import forget
 from fedl2p.core.fusednorm import fused_mixed_norm
 from fedl2p.core.sites import check_norms, is_mixable_norm
 
 Fused = Literal["single", "stacked"]
 """How a norm runs fused: for one client, or for a stack of them under vmap."""
+
+_HALF = (torch.bfloat16, torch.float16)
 
 _EXPECTED_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
 
@@ -84,6 +87,11 @@ class MixedBatchNorm(nn.Module):
                 f"{self.kind} expects {' or '.join(f'{d}-d' for d in expected)} input, "
                 f"got shape {tuple(x.shape)}"
             )
+        if x.dtype in _HALF and self.running_mean.dtype == torch.float32:  # under autocast
+            return self._normalised(x.float()).to(x.dtype)
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
         if self._fusible(x):
             return self._fused(x)
         per_channel = (-1,) + (1,) * (x.dim() - 2)
@@ -226,6 +234,7 @@ def fold(
         ``(1 - mix) global + mix client``; dtype, device and training flags are those of ``model``.
     """
     folded = copy.deepcopy(model)
+    forget(folded)
     values = dict(folded.named_parameters())
     modules = dict(folded.named_modules())
     with torch.no_grad():

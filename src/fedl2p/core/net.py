@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from fedl2p.core.compute import autocast, compute_of
 from fedl2p.core.mixing import Fused, MixedBatchNorm, client_statistics, with_mixed_norms
 from fedl2p.core.sites import Sites, find_sites
 
@@ -200,10 +201,13 @@ class Net:
     def __init__(self, model: nn.Module) -> None:
         self.sites = find_sites(model)
         self.plain = copy.deepcopy(model)
+        self._compute = compute_of(model)
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        self.stackable = not any(
+        self._draws = any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
         )
+        # torch's vmap does not autocast convolutions (pytorch/functorch issue 305)
+        self.stackable = self._compute.precision == "full" and not self._draws
         own = _Copy(model, self.sites)
         self._copies = threading.local()
         self._copies.own = own
@@ -334,10 +338,13 @@ class Net:
         """Run the model for one client: as :meth:`logits`, without the client dimension."""
         run = self._copy
         run.set(training, "single" if first_order else None)
-        if training and not self.stackable:
-            with _drawing_from(noise, x.device):
-                return run(params, stats, mix, self._cast(x))
-        return run(params, stats, mix, self._cast(x))
+        if training and self._draws:
+            with _drawing_from(noise, x.device), autocast(self._compute, x.device):
+                y, stats = run(params, stats, mix, self._cast(x))
+        else:
+            with autocast(self._compute, x.device):
+                y, stats = run(params, stats, mix, self._cast(x))
+        return y.to(self.dtype), stats
 
     @contextmanager
     def holding(
@@ -362,7 +369,12 @@ class Net:
         first_order: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model for several clients under vmap, as :meth:`logits`."""
-        if training and not self.stackable:
+        if self._compute.precision != "full":
+            raise ValueError(
+                f"{len(x)} clients came stacked, but in {self._compute.precision} clients "
+                "run one at a time"
+            )
+        if training and self._draws:
             raise ValueError(
                 f"the model has dropout, whose masks belong to one client, but {len(x)} "
                 "clients came stacked; run them one at a time"
@@ -400,10 +412,14 @@ class Held:
     def logits(self, x: Tensor, *, noise: int = 0) -> Tensor:
         """Return logits, for gradients of first order; the batch enters the statistics."""
         self._copied.set(True, "single")
-        if self._net.stackable:
-            return self._call(self._net._cast(x))
-        with _drawing_from(noise, x.device):
-            return self._call(self._net._cast(x))
+        net = self._net
+        if not net._draws:
+            with autocast(net._compute, x.device):
+                y = self._call(net._cast(x))
+        else:
+            with _drawing_from(noise, x.device), autocast(net._compute, x.device):
+                y = self._call(net._cast(x))
+        return y.to(net.dtype)
 
     def stats(self) -> dict[str, Tensor]:
         """Return the running statistics so far."""

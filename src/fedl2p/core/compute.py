@@ -1,0 +1,78 @@
+"""How a model computes: precision and memory layout, noted on the model itself.
+
+The note goes along when the model is copied, so that every method trains and evaluates it so. It is
+not part of its weights, and personalized models do not carry it.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import nn
+
+Precision = Literal["full", "bfloat16"]
+
+_NOTE = "_fedl2p_compute"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How convolutions and matrix products are computed.
+
+    Parameters
+    ----------
+    precision
+        full: in the model's own dtype. bfloat16: by torch.autocast, for processors that are faster
+        in it. Weights, gradients, statistics of norm layers, losses and data profiles stay in the
+        model's dtype, but results change by more than rounding: some 3 digits are left in each
+        activation. Clients run one at a time then, not stacked, so that it pays for large models.
+    channels_last
+        Whether weights, and with them activations, of 2-d convolutions are laid out with channels
+        last. It changes results by rounding, and only clients that run alone: stacked ones lie side
+        by side as channels.
+    """
+
+    precision: Precision = "full"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            wanted = ", ".join(get_args(Precision))
+            raise ValueError(f"precision is {self.precision!r}, but must be one of {wanted}")
+
+
+def computing(model: nn.Module, compute: Compute) -> nn.Module:
+    """Return a copy of a model that computes so, wherever this package trains or evaluates it."""
+    noted = copy.deepcopy(model)
+    if compute == Compute():
+        noted.__dict__.pop(_NOTE, None)
+        return noted
+    if compute.channels_last:
+        # not nn.Module.to, which fails on the weights of 3-d convolutions
+        for p in noted.parameters():
+            if p.dim() == 4:
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
+    noted.__dict__[_NOTE] = compute
+    return noted
+
+
+def compute_of(model: nn.Module) -> Compute:
+    """Return how a model computes."""
+    return cast(Compute, model.__dict__.get(_NOTE, Compute()))
+
+
+def forget(model: nn.Module) -> None:
+    """Take the note off a model that leaves this package."""
+    model.__dict__.pop(_NOTE, None)
+
+
+def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which a model computes so."""
+    if compute.precision == "full":
+        return nullcontext()
+    # without its cache of cast weights, which outlives a step
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
