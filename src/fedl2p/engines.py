@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedl2p import methods, models
-from fedl2p.core.compute import computing
+from fedl2p.core.compute import computing, recorder_of
 from fedl2p.data.population import Population
 from fedl2p.federation import Handler, InProcessGrid, Keeper, Nodes, Privacy, RayGrid
 from fedl2p.method import Method
@@ -40,9 +40,11 @@ def device_of(study: Study) -> torch.device:
     Raises
     ------
     ValueError
-        If there is no such device, or Ray's workers are given none of it.
+        If there is no such device, Ray's workers are given none of it, or the study wants CUDA
+        graphs on another one.
     """
     device, share = find_device(study.device), study.ray.gpus_per_worker
+    recorder_of(study.compute, device)  # refuses CUDA graphs without CUDA
     if study.engine != "ray":
         return device
     if study.device == "cuda" and not share:

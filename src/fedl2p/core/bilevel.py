@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.batches import Batches, Part
-from fedl2p.core.descents import Descent
+from fedl2p.core.descents import Descent, down
 from fedl2p.core.innerloop import start_of
 from fedl2p.core.named import Members, Named, in_rows
 from fedl2p.core.net import Net, NetState, Statistics
@@ -128,7 +128,7 @@ def begin(problem: Problem) -> NetState:
 
 def descending(problem: Problem, start: NetState) -> Descent:
     """Return the way down the inner loop without a graph."""
-    return Descent(problem.net, start, problem.mix, problem.rate)
+    return down(problem.net, start, problem.mix, problem.rate)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedl2p.core.batches import Align, Batches, EpochBatches, parts_of
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.descents import Descent, moving
+from fedl2p.core.descents import down, moving
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.mixing import fold
 from fedl2p.core.net import Net, NetState, Statistics
@@ -106,7 +106,7 @@ def run_inner_loop(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
-    with Descent(net, start, mix, rate, wanted=moving(start, rate)) as way:
+    with down(net, start, mix, rate, wanted=moving(start, rate)) as way:
         for step in range(len(batches)):
             for part in parts_of(batches, step):
                 way.step(part)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedl2p.core.batches import EpochBatches, parts_of
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.cohort import Resident, evaluate, over_stacks, resident
-from fedl2p.core.descents import Descent, moving
+from fedl2p.core.descents import down, moving
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import (
     InnerLoop,
@@ -131,7 +131,7 @@ def _stopped_early(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     best = start_of(net, len(mix), inner.statistics, steps=len(batches))
     lowest = losses(best)
-    with Descent(net, best, mix, rate, wanted=moving(best, rate)) as way:
+    with down(net, best, mix, rate, wanted=moving(best, rate)) as way:
         for begin in range(0, len(batches), batches.per_epoch):
             for step in range(begin, begin + batches.per_epoch):
                 for part in parts_of(batches, step):
