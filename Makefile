@@ -5,7 +5,7 @@ SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench bench-more lint clean
 
 setup: $(STAMP)
 
@@ -24,9 +24,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# What costs what, side by side; the studies of accuracy take hours and are run by name.
+# What costs what, in one table from one run; about twenty minutes.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
+
+# The other measurements of cost; the studies of accuracy take hours and are run by name.
+bench-more: $(STAMP)
+	$(BIN)/python benchmarks/cohorts.py
 	$(BIN)/python benchmarks/strategies.py cost
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/memory.py

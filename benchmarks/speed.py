@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import engines
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +61,11 @@ class Case:
     examples, epochs, outer
         Of a client round: training examples, passes over them, outer steps.
     clients
-        Of a round of many clients; 0 leaves that row out.
+        Of a round of many clients; 0 leaves those rows out.
+    sizes
+        Fewest and most training examples of clients that differ; of as many of them another round.
+    ragged
+        How many they are; 0 leaves that row out.
     modes
         Estimators of the hypergradient to measure.
     """
@@ -72,6 +77,8 @@ class Case:
     epochs: int = 15
     outer: int = 3
     clients: int = 0
+    sizes: tuple[int, int] = (20, 120)
+    ragged: int = 0
     modes: tuple[Mode, ...] = MODES
 
     @property
@@ -80,7 +87,7 @@ class Case:
 
 
 CASES = {
-    "small-8": Case(small_conv, (1, 8, 8), steps=15, clients=100),
+    "small-8": Case(small_conv, (1, 8, 8), steps=15, clients=100, ragged=40),
     "small-16": Case(small_conv, (3, 16, 16), steps=15, clients=20),
     # two passes instead of 15, one outer step instead of 3, fewer modes: a step takes a second
     "resnet18": Case(
@@ -137,15 +144,25 @@ def extra(mode: Mode, steps: int) -> float:
     }[mode]
 
 
+def round_steps(case: Case, mode: Mode, examples: int) -> float:
+    """Return the plain steps that a client round needs at least, and its profile."""
+    batches = math.ceil(examples / BATCH)
+    loop = case.epochs * batches
+    # a step of plain training on a part of a batch takes a part of the time, so that the floor's
+    # mean step is the unit; the profile is a forward pass over the data
+    return case.outer * (loop + extra(mode, loop)) + batches / 3
+
+
 def examples(case: Case, count: int, seed: int) -> Examples:
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *case.shape, generator=rng)
     return Examples(x, torch.randint(0, 10, (count,), generator=rng))
 
 
-def client(case: Case, seed: int) -> Client:
+def client(case: Case, seed: int, count: int | None = None) -> Client:
     train, validation, test = (
-        examples(case, n, 10 * seed + i) for i, n in enumerate((case.examples, BATCH, BATCH))
+        examples(case, n, 10 * seed + i)
+        for i, n in enumerate((count or case.examples, BATCH, BATCH))
     )
     return Client(f"c{seed:03d}", ClientData(train, validation, test), seed=seed)
 
@@ -218,7 +235,7 @@ def rows_of(case: Case) -> list[Row]:
                 floor_of(1),
                 loop,
                 # a batch of the round is 45 / 2 examples on average, the validation batch 32
-                case.outer * (loop + extra(mode, loop)) + case.batches / 3,
+                round_steps(case, mode, case.examples),
             )
         )
     tuned = FedL2P(name="fedl2p", meta=settings(case), inner=inner)
@@ -242,10 +259,44 @@ def rows_of(case: Case) -> list[Row]:
                     round_of(mode, people),
                     floor_of(few),
                     few * loop,
-                    case.clients * (case.outer * (loop + extra(mode, loop)) + case.batches / 3),
+                    case.clients * round_steps(case, mode, case.examples),
                 )
             )
+    if case.ragged:
+        rng = torch.Generator().manual_seed(1)
+        sizes = torch.randint(*case.sizes, (case.ragged,), generator=rng).tolist()
+        uneven = [client(case, i, n) for i, n in enumerate(sizes)]
+        few = uneven[:: case.ragged // 8]
+        drawn_few = [[(x[0], y[0]) for x, y in batches_of(net, [c.data], [0], inner)] for c in few]
+        low, high = case.sizes
+        rows.append(
+            Row(
+                f"round of {case.ragged} clients of {low} to {high - 1} examples, truncated",
+                round_of("truncated", uneven),
+                lambda: [plain(trained, own) for own in drawn_few],
+                sum(len(own) for own in drawn_few),
+                sum(round_steps(case, "truncated", n) for n in sizes),
+            )
+        )
+    if case.clients > 20:
+        rows += [
+            Row(
+                f"engine, {name}, per client task",
+                idle(name),
+                floor_of(1),
+                loop,
+                case.clients * round_steps(case, "truncated", case.examples),
+            )
+            for name in ("in process", "in process, encoded")
+        ]
     return rows
+
+
+def idle(engine: str) -> Work:
+    """Return rounds of clients that do nothing, on an engine; their states are small ones."""
+    encoded = "encoded" in engine
+    nodes = engines.here(100, cohort=1, live=not encoded)
+    return lambda: engines.milliseconds(nodes, 100, engines.SIZES[0], rounds=1)
 
 
 def measured(work: Work, floor: Work, repeats: int) -> tuple[float, float]:
@@ -265,6 +316,8 @@ def memory(net: str, row: int, which: str, threads: int) -> float:
     done = subprocess.run(
         [sys.executable, __file__, "--peak", net, str(row), which, "--threads", str(threads)],
         check=True, capture_output=True, text=True,
+        # large blocks go back at once: without this the heap's holes differ from run to run
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
     )  # fmt: skip
     return float(done.stdout.split()[-1])
 
@@ -296,7 +349,8 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
         f"{repeats} repetitions in turns (1 for ResNet-18 and for many clients) after a warm-up; "
         f"load of the machine at the start {os.getloadavg()[0]:.1f}. Written by "
         "`python benchmarks/speed.py`, whose first lines say what a floor is. Ratios of a round "
-        "of many clients are against one client after another.",
+        "of many clients are against one client after another; those of an engine say what part it "
+        "is of a client's round, its clients do nothing and send 10,000 numbers.",
         "",
         "| network | threads | what | steps | floor, ms | ours, ms | ratio "
         "| memory, MiB | of floor's |",
@@ -307,6 +361,7 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
             torch.set_num_threads(number)
             for i, row in enumerate(rows_of(CASES[net])):
                 many = row.name.startswith("round of")
+                task = row.name.startswith("engine")
                 if number > 1 and not many:  # a client's own work: one thread says it
                     continue
                 often = 1 if net == "resnet18" or many else repeats
@@ -314,13 +369,16 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
                 least = floor / row.floor_steps * row.steps
                 if row.name == "one inner step":
                     ours, least = ours / row.floor_steps, least / row.floor_steps
+                if task:  # two rounds of 100 clients: engines.milliseconds warms up
+                    ours, least = ours / 200, least / 100
                 peaks = [memory(net, i, which, number) for which in ("ours", "floor")]
                 of = f"{peaks[0] / peaks[1]:.2f}" if peaks[1] > 20 else ""
                 shown = 1.0 if row.name == "one inner step" else row.steps
+                shown = row.steps / 100 if task else shown
+                ratio = f"{ours / least:.3f}" if task else f"{ours / least:.2f}"
                 lines.append(
                     f"| {net} | {number} | {row.name} | {shown:.0f} | {1000 * least:.1f} "
-                    f"| {1000 * ours:.1f} | {ours / least:.2f} | {peaks[0]:.0f} "
-                    f"| {of} |"
+                    f"| {1000 * ours:.1f} | {ratio} | {peaks[0]:.0f} | {of} |"
                 )
                 print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
