@@ -26,9 +26,10 @@ one where the series converges, and the Hessian is that of the evaluation-mode l
 batches, and ``last-step``, ``trajectory`` and ``implicit`` that mix and rates act on the running
 statistics: the price of one backward pass.
 
-``truncated`` with T = 5 is the default: on the digits recipe with K = 15 no difference to the exact
+``truncated`` is the default: on the digits recipe with K = 15 no difference of T = 5 to the exact
 mode was found at half its cost, and the cheaper modes did worse on average
-(``benchmarks/hypergradients.py``, ``benchmarks/results/hypergradients.md``).
+(``benchmarks/hypergradients.py``, ``benchmarks/results/hypergradients.md``); T = 10 because T = 5
+lost a little in a later comparison (``docs/choices.md``).
 
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """

@@ -1,0 +1,203 @@
+"""Inner steps on a GPU: clients per second, every way of running a cohort, from one run.
+
+The floor is plain PyTorch, one client after another, eager: K steps of the network with
+``torch.nn.BatchNorm2d`` and ``torch.optim.SGD`` on batches that are on the device already. Ours does
+the same K steps with mixed norms, in every way there is: clients one after another, recorded as
+CUDA graphs, in bfloat16 with channels last, stacked (vmap), and side by side on streams.
+
+    python benchmarks/gpu.py                            # ResNet-18 at CIFAR shape, batch 32, K = 30
+    python benchmarks/gpu.py --peak 989 --out benchmarks/results/gpu.md
+    python benchmarks/gpu.py --device cpu --net small-8 --cohorts 1 4 --steps 5   # to try the script
+
+Arithmetic is that of torch's own counter for a plain step; ``--peak`` is the device's in TFLOP/s.
+No result of this is kept yet: it has not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import speed
+from fedl2p.core.batches import Part
+from fedl2p.core.cohort import resident
+from fedl2p.core.compute import Compute, computing
+from fedl2p.core.descents import down
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.innerloop import on
+from fedl2p.core.net import Net
+
+STREAMS = 4
+
+Work = Callable[[], object]
+
+
+def batches(case: speed.Case, clients: int, steps: int, device: str) -> list[Part]:
+    """Return the batches of a stack, on the device."""
+    drawn = []
+    for k in range(steps):
+        parts = [speed.examples(case, speed.BATCH, 1000 * k + c) for c in range(clients)]
+        x, y = torch.stack([e.x for e in parts]), torch.stack([e.y for e in parts])
+        drawn.append(Part(x.to(device), y.to(device)))
+    return drawn
+
+
+def alone(parts: Sequence[Part], client: int) -> list[Part]:
+    return [Part(p.x[client : client + 1], p.y[client : client + 1]) for p in parts]
+
+
+def tuning(net: Net, clients: int) -> Callable[[Sequence[Part]], None]:
+    """Return what fine-tunes as many clients at a time."""
+    one = Hyperparams.constant(net.sites, mix=0.5, rate=1e-3)
+    hyper = on(net, Hyperparams.stack([one] * clients))
+
+    def tune(parts: Sequence[Part]) -> None:
+        with down(net, net.start(clients), hyper.mix, hyper.rate) as way:
+            for part in parts:
+                way.step(part)
+
+    return tune
+
+
+def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, Work]:
+    """Return every way to fine-tune a cohort, the floor first."""
+    parts = batches(case, clients, steps, device)
+    own = [alone(parts, c) for c in range(clients)]
+    plain = [[(p.x[0], p.y[0]) for p in mine] for mine in own]
+    trained = case.build(case.shape, 10).to(device)
+    model = case.build(case.shape, 10).to(device)
+    cuda = device == "cuda"
+    fast = {"precision": "bfloat16", "channels_last": True}
+    nets = {"": Compute(), ", bfloat16, channels last": Compute(**fast)}  # type: ignore[arg-type]
+    if cuda:
+        nets |= {
+            ", CUDA graphs": Compute(graphs=True),
+            ", bfloat16, channels last, CUDA graphs": Compute(graphs=True, **fast),  # type: ignore[arg-type]
+        }
+    made: dict[str, Work] = {"plain, eager": lambda: [speed.plain(trained, b) for b in plain]}
+    for name, compute in nets.items():
+        noted = computing(model, compute)
+        net = resident(noted).net
+        made[f"one after another{name}"] = _loop(noted, net, own)
+        if clients > 1 and net.stackable:
+            made[f"stacked{name}"] = _stacked(noted, net, clients, parts)
+        if clients > 1 and cuda and not compute.graphs:
+            made[f"{STREAMS} streams{name}"] = _streams(noted, net, own)
+    return made
+
+
+def _loop(model: nn.Module, net: Net, own: Sequence[Sequence[Part]]) -> Work:
+    tune = tuning(net, 1)
+    # the model is held here: its net lives as long as it does
+    return lambda: [(model, tune(mine)) for mine in own]
+
+
+def _stacked(model: nn.Module, net: Net, clients: int, parts: Sequence[Part]) -> Work:
+    tune = tuning(net, clients)
+    return lambda: (model, tune(parts))
+
+
+def _streams(model: nn.Module, net: Net, own: Sequence[Sequence[Part]]) -> Work:
+    tune = tuning(net, 1)
+    pool = ThreadPoolExecutor(STREAMS)
+    streams = [torch.cuda.Stream() for _ in range(STREAMS)]
+
+    def several(i: int) -> None:
+        with torch.cuda.stream(streams[i]):
+            for mine in own[i::STREAMS]:
+                tune(mine)
+
+    def work() -> object:
+        now = torch.cuda.current_stream()
+        for stream in streams:
+            stream.wait_stream(now)
+        done = list(pool.map(several, range(STREAMS)))
+        for stream in streams:
+            now.wait_stream(stream)
+        return model, done
+
+    return work
+
+
+def flops(case: speed.Case, device: str) -> int:
+    """Return the operations of a plain step."""
+    model = case.build(case.shape, 10).to(device)
+    example = speed.examples(case, speed.BATCH, 0)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(example.x.to(device)), example.y.to(device)).backward()
+    return counter.get_total_flops()
+
+
+def seconds(works: dict[str, Work], repeats: int, device: str) -> dict[str, float]:
+    """Return the median seconds of each, taken in turns after a warm-up."""
+    wait = torch.cuda.synchronize if device == "cuda" else nullcontext
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            wait()
+            began = time.perf_counter()
+            work()
+            wait()
+            if repeat:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(own) for name, own in times.items()}
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--net", default="resnet18", choices=list(speed.CASES))
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", type=float, help="TFLOP/s")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("there is no GPU here; --device cpu tries the script")
+    case = speed.CASES[options.net]
+    each = flops(case, options.device) * options.steps
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    lines = [
+        "# Inner steps on a GPU" if options.device == "cuda" else "# Inner steps",
+        "",
+        f"{options.net}, batch {speed.BATCH}, K = {options.steps}, on {name}, torch "
+        f"{torch.__version__}; median of {options.repeats} repetitions in turns. "
+        f"Written by `python {' '.join(['benchmarks/gpu.py', *sys.argv[1:]])}`.",
+        "",
+        "| clients | how | clients per second | of the floor | TFLOP/s | of the peak |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for clients in options.cohorts:
+        took = seconds(
+            ways(case, clients, options.steps, options.device), options.repeats, options.device
+        )
+        floor = took["plain, eager"]
+        for how, own in took.items():
+            rate = clients * each / own / 1e12
+            part = f"{rate / options.peak:.1%}" if options.peak else ""
+            lines.append(
+                f"| {clients} | {how} | {clients / own:.1f} | {floor / own:.2f} x | {rate:.2f} "
+                f"| {part} |"
+            )
+            print(lines[-1], flush=True)
+    text = "\n".join(lines) + "\n"
+    if options.out:
+        options.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
