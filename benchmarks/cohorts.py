@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import speed
 import torch
 from torch import nn
 
-import speed
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.cohort import over_stacks, resident, stacks
 from fedl2p.core.hyperparams import Hyperparams
@@ -29,7 +29,7 @@ from fedl2p.core.net import Net
 from fedl2p.models import load
 
 RESULT = Path(__file__).parent / "results" / "cohorts.md"
-SIZES = (1, 2, 5, 10, 20, 40)
+SIZES = (1, 2, 3, 5, 10, 20, 40)
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Kind:
 KINDS = {
     "small_conv, 1 x 8 x 8": Kind("small_conv", (1, 8, 8)),
     "small_conv, 3 x 16 x 16": Kind("small_conv", (3, 16, 16)),
-    "small_conv, 3 x 32 x 32": Kind("small_conv", (3, 32, 32)),
-    "small_mel, 1 x 49 x 40": Kind("small_mel", (1, 49, 40)),
-    "small_conv, 3 x 96 x 96": Kind("small_conv", (3, 96, 96), clients=10),
-    "resnet18_cifar, 3 x 32 x 32": Kind("resnet18_cifar", (3, 32, 32), clients=4),
+    "small_conv, 3 x 32 x 32": Kind("small_conv", (3, 32, 32), clients=20),
+    "small_mel, 1 x 49 x 40": Kind("small_mel", (1, 49, 40), clients=20),
+    "small_conv, 3 x 96 x 96": Kind("small_conv", (3, 96, 96), clients=5),
+    "resnet18_cifar, 3 x 32 x 32": Kind("resnet18_cifar", (3, 32, 32), clients=2),
 }
 
 
@@ -96,15 +96,15 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
         "# Stacks of clients",
         "",
-        f"Milliseconds per client and inner step, batch {speed.BATCH}, by clients per stack, on one "
-        f"thread; median of {options.repeats} repetitions in turns. Then the size that the rule "
-        "takes (`fedl2p.core.cohort`), and its time over the best of the row. Load of the machine "
+        f"Milliseconds per client and inner step, batch {speed.BATCH}, by clients per stack, on "
+        f"one thread; median of {options.repeats} repetitions in turns. Then the size that the rule"
+        " takes (`fedl2p.core.cohort`), and its time over the best of the row. Load of the machine "
         f"at the start: {os.getloadavg()[0]:.1f}. Written by `python benchmarks/cohorts.py`.",
         "",
         f"| network | {' | '.join(map(str, SIZES))} | rule | its time, of the best |",

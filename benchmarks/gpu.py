@@ -1,13 +1,13 @@
 """Inner steps on a GPU: clients per second, every way of running a cohort, from one run.
 
 The floor is plain PyTorch, one client after another, eager: K steps of the network with
-``torch.nn.BatchNorm2d`` and ``torch.optim.SGD`` on batches that are on the device already. Ours does
-the same K steps with mixed norms, in every way there is: clients one after another, recorded as
-CUDA graphs, in bfloat16 with channels last, stacked (vmap), and side by side on streams.
+``torch.nn.BatchNorm2d`` and ``torch.optim.SGD`` on batches that are on the device already. Ours
+does the same K steps with mixed norms, in every way there is: clients one after another, recorded
+as CUDA graphs, in bfloat16 with channels last, stacked (vmap), and side by side on streams.
 
     python benchmarks/gpu.py                            # ResNet-18 at CIFAR shape, batch 32, K = 30
     python benchmarks/gpu.py --peak 989 --out benchmarks/results/gpu.md
-    python benchmarks/gpu.py --device cpu --net small-8 --cohorts 1 4 --steps 5   # to try the script
+    python benchmarks/gpu.py --device cpu --net small-8 --cohorts 1 4 --steps 5   # to try it
 
 Arithmetic is that of torch's own counter for a plain step; ``--peak`` is the device's in TFLOP/s.
 No result of this is kept yet: it has not run on a GPU.
@@ -24,12 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+import speed
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import speed
 from fedl2p.core.batches import Part
 from fedl2p.core.cohort import resident
 from fedl2p.core.compute import Compute, computing

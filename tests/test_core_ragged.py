@@ -299,8 +299,28 @@ def test_ragged_stacks_hold_clients_of_similar_sizes() -> None:
 
 def test_clients_without_a_validation_part_make_stacks_of_their_own() -> None:
     net = Net(settled(ConvNet(2)))
-    people = [PEOPLE[0], replace(PEOPLE[1], validation=None), PEOPLE[2]]
-    assert list(stacks(net, people, ragged=True)) == [[0, 2], [1]]
+    people = [PEOPLE[0], replace(PEOPLE[1], validation=None), *PEOPLE[2:5]]
+    assert list(stacks(net, people, ragged=True)) == [[0, 4, 2, 3], [1]]
+
+
+def test_two_clients_go_one_by_one() -> None:
+    net = Net(settled(ConvNet(2)))
+    assert list(stacks(net, [PEOPLE[0]] * 5, size=3)) == [[0, 1, 2], [3], [4]]
+    pairs = EpochBatches(
+        [numbered(n, i) for i, n in enumerate((4, 4, 4, 3, 3))],
+        list(range(5)),
+        epochs=1,
+        batch_size=4,
+    )
+    assert [part.members for part in pairs.parts(0)] == [(0, 1, 2), (3,), (4,)]
+
+
+def test_large_inputs_and_models_are_not_stacked() -> None:
+    small, deep = Net(settled(ConvNet(2))), Net(nn.Sequential(nn.Flatten(), nn.Linear(50, 25_000)))
+    wide = [ClientData(Examples(torch.zeros(4, 2, 32, 32), torch.arange(4) % 3))] * 3
+    assert [len(s) for s in stacks(small, [PEOPLE[0]] * 12)] == [10, 1, 1]
+    assert [len(s) for s in stacks(small, wide)] == [1, 1, 1]
+    assert [len(s) for s in stacks(deep, [PEOPLE[0]] * 3)] == [1, 1, 1]
 
 
 def test_results_come_in_the_order_of_the_clients() -> None:

@@ -46,6 +46,16 @@ class Part:
     noise: int = 0
 
 
+FEWEST = 3
+"""Clients from which on a stack takes no more time than one by one, on a CPU
+(``benchmarks/cohorts.py``)."""
+
+
+def together(clients: int, device: torch.device) -> bool:
+    """Tell whether so many clients go in one stack."""
+    return clients >= FEWEST or device.type != "cpu"
+
+
 Align = Literal["epochs", "end"]
 """What clients of a stack that take unequally many steps share: the beginnings of epochs, or the
 last step."""
@@ -145,7 +155,10 @@ class EpochBatches:
         return parts[0].x, parts[0].y
 
     def parts(self, step: int) -> list[Part]:
-        """Return the batches of a step: those of equal length together, longest first."""
+        """Return the batches of a step: those of equal length together, longest first.
+
+        A few of equal length go one by one (:data:`FEWEST`).
+        """
         if not self.ragged:
             x, y = self._batch(range(len(self._counts)), [step] * len(self._counts))
             return [Part(x, y, noise=noise_of(self, step))]
@@ -157,9 +170,11 @@ class EpochBatches:
                 groups.setdefault(length, []).append((client, own))
         parts = []
         for _, group in sorted(groups.items(), reverse=True):
-            members = tuple(client for client, _ in group)
-            x, y = self._batch(members, [own for _, own in group])
-            parts.append(Part(x, y, members if len(members) < len(self._counts) else None))
+            whole = len(group) == len(self._counts) or together(len(group), self._x.device)
+            for taken in [group] if whole else [[one] for one in group]:
+                members = tuple(client for client, _ in taken)
+                x, y = self._batch(members, [own for _, own in taken])
+                parts.append(Part(x, y, members if len(members) < len(self._counts) else None))
         return parts
 
     def _own(self, step: int) -> list[int | None]:

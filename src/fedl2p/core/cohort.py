@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fedl2p.core.batches import together
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.net import Net, NetState
 from fedl2p.core.profiles import Profiler
@@ -32,10 +33,14 @@ STACK = 10
 stacks of 10 side by side on two cores take less time than one of 20 that has both cores
 (``docs/performance.md``)."""
 
-STACK_VALUES = 40_000
-"""Input values that one example per client of a stack may have together: 20 log-mels, 13 images of
-CIFAR, one photograph. Larger inputs fill the cores by themselves, and a stack's activations would
-only fill the memory."""
+STACK_VALUES = 2_000
+"""Input values of one example up to which clients are stacked on a CPU: 16 x 16 pixels in colour, a
+log-mel of 49 x 40. Larger inputs, and models that are not small, fill the cores by themselves
+(``benchmarks/cohorts.py``)."""
+
+STACK_VALUES_GPU = 40_000
+"""Input values that one example per client of a stack may have together on a GPU, whatever the
+model; a bound to the memory that was not measured on one."""
 
 T = TypeVar("T")
 
@@ -74,23 +79,30 @@ def stacks(
     """Cut clients into stacks of at most ``size``; yields positions in ``data``.
 
     Those of a stack have equally many examples or, if ``ragged``, about equally many.
-    Large inputs make smaller stacks (:data:`STACK_VALUES`). A model with dropout runs one client at
+    Large inputs and models are not stacked on a CPU, and in smaller stacks on a GPU
+    (:data:`STACK_VALUES`, :data:`STACK_VALUES_GPU`); fewer than :data:`~fedl2p.core.batches.FEWEST`
+    clients take less time alone. A model with dropout runs one client at
     a time, since its random masks would otherwise depend on who else is in the stack; so does one
     that computes in bfloat16, which vmap does not do.
     """
     sizes = [_most(net, d.train.x, size) for d in data]
-    if not ragged:
-        yield from _equal([_shapes(d) for d in data], sizes)
-        return
-    by_size = sorted(range(len(data)), key=lambda i: -len(data[i].train.x))
-    kinds = [_kind(data[i]) for i in by_size]
-    for members in _equal(kinds, [sizes[i] for i in by_size]):
-        yield [by_size[i] for i in members]
+    order = list(range(len(data)))
+    if ragged:
+        order.sort(key=lambda i: -len(data[i].train.x))
+    keys = [_kind(data[i]) if ragged else _shapes(data[i]) for i in order]
+    for members in _equal(keys, [sizes[i] for i in order]):
+        own = [order[i] for i in members]
+        yield from [own] if together(len(own), net.device) else [[i] for i in own]
 
 
 def _most(net: Net, x: Tensor, size: int) -> int:
     """Return how many clients with inputs like ``x``, of shape (n, ...), a stack may have."""
-    return max(1, min(size, STACK_VALUES // max(1, x[:1].numel()))) if net.stackable else 1
+    if not net.stackable:
+        return 1
+    values = max(1, x[:1].numel())
+    if net.device.type != "cpu":
+        return max(1, min(size, STACK_VALUES_GPU // values))
+    return size if net.small and values <= STACK_VALUES else 1
 
 
 def _equal(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int]]:
