@@ -14,6 +14,7 @@ from corenets import ConvNet, examples, settled
 from fedl2p.core.batches import Align, EpochBatches, Part
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.cohort import evaluate, over_stacks, resident, stacks
+from fedl2p.core.descents import Descent
 from fedl2p.core.hypergrad import RAGGED, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, run_inner_loop
@@ -189,6 +190,26 @@ def test_early_stopping_in_a_ragged_stack(net: Net) -> None:
     name = net.sites.params[0]
     kept = [torch.equal(together.params[name][i], last.params[name][i]) for i in range(6)]
     assert len(set(kept)) == 2  # the last epoch is some clients' best, not everybody's
+
+
+def test_a_copy_of_the_way_stays_as_it_was(net: Net) -> None:
+    hyper = uneven(net, len(SIZES))
+    batches = batches_of(net, PEOPLE, list(range(len(SIZES))), INNER)
+    with Descent(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as way:
+        copied: list[NetState] = []
+        before: list[dict[str, Tensor]] = []
+        for step in range(len(batches)):
+            copied.append(way.copy())
+            before.append({k: v.clone() for k, v in vars_of(copied[-1]).items()})
+            for part in batches.parts(step):
+                way.step(part)
+    for state, values in zip(copied, before, strict=True):
+        for name, value in values.items():
+            assert torch.equal(vars_of(state)[name], value), name
+
+
+def vars_of(state: NetState) -> dict[str, Tensor]:
+    return {**state.params, **state.stats}
 
 
 # Hypergradients

@@ -226,7 +226,10 @@ class Descent:
     def copy(self) -> NetState:
         """Return the state now, in tensors of its own."""
         state = self.state
-        return NetState({k: v.clone() for k, v in state.params.items()}, state.stats)
+        return NetState(
+            {k: v.clone() for k, v in state.params.items()},
+            {k: v.clone() for k, v in state.stats.items()},
+        )
 
     def _now(self) -> dict[str, Tensor]:
         return self._stats if self._held is None else self._held.stats()
