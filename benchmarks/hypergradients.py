@@ -36,8 +36,7 @@ from fedl2p import methods, models
 from fedl2p.core.cohort import resident
 from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import batches_of
-from fedl2p.core.steps import inner_step
+from fedl2p.core.innerloop import batches_of, run_inner_loop
 from fedl2p.data.population import Population
 from fedl2p.federation import Rounds, federate, personalize_all
 from fedl2p.methods.common import with_state
@@ -147,9 +146,7 @@ def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
     h = Hyperparams.stack([Hyperparams.constant(net.sites, mix=0.5, rate=0.03)] * len(data))
 
     def plain() -> None:
-        state = net.start(len(data))
-        for k in range(len(batches)):
-            state = inner_step(net, state, h.mix, h.rate, batches[k]).state
+        run_inner_loop(net, h, batches, statistics="corrected")
 
     ratios: dict[str, list[float]] = {mode: [] for mode in MODES}
     for repeat in range(repeats + 1):

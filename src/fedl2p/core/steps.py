@@ -8,7 +8,6 @@ Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +29,6 @@ def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
         name: rate[:, i].view(-1, *(1,) * (p.dim() - 1))
         for i, (name, p) in enumerate(params.items())
     }
-
-
-@dataclass(frozen=True)
-class Step:
-    """One inner step: the state after it, and its gradients by name."""
-
-    state: NetState
-    grads: dict[str, Tensor]
 
 
 def train_gradient(
@@ -117,16 +108,13 @@ def inner_step(
     rate: Tensor,
     batch: tuple[Tensor, Tensor],
     *,
-    create_graph: bool = False,
     noise: int = 0,
-) -> Step:
-    """Take one step of SGD, differentiable in state, mix and rate if ``create_graph``."""
-    gradient = train_gradient if create_graph else plain_gradient
-    grads, stats = gradient(net, state, mix, batch, noise=noise)
-    with torch.set_grad_enabled(create_graph):
+) -> NetState:
+    """Return the state after a step of SGD, differentiable in state, mix and rate."""
+    grads, stats = train_gradient(net, state, mix, batch, noise=noise)
+    with torch.enable_grad():
         params = descended(state.params, per_tensor(rate, state.params), grads)
-    after = NetState(params, stats)
-    return Step(after if create_graph else after.detach(), grads)
+    return NetState(params, stats)
 
 
 def descended(

@@ -159,8 +159,7 @@ def _stepped(
 
 
 def _differentiable(net: Net, state: NetState, mix: Tensor, rate: Tensor, part: Part) -> NetState:
-    batch = part.x, part.y
-    return inner_step(net, state, mix, rate, batch, create_graph=True, noise=part.noise).state
+    return inner_step(net, state, mix, rate, (part.x, part.y), noise=part.noise)
 
 
 def _pull_back(
