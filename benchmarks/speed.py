@@ -19,6 +19,7 @@ medians of wall-clock seconds after a warm-up.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import statistics
@@ -37,10 +38,12 @@ from torch import Tensor, nn
 from fedl2p.core.batches import Part
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.cohort import resident
+from fedl2p.core.compute import Compute, computing
 from fedl2p.core.descents import Descent
 from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, on
+from fedl2p.core.net import Net
 from fedl2p.method import Client
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.methods.settings import MetaLearning
@@ -99,6 +102,13 @@ CASES = {
         modes=("last-step", "trajectory", "truncated", "unrolled"),
     ),
 }
+
+COMPUTE = {
+    "channels last": Compute(channels_last=True),
+    "bfloat16": Compute(precision="bfloat16"),
+    "bfloat16, channels last": Compute(precision="bfloat16", channels_last=True),
+}
+"""Other ways to compute, for large models."""
 
 Work = Callable[[], object]
 
@@ -190,8 +200,8 @@ def rows_of(case: Case) -> list[Row]:
     validation = (full[0].x[None], full[0].y[None])
     pairs = [(e.x, e.y) for e in full]
 
-    def steps() -> None:
-        with Descent(net, net.start(1), hyper.mix, hyper.rate) as way:
+    def steps(own: Net) -> None:
+        with Descent(own, own.start(1), hyper.mix, hyper.rate) as way:
             for x, y in stacked:
                 way.step(Part(x, y))
 
@@ -202,7 +212,20 @@ def rows_of(case: Case) -> list[Row]:
         )
 
     floor = len(pairs)
-    rows = [Row("one inner step", steps, lambda: plain(trained, pairs), floor, floor)]
+    ways = {"": net}
+    if not net.small:
+        for name, compute in COMPUTE.items():
+            ways[f", {name}"] = Net(computing(model, compute))
+    rows = [
+        Row(
+            f"one inner step{name}",
+            functools.partial(steps, own),
+            lambda: plain(trained, pairs),
+            floor,
+            floor,
+        )
+        for name, own in ways.items()
+    ]
     rows += [
         Row(
             f"hypergradient, {mode}, K = {case.steps}",
@@ -367,13 +390,13 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
                 often = 1 if net == "resnet18" or many else repeats
                 ours, floor = measured(row.ours, row.floor, often)
                 least = floor / row.floor_steps * row.steps
-                if row.name == "one inner step":
+                if row.name.startswith("one inner step"):
                     ours, least = ours / row.floor_steps, least / row.floor_steps
                 if task:  # two rounds of 100 clients: engines.milliseconds warms up
                     ours, least = ours / 200, least / 100
                 peaks = [memory(net, i, which, number) for which in ("ours", "floor")]
                 of = f"{peaks[0] / peaks[1]:.2f}" if peaks[1] > 20 else ""
-                shown = 1.0 if row.name == "one inner step" else row.steps
+                shown = 1.0 if row.name.startswith("one inner step") else row.steps
                 shown = row.steps / 100 if task else shown
                 ratio = f"{ours / least:.3f}" if task else f"{ours / least:.2f}"
                 lines.append(
