@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import speed
@@ -78,12 +79,12 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
     trained = case.build(case.shape, 10).to(device)
     model = case.build(case.shape, 10).to(device)
     cuda = device == "cuda"
-    fast = {"precision": "bfloat16", "channels_last": True}
-    nets = {"": Compute(), ", bfloat16, channels last": Compute(**fast)}  # type: ignore[arg-type]
+    fast = Compute(precision="bfloat16", channels_last=True)
+    nets = {"": Compute(), ", bfloat16, channels last": fast}
     if cuda:
         nets |= {
             ", CUDA graphs": Compute(graphs=True),
-            ", bfloat16, channels last, CUDA graphs": Compute(graphs=True, **fast),  # type: ignore[arg-type]
+            ", bfloat16, channels last, CUDA graphs": replace(fast, graphs=True),
         }
     made: dict[str, Work] = {"plain, eager": lambda: [speed.plain(trained, b) for b in plain]}
     for name, compute in nets.items():

@@ -18,7 +18,7 @@ from fedl2p.core.descents import Descent
 from fedl2p.core.hypergrad import RAGGED, HypergradientConfig, Mode, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import InnerLoop, batches_of, run_inner_loop
-from fedl2p.core.net import Net, NetState
+from fedl2p.core.net import Net, NetState, Statistics
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.common import tune
@@ -59,6 +59,15 @@ def assert_close(stacked: NetState, alone: Sequence[NetState]) -> None:
         for name, value in {**one.params, **one.stats}.items():
             ours = {**stacked.params, **stacked.stats}[name][i]
             torch.testing.assert_close(ours, value[0], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def tuned_alone(
+    net: Net, hyper: Hyperparams, people: Sequence[ClientData], statistics: Statistics
+) -> list[NetState]:
+    return [
+        run_inner_loop(net, only(hyper, i), batches_of(net, [d], [i], INNER), statistics=statistics)
+        for i, d in enumerate(people)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +159,7 @@ def test_fine_tuning_in_a_ragged_stack(net: Net, align: Align) -> None:
     hyper, seeds = uneven(net, len(SIZES)), list(range(len(SIZES)))
     batches = batches_of(net, PEOPLE, seeds, INNER, align=align)
     together = run_inner_loop(net, hyper, batches, statistics="corrected")
-    alone = [
-        run_inner_loop(
-            net, only(hyper, i), batches_of(net, [d], [i], INNER), statistics="corrected"
-        )
-        for i, d in enumerate(PEOPLE)
-    ]
-    assert_close(together, alone)
+    assert_close(together, tuned_alone(net, hyper, PEOPLE, "corrected"))
 
 
 def test_members_that_do_not_lie_side_by_side(net: Net) -> None:
@@ -169,13 +172,7 @@ def test_members_that_do_not_lie_side_by_side(net: Net) -> None:
         for part in batches.parts(step)
     )
     together = run_inner_loop(net, hyper, batches, statistics="published")
-    alone = [
-        run_inner_loop(
-            net, only(hyper, i), batches_of(net, [d], [i], INNER), statistics="published"
-        )
-        for i, d in enumerate(people)
-    ]
-    assert_close(together, alone)
+    assert_close(together, tuned_alone(net, hyper, people, "published"))
 
 
 def test_early_stopping_in_a_ragged_stack(net: Net) -> None:
