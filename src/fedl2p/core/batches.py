@@ -74,7 +74,7 @@ class EpochBatches:
     seeds
         One per client; the order of its batches depends on it alone.
     epochs, batch_size
-        As in :class:`InnerLoop`.
+        As in :class:`~fedl2p.core.innerloop.InnerLoop`.
     augment
         One per client, applied to its batches; None for none.
     raw

@@ -297,7 +297,6 @@ class Net:
         *,
         training: bool,
         noise: int = 0,
-        first_order: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model.
 
@@ -314,8 +313,6 @@ class Net:
             running ones are mixed.
         noise
             Seed of dropout's masks in training mode.
-        first_order
-            Gradients will be taken once at most, and not by mix: the norms may run fused.
 
         Returns
         -------
@@ -325,12 +322,11 @@ class Net:
         Raises
         ------
         ValueError
-            If several clients are to be trained at once in a model with dropout.
+            If several clients come for a model with dropout in training, or for one that computes
+            in bfloat16.
         """
         if len(x) > 1:
-            return self.stacked(
-                state.params, state.stats, mix, x, training=training, first_order=first_order
-            )
+            return self.stacked(state.params, state.stats, mix, x, training=training)
         # squeezed, not indexed: the way back through an index fills and copies every tensor
         y, stats = self.single(
             {k: v.squeeze(0) for k, v in state.params.items()},
@@ -339,7 +335,6 @@ class Net:
             x.squeeze(0),
             training=training,
             noise=noise,
-            first_order=first_order,
         )
         return y.unsqueeze(0), {k: v.unsqueeze(0) for k, v in stats.items()}
 
@@ -354,7 +349,11 @@ class Net:
         noise: int = 0,
         first_order: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the model for one client: as :meth:`logits`, without the client dimension."""
+        """Run the model for one client: as :meth:`logits`, without the client dimension.
+
+        ``first_order`` says that gradients will be taken once at most, and not by mix, so that the
+        norms may run fused.
+        """
         run = self._copy
         run.set(training, "single" if first_order else None)
         if training and self._draws:
