@@ -243,6 +243,39 @@ def test_a_checkpoint_holds_odd_names_and_tensors(tmp_path: Path) -> None:
     assert all(same(back.groups[name], groups[name]) for name in groups)
 
 
+def saved_and_killed(folder: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write checkpoints in processes that die once the new file is there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_remove", lambda old: None)
+        for number in range(1, rounds + 1):
+            one = Checkpoint({"state": {"w": torch.ones(2)}}, {"n": number})
+            checkpoints.save(folder, number, one)
+
+
+def test_what_a_killed_process_did_not_remove_goes_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_and_killed(tmp_path, 4, monkeypatch)
+    back = checkpoints.load_newest(tmp_path)
+    assert back is not None
+    assert back.values == {"n": 4}
+    assert sorted(os.listdir(tmp_path)) == ["round-000003.safetensors", "round-000004.safetensors"]
+
+
+def test_the_only_sound_checkpoint_is_never_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_and_killed(tmp_path, 4, monkeypatch)
+    names = [f"round-{number:06d}.safetensors" for number in (1, 2, 3, 4)]
+    for name in names[2:]:
+        (tmp_path / name).write_bytes(b"torn")
+    for _ in range(2):
+        back = checkpoints.load_newest(tmp_path)
+        assert back is not None
+        assert back.values == {"n": 2}
+        assert sorted(os.listdir(tmp_path)) == names[1:]
+
+
 def test_a_failed_write_leaves_the_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,14 +59,14 @@ def save(folder: Path, position: int, checkpoint: Checkpoint) -> None:
     metadata = {"fedl2p": header, "hash": _hash(tensors, header)}
     path = folder / f"round-{position:06d}.safetensors"
     write_tensors(path, tensors, metadata=metadata)
-    for old in _paths(folder)[_KEPT:]:
-        old.unlink(missing_ok=True)
+    _remove(_paths(folder)[_KEPT:])
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
     """Return the newest sound checkpoint of a folder, or None if there is none at all.
 
-    A damaged one is named in the log and the one before it is taken.
+    A damaged one is named in the log and the one before it is taken. Older ones that a process
+    killed during ``save`` could not remove any more are removed.
 
     Raises
     ------
@@ -74,14 +74,17 @@ def load_newest(folder: Path) -> Checkpoint | None:
         If there are checkpoints, but every one is damaged.
     """
     paths = _paths(folder)
-    for path in paths:
+    for place, path in enumerate(paths):
         try:
-            return _load(path)
+            newest = _load(path)
         except (
             *(SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError),
             RecursionError,
         ) as error:
             log.warning("checkpoint %s is damaged (%s); taking the one before", path, error)
+        else:
+            _remove(paths[max(_KEPT, place + 1) :])
+            return newest
     if paths:
         raise ValueError(
             f"every checkpoint in {folder} is damaged; remove that folder to start this stage again"
@@ -112,6 +115,11 @@ def _load(path: Path) -> Checkpoint:
 
 def _hash(tensors: State, header: str) -> str:
     return hashlib.blake2b((content_hash(tensors) + header).encode(), digest_size=16).hexdigest()
+
+
+def _remove(old: list[Path]) -> None:
+    for path in old:
+        path.unlink(missing_ok=True)
 
 
 def _paths(folder: Path) -> list[Path]:
