@@ -22,7 +22,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def mixed(dims: int, *, mix: float, affine: bool = True, fused: Fused | None) -> MixedBatchNorm:
+def mixed(
+    dims: int, *, mix: float, affine: bool = True, fused: Fused | None, once: bool = False
+) -> MixedBatchNorm:
     norm = KINDS[dims](3, affine=affine).double()
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -34,7 +36,7 @@ def mixed(dims: int, *, mix: float, affine: bool = True, fused: Fused | None) ->
     made = with_mixed_norms(norm)
     assert isinstance(made, MixedBatchNorm)
     made.mix = torch.tensor(mix, dtype=torch.float64)
-    made.fused = fused
+    made.fused, made.once = fused, once
     return made.train()
 
 
@@ -55,16 +57,62 @@ def test_equals_the_composed_norm(shape: tuple[int, ...], affine: bool, mix: flo
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradient_against_finite_differences(shape: tuple[int, ...]) -> None:
-    x = drawn(*shape, seed=5).requires_grad_()
-    affine = [drawn(3, seed=6).requires_grad_(), drawn(3, seed=7).requires_grad_()]
+@pytest.mark.parametrize("affine", [True, False])
+def test_derivatives_against_finite_differences(shape: tuple[int, ...], affine: bool) -> None:
+    inputs = [drawn(*shape, seed=5), torch.tensor(0.4, dtype=torch.float64)]
+    if affine:
+        inputs += [drawn(3, seed=6), drawn(3, seed=7)]
+    inputs = [t.requires_grad_() for t in inputs]
     running = (drawn(3, seed=8), drawn(3, seed=9).exp())
-    mix = torch.tensor(0.4, dtype=torch.float64)
 
-    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return fused_mixed_norm(x, weight, bias, running, mix, 1e-5)[0]
+    def norm(x: Tensor, mix: Tensor, *affine: Tensor) -> tuple[Tensor, ...]:
+        weight, bias = affine or (None, None)
+        return fused_mixed_norm(x, weight, bias, running, mix, 1e-5)
 
-    assert torch.autograd.gradcheck(norm, (x, *affine))
+    assert torch.autograd.gradcheck(norm, inputs)
+    assert torch.autograd.gradgradcheck(lambda *t: norm(*t)[0], inputs)
+
+
+def after_a_step(norm: MixedBatchNorm, x: Tensor, rate: Tensor) -> Tensor:
+    """Return something of a norm's parameters and statistics after a step, on a batch."""
+    weights = list(norm.parameters())
+    loss = (norm(x).tanh() ** 2).sum()
+    grads = torch.autograd.grad(loss, [x, *weights], create_graph=True)
+    moved = [p - rate * g for p, g in zip([x, *weights], grads, strict=True)]
+    y = (moved[0] * moved[1].view(-1, 1, 1)).sin().sum() + (moved[2] ** 3).sum()
+    return y + (norm.client_mean * norm.client_var).sum()
+
+
+def test_a_differentiated_step_equals_that_of_the_composed_norm() -> None:
+    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    results = []
+    for fused in ("single", None):
+        norm = mixed(4, mix=0.3, fused=fused)  # type: ignore[arg-type]
+        norm.mix.requires_grad_()
+        x = (3.0 + 2.0 * drawn(6, 3, 4, 5, seed=5)).requires_grad_()
+        at = [x, *norm.parameters(), norm.mix, rate]
+        results.append(torch.autograd.grad(after_a_step(norm, x, rate), at))
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_second_derivatives_of_stacked_clients_equal_those_of_each() -> None:
+    x, weight, bias = drawn(4, 6, 3, 5, 5, seed=1), drawn(4, 3, seed=2), drawn(4, 3, seed=3)
+    running, mix = (drawn(3, seed=4), drawn(3, seed=5).exp()), drawn(4, seed=6).sigmoid()
+
+    def twice(inputs: list[Tensor], *, stacked: bool) -> list[Tensor]:
+        def norm(x: Tensor, w: Tensor, b: Tensor, m: Tensor) -> Tensor:
+            return fused_mixed_norm(x, w, b, running, m, 1e-5, stacked=stacked)[0]
+
+        y = vmap(norm)(*inputs) if stacked else norm(*inputs)
+        first = torch.autograd.grad((y.sin() ** 2).sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum((g**2).sum() for g in first), inputs))
+
+    together = twice([t.clone().requires_grad_() for t in (x, weight, bias, mix)], stacked=True)
+    for c in range(4):
+        own = [t[c].clone().requires_grad_() for t in (x, weight, bias, mix)]
+        for ours, wanted in zip(together, twice(own, stacked=False), strict=True):
+            torch.testing.assert_close(ours[c], wanted)
 
 
 def test_a_far_off_mean_costs_no_digits() -> None:
@@ -118,11 +166,28 @@ def test_plain_gradient_equals_the_one_with_a_graph(clients: int, device: str) -
             torch.testing.assert_close(ours[name], wanted[name].detach(), rtol=1e-9, atol=1e-10)
 
 
-def test_a_second_derivative_is_refused() -> None:
-    norm = mixed(4, mix=0.5, fused="single")
+def test_a_norm_for_first_derivatives_refuses_second_ones() -> None:
+    norm = mixed(4, mix=0.5, fused="single", once=True)
     y = norm(drawn(7, 3, 4, 5).requires_grad_())
+    assert not norm.client_mean.requires_grad
     with pytest.raises(RuntimeError, match="second order"):
         torch.autograd.grad(y.sum(), list(norm.parameters()), create_graph=True)
+
+
+def test_third_derivatives_are_refused() -> None:
+    norm = mixed(4, mix=0.5, fused="single")
+    x = drawn(7, 3, 4, 5).requires_grad_()
+    (first,) = torch.autograd.grad((norm(x) ** 3).sum(), [x], create_graph=True)
+    with pytest.raises(RuntimeError, match="third order"):
+        torch.autograd.grad((first**2).sum(), [x], create_graph=True)
+
+
+def test_second_derivatives_of_the_statistics_are_refused() -> None:
+    norm = mixed(4, mix=0.5, fused="single")
+    x = drawn(7, 3, 4, 5).requires_grad_()
+    total = norm(x).sum() + (norm.client_mean**2).sum()
+    with pytest.raises(RuntimeError, match="of its output alone"):
+        torch.autograd.grad(total, [x], create_graph=True)
 
 
 def test_one_value_per_channel_has_no_variance_here_either() -> None:

@@ -20,7 +20,7 @@ from fedl2p.core.fusednorm import fused_mixed_norm
 from fedl2p.core.sites import check_norms, is_mixable_norm
 
 Fused = Literal["single", "stacked"]
-"""How a norm runs fused: for one client, or for a stack of them under vmap."""
+"""How a norm in training mode runs fused: for one client, or for a stack of them under vmap."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -64,6 +64,7 @@ class MixedBatchNorm(nn.Module):
         super().__init__()
         self.kind = type(norm).__name__
         self.fused: Fused | None = None
+        self.once = False
         self.eps = norm.eps
         self.momentum = 0.1 if norm.momentum is None else norm.momentum
         self.num_features = norm.num_features
@@ -154,7 +155,9 @@ class MixedBatchNorm(nn.Module):
     def _fused(self, x: Tensor) -> Tensor:
         running = (self.running_mean, self.running_var)
         y, mean, var = fused_mixed_norm(
-            x, self.weight, self.bias, running, self.mix, self.eps, stacked=self.fused == "stacked"
+            *(x, self.weight, self.bias, running, self.mix, self.eps),
+            stacked=self.fused == "stacked",
+            once=self.once,
         )
         self._enter(mean, var, x.numel() // x.shape[1])
         return y

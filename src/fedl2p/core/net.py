@@ -80,7 +80,7 @@ class _Copy:
             norm = modules[name]
             assert isinstance(norm, MixedBatchNorm)
             self.norms[name] = norm
-        self._fused: Fused | None = None
+        self._norms_run: tuple[Fused, bool] | None = None
         by_id = {id(p): name for name, p in self.module.named_parameters()}
         ours = {id(b) for norm in self.norms.values() for b in norm.buffers()}
         self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in ours}
@@ -109,14 +109,14 @@ class _Copy:
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
 
-    def set(self, training: bool, fused: Fused | None) -> None:
-        """Set how the next calls run."""
+    def set(self, training: bool, fused: Fused, *, once: bool) -> None:
+        """Set how the next calls run; ``once``: gradients will be taken once, and not by mix."""
         if self.module.training != training:
             self.module.train(training)
-        if self._fused != fused:
-            self._fused = fused
+        if self._norms_run != (fused, once):
+            self._norms_run = fused, once
             for norm in self.norms.values():
-                norm.fused = fused
+                norm.fused, norm.once = fused, once
 
     def __call__(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
@@ -351,11 +351,11 @@ class Net:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model for one client: as :meth:`logits`, without the client dimension.
 
-        ``first_order`` says that gradients will be taken once at most, and not by mix, so that the
-        norms may run fused.
+        ``first_order`` says that gradients will be taken once at most, and only of the logits, so
+        that the norms may save time.
         """
         run = self._copy
-        run.set(training, "single" if first_order else None)
+        run.set(training, "single", once=first_order)
         if training and self._draws:
             with _drawing_from(noise, x.device), autocast(self._compute, x.device):
                 y, stats = run(params, stats, mix, self._cast(x))
@@ -398,7 +398,7 @@ class Net:
                 "clients came stacked; run them one at a time"
             )
         run = self._copy
-        run.set(training, "stacked" if first_order else None)
+        run.set(training, "stacked", once=first_order)
         y, stats = vmap(run)(params, stats, mix, self._cast(x))
         return y, stats
 
@@ -429,7 +429,7 @@ class Held:
 
     def logits(self, x: Tensor, *, noise: int = 0) -> Tensor:
         """Return logits, for gradients of first order; the batch enters the statistics."""
-        self._copied.set(True, "single")
+        self._copied.set(True, "single", once=True)
         net = self._net
         if not net._draws:
             with autocast(net._compute, x.device):
