@@ -98,12 +98,14 @@ class _MixedNorm(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = (x, weight, bias, running_mean, running_var, mix, eps, once)
         outputs = _forward(*inputs)
+        shown = outputs[: 3 if once else 4]  # every output takes time
         _remember(ctx, inputs, outputs)
-        return outputs
+        ctx.mark_non_differentiable(*(shown[1:] if once else ()))
+        return shown
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _pull_back(ctx, *grads[:4])
+        return _pull_back(ctx, *grads)
 
 
 class _StackedNorm(torch.autograd.Function):
@@ -128,6 +130,8 @@ class _StackedNorm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _remember(ctx, inputs, output)
+        # offset and mixed_var only save computing them again: gradients go by what they are made of
+        ctx.mark_non_differentiable(*output[1 if ctx.once else 4 :])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -221,17 +225,15 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
     ctx.eps, ctx.once, ctx.has_bias = eps, once, bias is not None
     c = _Channels(weight, mix, mean, var, running_mean, running_var, offset, mixed_var)
     ctx.save_for_backward(centred, *c)
-    # offset and mixed_var only save computing them again: gradients go by what they are made of
-    ctx.mark_non_differentiable(*outputs[1 if once else 4 :])
     ctx.set_materialize_grads(False)
 
 
 def _pull_back(
     ctx: Any,
     g: Tensor | None,
-    by_mean: Tensor | None,
-    by_var: Tensor | None,
-    by_centred: Tensor | None,
+    by_mean: Tensor | None = None,
+    by_var: Tensor | None = None,
+    by_centred: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients by the inputs of the norm, of those by its outputs.
 

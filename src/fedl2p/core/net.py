@@ -58,6 +58,20 @@ class NetState:
             {k: v.index_select(0, rows) for k, v in self.stats.items()},
         )
 
+    def squeezed(self) -> NetState:
+        """Return one client's tensors without the client dimension."""
+        return NetState(
+            {k: v.squeeze(0) for k, v in self.params.items()},
+            {k: v.squeeze(0) for k, v in self.stats.items()},
+        )
+
+    def unsqueezed(self) -> NetState:
+        """Return one client's tensors with the client dimension that they lack."""
+        return NetState(
+            {k: v.unsqueeze(0) for k, v in self.params.items()},
+            {k: v.unsqueeze(0) for k, v in self.stats.items()},
+        )
+
     def leaves(self) -> NetState:
         """Return the same values as leaves of a new graph."""
         return NetState(
@@ -328,14 +342,8 @@ class Net:
         if len(x) > 1:
             return self.stacked(state.params, state.stats, mix, x, training=training)
         # squeezed, not indexed: the way back through an index fills and copies every tensor
-        y, stats = self.single(
-            {k: v.squeeze(0) for k, v in state.params.items()},
-            {k: v.squeeze(0) for k, v in state.stats.items()},
-            mix.squeeze(0),
-            x.squeeze(0),
-            training=training,
-            noise=noise,
-        )
+        one, mix, x = state.squeezed(), mix.squeeze(0), x.squeeze(0)
+        y, stats = self.single(one.params, one.stats, mix, x, training=training, noise=noise)
         return y.unsqueeze(0), {k: v.unsqueeze(0) for k, v in stats.items()}
 
     def single(

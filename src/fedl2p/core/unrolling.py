@@ -129,9 +129,16 @@ class _Adjoint:
 def _unroll(
     problem: Problem, state: NetState, mix: Tensor, rate: Tensor, first: int, end: int
 ) -> NetState:
+    if len(mix) > 1:
+        for k in range(first, end):
+            state = _stepped(problem.net, state, mix, rate, parts_of(problem.batches, k))
+        return state
+    state, mix, rate = state.squeezed(), mix.squeeze(0), rate.squeeze(0)
     for k in range(first, end):
-        state = _stepped(problem.net, state, mix, rate, parts_of(problem.batches, k))
-    return state
+        (part,) = parts_of(problem.batches, k)
+        batch = part.x.squeeze(0), part.y.squeeze(0)
+        state = inner_step(problem.net, state, mix, rate, batch, noise=part.noise)
+    return state.unsqueezed()
 
 
 def _stepped(
