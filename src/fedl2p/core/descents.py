@@ -139,9 +139,10 @@ class Descent:
                 loss = cross_entropy(logits, y).sum()
                 self._stats = {k: v.detach() for k, v in stats.items()}
             grads = gradients(loss, self._at)
-        with torch.no_grad():
-            for p, rate, grad in zip(self._at, self._rates.values(), grads, strict=True):
-                p.addcmul_(rate, grad, value=-1)
+        if grads:
+            with torch.no_grad():
+                # one call, as torch's own optimizers do it
+                torch._foreach_addcmul_(self._at, list(self._rates.values()), grads, value=-1)
         return grads
 
     def _replayed(self, part: Part, record: Recorder) -> list[Tensor]:

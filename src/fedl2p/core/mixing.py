@@ -140,7 +140,7 @@ class MixedBatchNorm(nn.Module):
             assert client_mean is not None and client_var is not None and weight is not None
             values["client_mean"] = torch.lerp(client_mean, mean, m)
             values["client_var"] = torch.lerp(client_var, unbiased, m)
-            values["client_weight"] = torch.add(weight * (1 - m), m)
+            values["client_weight"] = torch.lerp(weight, torch.ones_like(weight), m)
 
     def _fusible(self, x: Tensor) -> bool:
         """Tell whether the fused norm computes what is wanted here."""
