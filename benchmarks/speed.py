@@ -13,7 +13,7 @@ pass, which counts as three forward passes; a step that is differentiated again 
 
 Peak memory is what a process of its own needs beyond what it had with everything loaded; it is
 taken for ours and for the floor (no ratio where the floor needs less than 20 MiB). Times are
-medians of wall-clock seconds after a warm-up.
+medians of wall-clock seconds after a warm-up, and so are ratios, of ours to the floor next to it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ from fedl2p.methods.settings import MetaLearning
 from fedl2p.models import resnet18_cifar, small_conv
 
 BATCH = 32
+SECONDS = 10.0
+"""How long a row is repeated at least: short ones often, since a machine's pace changes."""
 RESULT = Path(__file__).parent / "results" / "speed.md"
 
 
@@ -205,8 +207,8 @@ def rows_of(case: Case) -> list[Row]:
             for x, y in stacked:
                 way.step(Part(x, y))
 
-    def gradient(mode: Mode) -> Work:
-        config = HypergradientConfig(mode=mode)
+    def gradient(mode: Mode, segment: int | None = None) -> Work:
+        config = HypergradientConfig(mode=mode, segment=segment)
         return lambda: cohort_hypergradient(
             net, hyper, stacked, validation, config=config, following=stacked[0]
         )
@@ -236,6 +238,16 @@ def rows_of(case: Case) -> list[Row]:
         )
         for mode in case.modes
     ]
+    if not net.small:
+        rows.append(
+            Row(
+                f"hypergradient, truncated, K = {case.steps}, all graphs held",
+                gradient("truncated", segment=case.steps),
+                lambda: plain(trained, pairs),
+                floor,
+                case.steps + extra("truncated", case.steps),
+            )
+        )
     inner = InnerLoop(epochs=case.epochs, batch_size=BATCH)
     one = client(case, 0)
     loop = case.epochs * case.batches
@@ -322,16 +334,25 @@ def idle(engine: str) -> Work:
     return lambda: engines.milliseconds(nodes, 100, engines.SIZES[0], rounds=1)
 
 
-def measured(work: Work, floor: Work, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, taken in turns."""
-    times: list[list[float]] = [[], []]
-    for repeat in range(repeats + 1):
-        for own, do in zip(times, (work, floor), strict=True):
+def measured(work: Work, floor: Work, repeats: int, seconds: float) -> tuple[float, float, float]:
+    """Return the median seconds of both and the median of their ratio, taken in turns.
+
+    At least ``repeats`` times, and until ``seconds`` are over.
+    """
+    times: list[tuple[float, float]] = []
+    end = math.inf
+    while len(times) <= repeats or time.perf_counter() < end:
+        turn = []
+        for do in (work, floor):
             began = time.perf_counter()
             do()
-            if repeat:  # the first is a warm-up
-                own.append(time.perf_counter() - began)
-    return statistics.median(times[0]), statistics.median(times[1])
+            turn.append(time.perf_counter() - began)
+        times.append((turn[0], turn[1]))
+        if len(times) == 1:  # a warm-up
+            end = time.perf_counter() + seconds
+    ours, floors = zip(*times[1:], strict=True)
+    ratios = [a / b for a, b in times[1:]]
+    return statistics.median(ours), statistics.median(floors), statistics.median(ratios)
 
 
 def memory(net: str, row: int, which: str, threads: int) -> float:
@@ -368,8 +389,9 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
     lines = [
         "# Speed",
         "",
-        f"torch {torch.__version__} on CPU, {os.cpu_count()} cores, batch {BATCH}; median of "
-        f"{repeats} repetitions in turns (1 for ResNet-18 and for many clients) after a warm-up; "
+        f"torch {torch.__version__} on CPU, {os.cpu_count()} cores, batch {BATCH}; medians of "
+        f"{repeats} repetitions or more (1 for ResNet-18 and for many clients) in turns, for "
+        f"{SECONDS:.0f} seconds or more after a warm-up, the ratio's own too; "
         f"load of the machine at the start {os.getloadavg()[0]:.1f}. Written by "
         "`python benchmarks/speed.py`, whose first lines say what a floor is. Ratios of a round "
         "of many clients are against one client after another; those of an engine say what part it "
@@ -388,17 +410,18 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
                 if number > 1 and not many:  # a client's own work: one thread says it
                     continue
                 often = 1 if net == "resnet18" or many else repeats
-                ours, floor = measured(row.ours, row.floor, often)
-                least = floor / row.floor_steps * row.steps
+                ours, floor, times = measured(row.ours, row.floor, often, SECONDS)
+                share = row.floor_steps / row.steps
+                least, times = floor / share, times * share
                 if row.name.startswith("one inner step"):
                     ours, least = ours / row.floor_steps, least / row.floor_steps
                 if task:  # two rounds of 100 clients: engines.milliseconds warms up
-                    ours, least = ours / 200, least / 100
+                    ours, least, times = ours / 200, least / 100, times / 2
                 peaks = [memory(net, i, which, number) for which in ("ours", "floor")]
                 of = f"{peaks[0] / peaks[1]:.2f}" if peaks[1] > 20 else ""
                 shown = 1.0 if row.name.startswith("one inner step") else row.steps
                 shown = row.steps / 100 if task else shown
-                ratio = f"{ours / least:.3f}" if task else f"{ours / least:.2f}"
+                ratio = f"{times:.3f}" if task else f"{times:.2f}"
                 lines.append(
                     f"| {net} | {number} | {row.name} | {shown:.0f} | {1000 * least:.1f} "
                     f"| {1000 * ours:.1f} | {ratio} | {peaks[0]:.0f} | {of} |"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from fedl2p.core.hypergrad import (
     MODES,
     Hypergradient,
     HypergradientConfig,
+    Mode,
     cohort_hypergradient,
     hypergradient,
 )
@@ -26,6 +29,7 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.innerloop import run_inner_loop
 from fedl2p.core.named import conjugate_gradients
 from fedl2p.core.net import Net, NetState, Statistics
+from fedl2p.core.sites import find_sites
 from fedl2p.core.steps import cross_entropy
 from nets import nested_net
 
@@ -241,6 +245,44 @@ def test_as_many_graphs_are_held_as_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert taken == [3, 3, 1]
     close(parted.mix, whole.mix, 1e-12)
     close(parted.rate, whole.rate, 1e-12)
+
+
+class _Marked(torch.autograd.Function):
+    """Does nothing; its node holds an object that lives as long as the graph."""
+
+    marks: ClassVar[list[weakref.ref[Any]]] = []
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark = threading.Event()
+        _Marked.marks.append(weakref.ref(ctx.mark))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clone()
+
+
+class _Marker(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        marked: Tensor = _Marked.apply(x)  # type: ignore[no-untyped-call]
+        return marked
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_graph_outlives_its_hypergradient(mode: Mode) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), _Marker(), nn.BatchNorm2d(4), nn.Sigmoid()),
+        *(nn.Flatten(), nn.Linear(4 * 16, 3)),
+    ).double()
+    x, y = torch.randn(8, 1, 6, 6).double(), torch.arange(8) % 3
+    hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.1)
+    _Marked.marks.clear()
+    for _ in range(2):  # the first measures a graph, too
+        hypergradient(model, hyper, [(x, y)] * 3, (x, y), mode=mode)
+    assert _Marked.marks
+    assert all(mark() is None for mark in _Marked.marks)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -106,7 +106,8 @@ def _most_held(problem: Problem) -> int:
 
         def pack(t: Tensor) -> Tensor:
             held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
+            # what is kept must not know its node, which keeps it: neither would ever go
+            return t.detach()
 
         start = begin(problem).leaves()
         with torch.enable_grad(), saved_tensors_hooks(pack, lambda t: t):
