@@ -24,7 +24,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# What costs what, in one table from one run; about twenty minutes.
+# What costs what, in one table from one run; about half an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
 
