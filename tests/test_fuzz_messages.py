@@ -18,7 +18,7 @@ from fuzzing import ends_well, fuzz, mutated
 
 POPULATION = Line(seen=3)
 METHOD = Toward(rate=0.5)
-BAD = 1  # the position of c1
+BAD_NODE = 2  # that of c1: nodes are numbered from 1
 
 SCALARS: st.SearchStrategy[Any] = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
@@ -113,15 +113,18 @@ class ChangingGrid(InProcessGrid):
         questions = list(messages)
         if (questions[0].metadata.message_type == wire.QUERY) != self.queries:
             return super().send_and_receive(questions)
+        # by node, not by place: whoever has not understood is asked again by itself
         if self.asked:
-            own = self.change(questions[BAD].content)
-            questions[BAD] = copy.copy(questions[BAD])
-            questions[BAD].content = own
+            for place, question in enumerate(questions):
+                if question.metadata.dst_node_id == BAD_NODE:
+                    questions[place] = copy.copy(question)
+                    questions[place].content = self.change(question.content)
             # Each by itself, as on nodes of their own.
             return [r for q in questions for r in InProcessGrid.send_and_receive(self, [q])]
         replies = super().send_and_receive(questions)
-        if replies[BAD].has_content():
-            replies[BAD].content = self.change(replies[BAD].content)
+        for reply in replies:
+            if reply.metadata.src_node_id == BAD_NODE and reply.has_content():
+                reply.content = self.change(reply.content)
         return replies
 
 

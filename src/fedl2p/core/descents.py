@@ -82,14 +82,13 @@ class Descent:
         self._alone = len(mix) == 1
         self._names = [k for k in start.params if wanted is None or k in wanted]
         rates = per_tensor(rate, start.params)
-        params, stats = start.params, start.stats
         if self._alone:  # then no tensor has a client dimension until the end
-            params, stats, rates = _squeezed(params), _squeezed(stats), _squeezed(rates)
-        self._params = {k: v.detach() for k, v in params.items()}
+            start = start.squeezed()
+        self._params = {k: v.detach() for k, v in start.params.items()}
         for name in self._names:
             self._params[name] = self._params[name].clone().requires_grad_()
         self._at = [self._params[k] for k in self._names]
-        self._stats = {k: v.detach().clone() for k, v in stats.items()}
+        self._stats = {k: v.detach().clone() for k, v in start.stats.items()}
         # one number each, which is what a client alone has, is added fastest without dimensions
         self._rates = {k: rates[k].view(()) if self._alone else rates[k] for k in self._names}
         if record is not None:
@@ -261,11 +260,6 @@ def down(
     else:
         way.load(start, mix, rate)
     return way
-
-
-def _squeezed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # squeezed, not indexed: the way back through an index fills and copies every tensor
-    return {k: v.squeeze(0) for k, v in tensors.items()}
 
 
 def moving(start: NetState, rate: Tensor) -> frozenset[str]:

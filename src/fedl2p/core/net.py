@@ -124,7 +124,7 @@ class _Copy:
             parameter.requires_grad_(False)
 
     def set(self, training: bool, fused: Fused, *, once: bool) -> None:
-        """Set how the next calls run; ``once``: gradients will be taken once, and not by mix."""
+        """Set how the next calls run; ``once``: gradients will be taken once only."""
         if self.module.training != training:
             self.module.train(training)
         if self._norms_run != (fused, once):
