@@ -15,6 +15,7 @@ from nets import nested_net
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = [(6, 3), (5, 3, 9), (7, 3, 4, 5), (2, 3, 2, 2, 3)]
+WAYS: tuple[Fused | None, ...] = ("single", None)
 KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -47,8 +48,8 @@ def test_equals_the_composed_norm(shape: tuple[int, ...], affine: bool, mix: flo
     x = (3.0 + 2.0 * drawn(*shape, seed=5)).requires_grad_()
     weight = drawn(*shape, seed=6)
     results = []
-    for fused in ("single", None):
-        norm = mixed(len(shape), mix=mix, affine=affine, fused=fused)  # type: ignore[arg-type]
+    for fused in WAYS:
+        norm = mixed(len(shape), mix=mix, affine=affine, fused=fused)
         y = norm(x)
         grads = torch.autograd.grad((weight * y).sum(), [x, *norm.parameters()])
         results.append([y, *grads, norm.client_mean, norm.client_var, norm.client_weight])
@@ -86,8 +87,8 @@ def after_a_step(norm: MixedBatchNorm, x: Tensor, rate: Tensor) -> Tensor:
 def test_a_differentiated_step_equals_that_of_the_composed_norm() -> None:
     rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     results = []
-    for fused in ("single", None):
-        norm = mixed(4, mix=0.3, fused=fused)  # type: ignore[arg-type]
+    for fused in WAYS:
+        norm = mixed(4, mix=0.3, fused=fused)
         norm.mix.requires_grad_()
         x = (3.0 + 2.0 * drawn(6, 3, 4, 5, seed=5)).requires_grad_()
         at = [x, *norm.parameters(), norm.mix, rate]

@@ -82,21 +82,14 @@ def fused_mixed_norm(
 
 
 class _MixedNorm(torch.autograd.Function):
-    """See the module. The centred batch is an output, since the way back depends on it."""
+    """See the module; inputs and outputs are those of :func:`_forward`.
+
+    The centred batch is an output too, since the way back depends on it.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        mix: Tensor,
-        eps: float,
-        once: bool,
-    ) -> tuple[Tensor, ...]:
-        inputs = (x, weight, bias, running_mean, running_var, mix, eps, once)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        once = inputs[-1]
         outputs = _forward(*inputs)
         shown = outputs[: 3 if once else 4]  # every output takes time
         _remember(ctx, inputs, outputs)
@@ -115,17 +108,8 @@ class _StackedNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        mix: Tensor,
-        eps: float,
-        once: bool,
-    ) -> tuple[Tensor, ...]:
-        return _forward(x, weight, bias, running_mean, running_var, mix, eps, once)
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _forward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
