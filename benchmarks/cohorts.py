@@ -1,8 +1,8 @@
 """Where stacking clients pays on a CPU: time per client by stack size, and what the rule takes.
 
 For every network, clients of one inner loop (K steps, batch 32, mixed norms) are cut into stacks of
-1 to 40 (``fedl2p.core.cohort``); one thread per stack, as the rule runs small models. The smallest
-time per client is what a rule could reach.
+1 to 40 (``fedl2p.core.finetuning.stacking``); one thread per stack, as the rule runs small models.
+The smallest time per client is what a rule could reach.
 
     python benchmarks/cohorts.py            # prints and writes benchmarks/results/cohorts.md
 """
@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.core.cohort import over_stacks, resident, stacks
+from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, on, run_inner_loop
+from fedl2p.core.finetuning.stacking import over_stacks, resident, stacks
+from fedl2p.core.functional.model import Net
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import InnerLoop, batches_of, on, run_inner_loop
-from fedl2p.core.net import Net
 from fedl2p.models import load
 
 RESULT = Path(__file__).parent / "results" / "cohorts.md"
@@ -104,7 +104,8 @@ def main() -> None:
         "",
         f"Milliseconds per client and inner step, batch {speed.BATCH}, by clients per stack, on "
         f"one thread; median of {options.repeats} repetitions in turns. Then the size that the rule"
-        " takes (`fedl2p.core.cohort`), and its time over the best of the row. Load of the machine "
+        " takes (`fedl2p.core.finetuning.stacking`), and its time over the best of the row. "
+        "Load of the machine "
         f"at the start: {os.getloadavg()[0]:.1f}. Written by `python benchmarks/cohorts.py`.",
         "",
         f"| network | {' | '.join(map(str, SIZES))} | rule | its time, of the best |",

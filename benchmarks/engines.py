@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.inmemory import InMemory
+from fedl2p.data.in_memory import InMemory
 from fedl2p.federation import Handler, InProcessGrid, Nodes, Ray, RayGrid, Rounds, federate
-from fedl2p.federation.resources import available_cpus
+from fedl2p.federation.clients.ray_settings import available_cpus
 from fedl2p.method import Client, Method, Outcome, State, Update
 
 RESULT = Path(__file__).parent / "results" / "engines.md"

@@ -31,13 +31,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedl2p.core.batches import Part
-from fedl2p.core.cohort import resident
-from fedl2p.core.compute import Compute, computing
-from fedl2p.core.descents import down
+from fedl2p.core.finetuning.batches import Part
+from fedl2p.core.finetuning.in_place_sgd import down
+from fedl2p.core.finetuning.inner_loop import on
+from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.precision import Compute, computing
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import on
-from fedl2p.core.net import Net
 
 STREAMS = 4
 

@@ -38,10 +38,10 @@ from fedl2p.data.digits import Digits
 from fedl2p.federation import FederationError, Rounds, federate, personalize_all
 from fedl2p.federation.settings import Robust
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.common import with_state
+from fedl2p.methods.base.personalizing import with_state
 from fedl2p.recipes import digits
 from fedl2p.seeds import generator
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 SHARES = (0.0, 0.1, 0.2, 0.3)
 FACTORS = {"flip": -3.0, "scale": 100.0}

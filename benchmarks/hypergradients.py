@@ -33,17 +33,22 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.cohort import resident
-from fedl2p.core.hypergrad import MODES, HypergradientConfig, Mode, cohort_hypergradient
+from fedl2p.core.finetuning.inner_loop import batches_of, run_inner_loop
+from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.hypergradients.estimators import (
+    MODES,
+    HypergradientConfig,
+    Mode,
+    cohort_hypergradient,
+)
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import batches_of, run_inner_loop
 from fedl2p.data.population import Population
 from fedl2p.federation import Rounds, federate, personalize_all
-from fedl2p.methods.common import with_state
-from fedl2p.methods.settings import MetaLearning
+from fedl2p.methods.base.personalizing import with_state
+from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.recipes import digits
 from fedl2p.reporting.intervals import mean_interval
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 FAST, PUBLISHED = "fast", "published"
 

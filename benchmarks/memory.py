@@ -30,9 +30,9 @@ STATUS = Path("/proc/self/status")
 def write_archive(folder: Path, train: int = 50_000, test: int = 10_000) -> Path:
     """Write the archive, with the writer of the tests."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    import dataarchives
+    from support import data_archives
 
-    return dataarchives.write_cifar10(folder, train=train, test=test)
+    return data_archives.write_cifar10(folder, train=train, test=test)
 
 
 class Meter:
@@ -63,7 +63,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     from fedl2p import methods, models
     from fedl2p.data.cifar10 import Cifar10
     from fedl2p.federation import RoundRecord, Rounds, federate, in_process, personalize_all
-    from fedl2p.methods.settings import LocalTraining, Settings
+    from fedl2p.methods.base.settings import LocalTraining, Settings
 
     meter("packages imported")
     each = 50_000 // clients

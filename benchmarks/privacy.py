@@ -29,13 +29,14 @@ import matplotlib
 import torch
 from torch import nn
 
-from fedl2p import methods, models, spending
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p import methods, models
+from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.federation import Privacy, federate, personalize_all
-from fedl2p.methods.common import with_state
+from fedl2p.federation.privacy import spending
+from fedl2p.methods.base.personalizing import with_state
 from fedl2p.recipes import digits
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt

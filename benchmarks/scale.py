@@ -33,20 +33,13 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.innerloop import InnerLoop
-from fedl2p.data.names import Numbered
+from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.data.pools.names import Numbered
 from fedl2p.data.population import Population
-from fedl2p.federation import (
-    Handler,
-    InProcessGrid,
-    Nodes,
-    Rounds,
-    federate,
-    in_process,
-    spool,
-)
+from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate, in_process
+from fedl2p.federation.clients import spool
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.settings import LocalTraining, Settings
+from fedl2p.methods.base.settings import LocalTraining, Settings
 from fedl2p.seeds import generator
 
 RESULT = Path(__file__).parent / "results" / "scale.md"

@@ -42,19 +42,19 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p import methods, models
-from fedl2p.config import from_plain, to_plain
-from fedl2p.core.cohort import resident
-from fedl2p.core.compute import Compute
+from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.precision import Compute
 from fedl2p.core.profiles import Profile
 from fedl2p.data.population import Population
 from fedl2p.federation import Rounds, federate
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.common import kept_profile, profile_of, with_state
+from fedl2p.methods.base.personalizing import kept_profile, profile_of, with_state
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.recipes import digits, digits_published
 from fedl2p.reporting.intervals import mean_interval
+from fedl2p.runs.config import from_plain, to_plain
 from fedl2p.seeds import derive_seed, generator
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 Result = dict[str, Any]
 """One line of the results file."""

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of one finished run of the recipe smoke; not to be changed."""
     from fedl2p import recipes
-    from fedl2p.study import run_study
+    from fedl2p.study.run import run_study
 
     out = tmp_path_factory.mktemp("smoke") / "run"
     run_study(recipes.get("smoke"), out)

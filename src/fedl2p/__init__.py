@@ -10,19 +10,20 @@ import logging
 from typing import TYPE_CHECKING
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.hypergrad import hypergradient
+from fedl2p.core.finetuning.inner_loop import InnerLoop, finetune
+from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import InnerLoop, finetune
 from fedl2p.core.metanets import MetaNets
-from fedl2p.core.personal import Personalized, personalize
+from fedl2p.core.personalization import Personalized, personalize
 from fedl2p.core.profiles import Profile, profile
 from fedl2p.core.sites import Sites, find_sites
 from fedl2p.method import Client, Method, Outcome, Update
 
 if TYPE_CHECKING:
     from fedl2p.federation.rounds import federate
-    from fedl2p.learning import learn
-    from fedl2p.study import Study, run_study
+    from fedl2p.study.learn import learn
+    from fedl2p.study.run import run_study
+    from fedl2p.study.settings import Study
 
 __version__ = "0.1.0"
 
@@ -54,10 +55,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Study": "fedl2p.study",
-    "run_study": "fedl2p.study",
+    "Study": "fedl2p.study.settings",
+    "run_study": "fedl2p.study.settings",
     "federate": "fedl2p.federation.rounds",
-    "learn": "fedl2p.learning",
+    "learn": "fedl2p.study.learn",
 }
 
 

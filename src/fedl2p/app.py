@@ -2,8 +2,9 @@
 
 ``client_app(study)`` and ``server_app(study)`` are for Python; ``client`` and ``server`` are the
 pair that ``flwr run`` loads, which take everything from the run's configuration (the section
-``tool.flwr.app.config`` of pyproject.toml, and ``--run-config``; see :mod:`fedl2p.runconfig`) and,
-on a machine of its own, from the node's (see :mod:`fedl2p.node`).
+``tool.flwr.app.config`` of pyproject.toml, and ``--run-config``; see
+:mod:`fedl2p.deploy.run_config`) and, on a machine of its own, from the node's (see
+:mod:`fedl2p.deploy.node`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedl2p import runconfig
-from fedl2p.config import from_plain, to_plain
-from fedl2p.engines import device_of, handler_of
-from fedl2p.federation import Handler, Nodes, sharing
-from fedl2p.federation.wire import ACTIONS
-from fedl2p.node import Node
-from fedl2p.runconfig import RunConfig
-from fedl2p.rundir import RunDir
-from fedl2p.serving import serve
-from fedl2p.study import Study
+from fedl2p.deploy import run_config as runconfig
+from fedl2p.deploy.node import Node
+from fedl2p.deploy.run_config import RunConfig
+from fedl2p.deploy.server import serve
+from fedl2p.federation import Handler, Nodes
+from fedl2p.federation.flower import shared_nodes
+from fedl2p.federation.flower.records import ACTIONS
+from fedl2p.runs.config import from_plain, to_plain
+from fedl2p.runs.layout import RunDir
+from fedl2p.study.engines import device_of, handler_of
+from fedl2p.study.settings import Study
 
 log = logging.getLogger("fedl2p")
 
@@ -55,7 +57,7 @@ def client_app(study: Study | None = None) -> ClientApp:
             )
             if node is not None:
                 context.node_config["client"] = node.client
-            return sharing.answer(resident, message, context)
+            return shared_nodes.answer(resident, message, context)
 
     for action in ACTIONS:
         category, name = action.split(".")

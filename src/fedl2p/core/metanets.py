@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fedl2p.atomic_files import write_tensors, write_text
 from fedl2p.core.clamps import clamp_inward, clamp_straight_through
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.sites import Sites
-from fedl2p.durable import write_tensors, write_text
 
 _swapping = threading.Lock()
 """Held while functional_call has other tensors in a module: stacks of clients run in threads."""

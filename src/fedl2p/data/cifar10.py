@@ -6,8 +6,9 @@ archive of Python 2 pickles.
 
 As FedL2P's authors use it (NeurIPS 2023, section 4): 1,000 clients with 50 of the 50,000 training
 images and 10 of the 10,000 test images each; a client's class distribution is one draw from
-Dirichlet(alpha), the same for all its parts (:func:`fedl2p.data.partition.deal`); no two clients
-share an image. A client's training images are split 80/20 into training and validation part.
+Dirichlet(alpha), the same for all its parts (:func:`fedl2p.data.pools.partition.deal`); no two
+clients share an image. A client's training images are split 80/20 into training and validation
+part.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedl2p.data.archives import members, naming, source_files
-from fedl2p.data.augment import CropAndFlip
-from fedl2p.data.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.dealing import Holding, check_counts, names_of, split
-from fedl2p.data.download import Remote, fetch_all, verify
-from fedl2p.data.folders import Tell, root_of
-from fedl2p.data.partition import class_distribution, deal
-from fedl2p.data.plainpickle import load_plain
-from fedl2p.data.sharedpool import Normalise, SharedPool
+from fedl2p.data.files.archives import members, naming, source_files
+from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.files.downloads import Remote, fetch_all, verify
+from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.files.plain_pickle import load_plain
+from fedl2p.data.pools.augmentation import CropAndFlip
+from fedl2p.data.pools.dealing import Holding, check_counts, names_of, split
+from fedl2p.data.pools.partition import class_distribution, deal
+from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import generator
 
 NAME = "cifar10"

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedl2p.data.archives import members, naming, source_files
-from fedl2p.data.augment import CropAndFlip
-from fedl2p.data.cache import Allocate, Cached, Columns, cached, fingerprint
 from fedl2p.data.cifar10 import CLASSES, NORMALISE, SHAPE
-from fedl2p.data.dealing import check_counts, deal_groups
-from fedl2p.data.download import Remote, fetch_all, verify
-from fedl2p.data.folders import Tell, root_of
-from fedl2p.data.npyfiles import NpyRows
-from fedl2p.data.partition import stratified_split
-from fedl2p.data.sharedpool import SharedPool
+from fedl2p.data.files.archives import members, naming, source_files
+from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.files.downloads import Remote, fetch_all, verify
+from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.files.npy import NpyRows
+from fedl2p.data.pools.augmentation import CropAndFlip
+from fedl2p.data.pools.dealing import check_counts, deal_groups
+from fedl2p.data.pools.partition import stratified_split
+from fedl2p.data.pools.shared_pool import SharedPool
 from fedl2p.seeds import generator
 
 NAME = "cifar10c"

@@ -9,9 +9,10 @@ How a client comes about, each step from a generator named after the seed and th
 1. The images are split once per seed, class by class, into three disjoint pools for training,
    validation and test, in proportion to the sizes of a client's parts. No image crosses parts.
 2. The client draws a class distribution from Dirichlet(alpha) and, from each pool, its images by
-   that distribution (:func:`fedl2p.data.partition.draw`). Clients share images, within a part.
+   that distribution (:func:`fedl2p.data.pools.partition.draw`). Clients share images, within a
+   part.
 3. Each of its images gets a small rotation and shift of its own.
-4. The client's sensor shows them (:mod:`fedl2p.data.sensors`). The kinds go round among the
+4. The client's sensor shows them (:mod:`fedl2p.data.pools.sensors`). The kinds go round among the
    clients; two of them occur among the unseen clients only.
 """
 
@@ -27,9 +28,9 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.partition import class_distribution, draw, label_entropy, stratified_split
+from fedl2p.data.pools.partition import class_distribution, draw, label_entropy, stratified_split
+from fedl2p.data.pools.sensors import SENSORS, rotations, see, warp
 from fedl2p.data.population import Population
-from fedl2p.data.sensors import SENSORS, rotations, see, warp
 from fedl2p.seeds import generator
 
 HIDDEN_SENSORS = ("illumination", "slant")

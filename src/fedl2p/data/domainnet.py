@@ -1,9 +1,9 @@
 """DomainNet: ten classes in six styles, from photograph to sketch; every client has one style.
 
 X. Peng et al., "Moment Matching for Multi-Source Domain Adaptation", ICCV 2019,
-https://ai.bu.edu/M3SDA, with FedBN's choice of classes and lists (:mod:`fedl2p.data.domains`). As
-FedL2P's authors use it (NeurIPS 2023, section 4): all domains have equally many training images,
-each is dealt out to 25 clients with label skew.
+https://ai.bu.edu/M3SDA, with FedBN's choice of classes and lists
+(:mod:`fedl2p.data.pools.domains`). As FedL2P's authors use it (NeurIPS 2023, section 4): all
+domains have equally many training images, each is dealt out to 25 clients with label skew.
 
 Of clipart and painting FedBN uses the cleaned archives, in a folder of their own on the server.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from fedl2p.data.dealing import check_counts, deal_groups
-from fedl2p.data.domains import Domains, population, split_domains
-from fedl2p.data.download import Remote, fetch_all
-from fedl2p.data.folders import Tell, root_of
-from fedl2p.data.sharedpool import SharedPool
+from fedl2p.data.files.downloads import Remote, fetch_all
+from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.pools.dealing import check_counts, deal_groups
+from fedl2p.data.pools.domains import Domains, population, split_domains
+from fedl2p.data.pools.shared_pool import SharedPool
 
 LISTS = Remote(
     url="https://huggingface.co/datasets/Jemary/FedBN_Dataset/resolve/main/domainnet_dataset.zip",

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.clientdata import Augment
-from fedl2p.data.augment import CropAndFlip, FlipAndRotate
-from fedl2p.data.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.dealing import Holding, names_of
-from fedl2p.data.folders import needs, root_of
-from fedl2p.data.imagefiles import decode_all
-from fedl2p.data.sharedpool import Normalise, SharedPool
+from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.files.folders import needs, root_of
+from fedl2p.data.files.images import decode_all
+from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
+from fedl2p.data.pools.dealing import Holding, names_of
+from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import derive_seed, generator
 
 if TYPE_CHECKING:

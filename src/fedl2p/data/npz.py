@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.partition import label_entropy
+from fedl2p.data.pools.partition import label_entropy
 from fedl2p.data.population import Population
 from fedl2p.seeds import generator
 

@@ -1,7 +1,7 @@
 """Office-Caltech-10: photographs of ten objects from four domains; every domain is one client.
 
 B. Gong et al., "Geodesic Flow Kernel for Unsupervised Domain Adaptation", CVPR 2012, in FedBN's
-preparation and lists (:mod:`fedl2p.data.domains`). As FedL2P's authors use it (NeurIPS 2023,
+preparation and lists (:mod:`fedl2p.data.pools.domains`). As FedL2P's authors use it (NeurIPS 2023,
 section 4): amazon, caltech, dslr and webcam, with equally many training images.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedl2p.data.dealing import Holding
-from fedl2p.data.domains import Domains, population, split_domains
-from fedl2p.data.download import Remote, fetch_all
-from fedl2p.data.folders import Tell, root_of
-from fedl2p.data.sharedpool import SharedPool
+from fedl2p.data.files.downloads import Remote, fetch_all
+from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.pools.dealing import Holding
+from fedl2p.data.pools.domains import Domains, population, split_domains
+from fedl2p.data.pools.shared_pool import SharedPool
 
 ARCHIVE = Remote(
     url="https://huggingface.co/datasets/Jemary/FedBN_Dataset/resolve/main/"

@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.data.names import chained
+from fedl2p.data.pools.names import chained
 
 
 class Population(ABC):
     """Clients by name: ``seen`` ones take part in training, ``unseen`` ones come afterwards.
 
     Names are tuples, or computed by position where there are many
-    (:class:`~fedl2p.data.names.Numbered`, or another
-    :class:`~fedl2p.data.names.LazyNames`): rounds then cost what their clients cost, however many
-    are registered. Any other sequence will do, but becomes a tuple where names are looked up in it.
+    (:class:`~fedl2p.data.pools.names.Numbered`, or another
+    :class:`~fedl2p.data.pools.names.LazyNames`): rounds then cost what their clients cost, however
+    many are registered. Any other sequence will do, but becomes a tuple where names are looked up
+    in it.
     """
 
     seen: Sequence[str]

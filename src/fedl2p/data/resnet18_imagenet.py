@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedl2p.data.download import Remote, fetch_all, verify
-from fedl2p.data.folders import Tell
+from fedl2p.data.files.downloads import Remote, fetch_all, verify
+from fedl2p.data.files.folders import Tell
 
 NAME = "resnet18-imagenet"
 CHECKPOINT = Remote(

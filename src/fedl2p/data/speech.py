@@ -8,9 +8,9 @@ of a speaker's clips, a tenth of their number. Per class 80/20 into training and
 training part 80/20 into training and validation; a class always keeps a training example.
 
 Training batches are balanced over classes, and every clip of a batch is distorted by itself, as a
-waveform (:class:`fedl2p.data.waveforms.Distort`). So a client holds its training clips twice: as
-features, for its profile and for evaluation, and as waveforms, from which the features of a batch
-are computed when it is drawn, on the device (:mod:`fedl2p.data.filterbanks`).
+waveform (:class:`fedl2p.data.audio.waveforms.Distort`). So a client holds its training clips
+twice: as features, for its profile and for evaluation, and as waveforms, from which the features
+of a batch are computed when it is drawn, on the device (:mod:`fedl2p.data.audio.filter_banks`).
 
 The clips of the chosen speakers are decoded, cut or padded with zeros to one second, and turned
 into features once; both lie in one memory-mapped file. So do the seconds of silence, the same under
@@ -33,15 +33,15 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.archives import extract
-from fedl2p.data.cache import Allocate, Cached, Columns, cached
-from fedl2p.data.commands import CLASSES, Layout, class_of, problems, read_noise, scan
-from fedl2p.data.download import Remote, fetch
-from fedl2p.data.filterbanks import FilterBank
-from fedl2p.data.folders import Tell, root_of
-from fedl2p.data.partition import label_entropy, stratified_split
+from fedl2p.data.audio.commands import CLASSES, Layout, class_of, problems, read_noise, scan
+from fedl2p.data.audio.filter_banks import FilterBank
+from fedl2p.data.audio.waveforms import CLIP, Distort, one_second, read_wav, to_float
+from fedl2p.data.files.archives import extract
+from fedl2p.data.files.cache import Allocate, Cached, Columns, cached
+from fedl2p.data.files.downloads import Remote, fetch
+from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.pools.partition import label_entropy, stratified_split
 from fedl2p.data.population import Population
-from fedl2p.data.waveforms import CLIP, Distort, one_second, read_wav, to_float
 from fedl2p.seeds import generator
 
 ARCHIVE = Remote(

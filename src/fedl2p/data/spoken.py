@@ -1,14 +1,14 @@
 """Spoken commands without a download: the Speech Commands layout, filled by made speakers.
 
 ``fedl2p data make spoken`` lets espeak-ng speak the words of Speech Commands in 60 voices and
-writes ``clips/`` exactly as the archive is laid out (:mod:`fedl2p.data.commands`), so that the
-reader of :mod:`fedl2p.data.speech` takes it for real. What makes its speakers differ, each drawn
-once per speaker:
+writes ``clips/`` exactly as the archive is laid out (:mod:`fedl2p.data.audio.commands`), so that
+the reader of :mod:`fedl2p.data.speech` takes it for real. What makes its speakers differ, each
+drawn once per speaker:
 
 - the voice: accent (8) and variant (75, each used once before any comes twice), with a pitch and a
   speed of its own;
 - what they are recorded with: one of 8 kinds of device, with a severity (narrow or muffled bands,
-  a bare room, an echo, overdriven, coarse, ...; :data:`fedl2p.data.recording.DEVICES`);
+  a bare room, an echo, overdriven, coarse, ...; :data:`fedl2p.data.audio.recording.DEVICES`);
 - where they are: one of 7 kinds of noise, 5 to 30 dB below the speech, and their loudness, 26 dB
   from the loudest to the quietest.
 
@@ -33,13 +33,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedl2p.data.commands import COMMANDS, LISTS, NOISE, problems
-from fedl2p.data.filterbanks import SAMPLE_RATE
-from fedl2p.data.folders import Tell
-from fedl2p.data.recording import DEVICES, NOISES, hear, noise
+from fedl2p.data.audio.commands import COMMANDS, LISTS, NOISE, problems
+from fedl2p.data.audio.filter_banks import SAMPLE_RATE
+from fedl2p.data.audio.recording import DEVICES, NOISES, hear, noise
+from fedl2p.data.audio.voices import ACCENTS, VARIANTS, Espeak, Speak, Utterance
+from fedl2p.data.audio.waveforms import CLIP, write_wav
+from fedl2p.data.files.folders import Tell
 from fedl2p.data.speech import ABOUT, CLIPS, remedy
-from fedl2p.data.voices import ACCENTS, VARIANTS, Espeak, Speak, Utterance
-from fedl2p.data.waveforms import CLIP, write_wav
 from fedl2p.seeds import derive_seed
 
 OTHERS = (
@@ -132,7 +132,7 @@ class Speaker:
     name
         As in the files' names.
     accent, variant
-        The voice, see :mod:`fedl2p.data.voices`.
+        The voice, see :mod:`fedl2p.data.audio.voices`.
     pitch, speed
         Their own, around which clips vary.
     device, severity

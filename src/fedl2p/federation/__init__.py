@@ -14,9 +14,11 @@ import os
 # Flower reports its use to its makers unless told not to before its first import.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-from fedl2p.federation import accounting
-from fedl2p.federation.handlers import Handler, Keeper
-from fedl2p.federation.inprocess import InProcessGrid
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler, Keeper
+from fedl2p.federation.clients.ray import RayGrid
+from fedl2p.federation.clients.ray_settings import Ray
+from fedl2p.federation.flower.client_directory import Nodes, in_process, model_bytes
 from fedl2p.federation.listeners import (
     CsvListener,
     FailuresListener,
@@ -24,12 +26,10 @@ from fedl2p.federation.listeners import (
     ProgressListener,
     TensorBoardListener,
 )
-from fedl2p.federation.nodes import Nodes, in_process, model_bytes
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.privacy import Privacy
-from fedl2p.federation.rayengine import RayGrid
-from fedl2p.federation.records import Federated, RoundRecord
-from fedl2p.federation.resources import Ray
+from fedl2p.federation.privacy import accounting
+from fedl2p.federation.privacy.settings import Privacy
+from fedl2p.federation.round_records import Federated, RoundRecord
 from fedl2p.federation.rounds import FederationError, draw_cohort, federate
 from fedl2p.federation.settings import Rounds
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from fedl2p.durable import write_tensors
-from fedl2p.federation.wire import content_hash
+from fedl2p.atomic_files import write_tensors
+from fedl2p.federation.flower.records import content_hash
 from fedl2p.method import State
 
 log = logging.getLogger("fedl2p")

@@ -21,8 +21,8 @@ from rich.progress import (
     Progress as Bars,
 )
 
-from fedl2p.durable import write_text
-from fedl2p.federation.records import COLUMNS, FAILURE_COLUMNS, RoundRecord
+from fedl2p.atomic_files import write_text
+from fedl2p.federation.round_records import COLUMNS, FAILURE_COLUMNS, RoundRecord
 
 
 class Listener(Protocol):

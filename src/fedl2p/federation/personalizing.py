@@ -11,11 +11,11 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from torch import nn
 
 from fedl2p.data.population import Population
-from fedl2p.federation import wire
-from fedl2p.federation.checks import MOST_EXAMPLES, one_line
-from fedl2p.federation.handlers import FAILURE, OUTCOME_NUMBERS
+from fedl2p.federation.clients.node import FAILURE, OUTCOME_NUMBERS
+from fedl2p.federation.flower import records
+from fedl2p.federation.flower.client_directory import Frozen, Nodes, in_process
 from fedl2p.federation.listeners import Listener
-from fedl2p.federation.nodes import Frozen, Nodes, in_process
+from fedl2p.federation.server.answer_checks import MOST_EXAMPLES, one_line
 from fedl2p.method import Method, Outcome, State
 from fedl2p.seeds import derive_seed
 
@@ -77,7 +77,7 @@ def personalize_all(
         listener.on_start(f"personalize {method.name}", 0, ())
     try:
         answers = nodes.ask(
-            wire.PERSONALIZE,
+            records.PERSONALIZE,
             {name: derive_seed(seed, "personalize", 0, name) for name in names},
             method=method.name,
             stage="personalize",
@@ -104,9 +104,9 @@ def personalize_all(
 
 def _outcome(name: str, content: RecordDict) -> Outcome:
     try:
-        metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
-        if wire.CONFIG in content:
-            reason = str(wire.record_of(content, wire.CONFIG, ConfigRecord)[FAILURE])
+        metrics: Mapping[str, Any] = records.record_of(content, records.METRICS, MetricRecord)
+        if records.CONFIG in content:
+            reason = str(records.record_of(content, records.CONFIG, ConfigRecord)[FAILURE])
             counts = {key: min(max(int(metrics[key]), 0), int(MOST_EXAMPLES)) for key in _COUNTS}
             return _failed(name, one_line(reason), **counts)
         numbers: dict[str, Any] = {

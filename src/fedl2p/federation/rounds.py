@@ -21,22 +21,23 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p import __version__
 from fedl2p.data.population import Population
-from fedl2p.federation import checkpoints, wire
-from fedl2p.federation.aggregation import Aggregator
-from fedl2p.federation.checks import objection, one_line, overweight
-from fedl2p.federation.cohorts import draw_each
+from fedl2p.federation import checkpoints
+from fedl2p.federation.flower import records as wire
+from fedl2p.federation.flower.client_directory import Answers, Frozen, Nodes, in_process
 from fedl2p.federation.listeners import Listener
-from fedl2p.federation.nodes import Answers, Frozen, Nodes, in_process
-from fedl2p.federation.position import Position, refuse_other_job
-from fedl2p.federation.private import PrivateMean
-from fedl2p.federation.randomness import seeded, system
-from fedl2p.federation.records import Federated, RoundRecord
-from fedl2p.federation.replies import Reply
+from fedl2p.federation.privacy.cohorts import draw_each
+from fedl2p.federation.privacy.noise import PrivateMean
+from fedl2p.federation.privacy.randomness import seeded, system
+from fedl2p.federation.progress import Position, refuse_other_job
+from fedl2p.federation.round_records import Federated, RoundRecord
+from fedl2p.federation.server.aggregation import Aggregator
+from fedl2p.federation.server.answer_checks import objection, one_line, overweight
+from fedl2p.federation.server.replies import Reply
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
 from fedl2p.seeds import derive_seed, generator
+from fedl2p.version import __version__
 
 log = logging.getLogger("fedl2p")
 

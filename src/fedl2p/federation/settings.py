@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fedl2p.federation.privacy import Privacy
+from fedl2p.federation.privacy.settings import Privacy
 
 Strategy = Literal["fedavg", "fedadam", "fedyogi"]
 

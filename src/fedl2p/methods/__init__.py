@@ -3,8 +3,7 @@
 A file holds one subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the
 names that a study may use to functions ``settings -> method``. To add a method, add a file; or
 write it outside this package and name such a function as ``package.module:callable``.
-``settings.py``, ``common.py``, ``parts.py``, ``localsgd.py`` and ``proximal.py`` hold what methods
-share.
+``base/`` holds what methods share.
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection
 
-from fedl2p import plugins
+from fedl2p import user_code
 from fedl2p.method import Method
-from fedl2p.methods.settings import Settings
-
-_SHARED = {"settings", "common", "parts", "localsgd", "proximal"}
+from fedl2p.methods.base.settings import Settings
 
 
 def _found(table: str) -> dict[str, Callable[[Settings], Method]]:
     found: dict[str, Callable[[Settings], Method]] = {}
     for module in pkgutil.iter_modules(__path__):
-        if module.name not in _SHARED:
+        if not module.ispkg:
             found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), table, {}))
     return found
 
@@ -42,7 +39,7 @@ def title(name: str, settings: Settings) -> str:
     ValueError
         If there is no such method, or it is not one that can be used.
     """
-    if plugins.is_own(name):
+    if user_code.is_own(name):
         return build(name, settings).name
     if name not in names():
         raise _unknown(name)
@@ -58,7 +55,7 @@ def build(name: str, settings: Settings) -> Method:
         If there is no such method, or it is not one that can be used.
     """
     known = {**_found("METHODS"), **_found("PREPARATIONS")}
-    if plugins.is_own(name):
+    if user_code.is_own(name):
         return _own(name, settings, taken=known.keys())
     if name not in known:
         raise _unknown(name)
@@ -70,7 +67,7 @@ _WANTED = "a function of the settings that returns a fedl2p.Method"
 
 def _own(name: str, settings: Settings, *, taken: Collection[str]) -> Method:
     """Build a user's method, whose own name must not be one of ours and must serve for files."""
-    built = plugins.find(name, what="method", wanted=_WANTED, takes=(settings,))(settings)
+    built = user_code.find(name, what="method", wanted=_WANTED, takes=(settings,))(settings)
     if not isinstance(built, Method):
         raise ValueError(f"method {name!r} returned {type(built).__name__}; name {_WANTED}")
     if built.name in (*taken, "pretrain", "learn", "outcomes"):

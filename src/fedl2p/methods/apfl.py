@@ -28,15 +28,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedl2p.core.descents import Gradient
-from fedl2p.core.innerloop import InnerLoop
-from fedl2p.core.named import Named, inner_all
-from fedl2p.core.net import Net, NetState
-from fedl2p.core.steps import descended
+from fedl2p.core.finetuning.in_place_sgd import Gradient
+from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.finetuning.sgd_step import descended
+from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.named_tensors import Named, inner_all
 from fedl2p.method import Client, State
-from fedl2p.methods.common import Tuned, same_mix, uniform
-from fedl2p.methods.localsgd import Fitted, LocalSGD, afresh, loss_gradient
-from fedl2p.methods.parts import stacked, tensor_names, tensors_of, to_keep
+from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, afresh, loss_gradient
+from fedl2p.methods.base.personalizing import Tuned, same_mix, uniform
+from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of, to_keep
 
 LOCAL, ALPHA = "local.", "alpha"
 """Names among what a client keeps: prefix of v and the mixture's statistics; alpha, shape (1,)."""

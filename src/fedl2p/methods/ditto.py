@@ -8,10 +8,10 @@ with w^t as received; v stays. lambda 0 is local training, a large lambda gives 
 Personalization goes on with v for the epochs of fine-tuning, pulled to the final w. A client never
 seen starts v from w. Before that, a client is judged by w.
 
-Departures: the term is taken implicitly (:mod:`fedl2p.methods.proximal`), so that every lambda is
-stable; one lambda for all clients, where the paper's choose theirs from three on validation data; v
-sees as many batches as w, from a draw of its own. Running statistics are not pulled: v's norms have
-statistics of their own.
+Departures: the term is taken implicitly (:mod:`fedl2p.methods.base.proximal`), so that every
+lambda is stable; one lambda for all clients, where the paper's choose theirs from three on
+validation data; v sees as many batches as w, from a draw of its own. Running statistics are not
+pulled: v's norms have statistics of their own.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.core.net import Net
+from fedl2p.core.functional.model import Net
 from fedl2p.method import Client, State
-from fedl2p.methods.common import Tuned, same_mix
-from fedl2p.methods.localsgd import Fitted, LocalSGD, afresh, descend, loss_gradient
-from fedl2p.methods.parts import stacked, tensor_names, tensors_of, to_keep
-from fedl2p.methods.proximal import damped, pulled
+from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, afresh, descend, loss_gradient
+from fedl2p.methods.base.personalizing import Tuned, same_mix
+from fedl2p.methods.base.proximal import damped, pulled
+from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of, to_keep
 
 PERSONAL = "personal."
 """Prefix of a personal model's tensors among what a client keeps."""

@@ -2,9 +2,9 @@
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
 2017, arXiv 1602.05629, algorithm 1. Clients take local epochs of plain SGD; the server averages all
-weights by number of training examples (:mod:`fedl2p.methods.localsgd`). Departures: batch-norm's
-running statistics are averaged like weights (the paper's nets had none), the count of batches and
-frozen parameters do not travel.
+weights by number of training examples (:mod:`fedl2p.methods.base.local_sgd`). Departures:
+batch-norm's running statistics are averaged like weights (the paper's nets had none), the count of
+batches and frozen parameters do not travel.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedl2p.core.cohort import resident
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.finetuning.stacking import resident
 from fedl2p.method import Client, Outcome, State
-from fedl2p.methods.common import constant_for, personalize_with, with_state
-from fedl2p.methods.localsgd import LocalSGD
+from fedl2p.methods.base.local_sgd import LocalSGD
+from fedl2p.methods.base.personalizing import constant_for, personalize_with, with_state
 
 
 @dataclass(frozen=True, kw_only=True)

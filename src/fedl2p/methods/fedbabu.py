@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.core.net import Net
+from fedl2p.core.functional.model import Net
 from fedl2p.method import Client, State
-from fedl2p.methods.localsgd import Fitted, LocalSGD, descend
-from fedl2p.methods.parts import head_of, stacked
+from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend
+from fedl2p.methods.base.tensor_groups import head_of, stacked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fedl2p.core.net import Net
+from fedl2p.core.functional.model import Net
 from fedl2p.method import Client, State
-from fedl2p.methods.common import Tuned, same_mix
-from fedl2p.methods.localsgd import LocalSGD, finetuned
-from fedl2p.methods.parts import norms_of, per_client, stacked
-from fedl2p.methods.settings import Settings
+from fedl2p.methods.base.local_sgd import LocalSGD, finetuned
+from fedl2p.methods.base.personalizing import Tuned, same_mix
+from fedl2p.methods.base.settings import Settings
+from fedl2p.methods.base.tensor_groups import norms_of, per_client, stacked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ it fine-tunes the frozen global model with the hyperparameters that the received
 (equation 1), and moves the nets down the hypergradient of its validation loss; the server averages
 the nets by number of validation examples. Nothing else travels.
 
-Departures, all settings of :class:`fedl2p.methods.settings.MetaLearning` whose ``published()``
-restores the paper's: the estimator of the hypergradient (:mod:`fedl2p.core.hypergrad`), the form of
-the nets (:mod:`fedl2p.core.metanets`), one outer step on the whole validation part whose clipped
-hypergradient a server optimizer (FedAdam) takes up, one profile of clean data that the client
-keeps, and metrics that judge the received nets, so that the best round is chosen on losses measured
-after aggregation.
+Departures, all settings of :class:`fedl2p.methods.base.settings.MetaLearning` whose ``published()``
+restores the paper's: the estimator of the hypergradient
+(:mod:`fedl2p.core.hypergradients.estimators`), the form of the nets (:mod:`fedl2p.core.metanets`),
+one outer step on the whole validation part whose clipped hypergradient a server optimizer
+(FedAdam) takes up, one profile of clean data that the client keeps, and metrics that judge the
+received nets, so that the best round is chosen on losses measured after aggregation.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.batches import Part
 from fedl2p.core.clientdata import Examples
-from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.hypergrad import RAGGED, Hypergradient, cohort_hypergradient
+from fedl2p.core.finetuning.batches import Part
+from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, on
+from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
+from fedl2p.core.functional.model import Net
+from fedl2p.core.hypergradients.estimators import RAGGED, Hypergradient, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import InnerLoop, batches_of, on
 from fedl2p.core.metanets import MetaNets
-from fedl2p.core.net import Net
 from fedl2p.core.profiles import Profile
 from fedl2p.core.sites import Sites
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.common import (
+from fedl2p.methods.base.personalizing import (
     kept_profile,
     metrics_of,
     personalize_with,
@@ -46,7 +46,7 @@ from fedl2p.methods.common import (
     tune,
     validation_part,
 )
-from fedl2p.methods.settings import MetaLearning, Settings
+from fedl2p.methods.base.settings import MetaLearning, Settings
 from fedl2p.seeds import derive_seed, generator
 
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedl2p.core.net import Net
-from fedl2p.methods.localsgd import LocalSGD
-from fedl2p.methods.parts import head_of
+from fedl2p.core.functional.model import Net
+from fedl2p.methods.base.local_sgd import LocalSGD
+from fedl2p.methods.base.tensor_groups import head_of
 
 
 @dataclass(frozen=True, kw_only=True)

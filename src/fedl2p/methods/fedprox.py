@@ -8,9 +8,9 @@ where w^t is the received model (equation 2); the server averages as in FedAvg.
 after are the same. ``fedprox-finetuning`` fine-tunes all of that model on every client, as FedProx
 enters tables of personalization.
 
-Departures: the term is taken implicitly (:mod:`fedl2p.methods.proximal`), since the explicit step
-diverges for large mu; clients are drawn uniformly and weighted by examples in the average, as for
-all methods here, where the paper draws by size and averages plainly; every client does the same
+Departures: the term is taken implicitly (:mod:`fedl2p.methods.base.proximal`), since the explicit
+step diverges for large mu; clients are drawn uniformly and weighted by examples in the average, as
+for all methods here, where the paper draws by size and averages plainly; every client does the same
 number of epochs (the paper lets slow ones do fewer); running statistics are not held.
 """
 
@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.core.net import Net
+from fedl2p.core.functional.model import Net
 from fedl2p.method import Client, State
-from fedl2p.methods.localsgd import Fitted, LocalSGD, descend, loss_gradient
-from fedl2p.methods.parts import stacked
-from fedl2p.methods.proximal import damped, pulled
-from fedl2p.methods.settings import Settings
+from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend, loss_gradient
+from fedl2p.methods.base.proximal import damped, pulled
+from fedl2p.methods.base.settings import Settings
+from fedl2p.methods.base.tensor_groups import stacked
 
 
 @dataclass(frozen=True, kw_only=True)

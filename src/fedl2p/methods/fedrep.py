@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedl2p.core.net import Net
+from fedl2p.core.functional.model import Net
 from fedl2p.method import Client, State
-from fedl2p.methods.common import Tuned
-from fedl2p.methods.localsgd import Fitted, LocalSGD, descend, finetuned
-from fedl2p.methods.parts import head_of, stacked
+from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend, finetuned
+from fedl2p.methods.base.personalizing import Tuned
+from fedl2p.methods.base.tensor_groups import head_of, stacked
 
 
 @dataclass(frozen=True, kw_only=True)

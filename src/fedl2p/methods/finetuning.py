@@ -24,13 +24,13 @@ from typing import Literal
 
 from torch import nn
 
-from fedl2p.core.cohort import resident
-from fedl2p.core.innerloop import InnerLoop
-from fedl2p.core.net import Net
+from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.model import Net
 from fedl2p.method import Client, Outcome, State
-from fedl2p.methods.common import WithoutRounds, constant_for, personalize_with
-from fedl2p.methods.parts import head_of, norms_of
-from fedl2p.methods.settings import Settings
+from fedl2p.methods.base.personalizing import WithoutRounds, constant_for, personalize_with
+from fedl2p.methods.base.settings import Settings
+from fedl2p.methods.base.tensor_groups import head_of, norms_of
 
 Part = Literal["all", "head", "norms"]
 

@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.cohort import evaluate, over_stacks, resident
+from fedl2p.core.finetuning.inner_loop import InnerLoop, on
+from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
+from fedl2p.core.functional.model import Net
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.innerloop import InnerLoop, on
-from fedl2p.core.net import Net
 from fedl2p.method import Client, Outcome, State, Update
-from fedl2p.methods.common import (
+from fedl2p.methods.base.personalizing import (
     WithoutRounds,
     constant_for,
     judge_global,
@@ -30,7 +30,7 @@ from fedl2p.methods.common import (
     pick,
     tune,
 )
-from fedl2p.methods.settings import Grid
+from fedl2p.methods.base.settings import Grid
 
 WORST = 1e4
 """Stands for the loss (nats) of a grid point at which fine-tuning diverged."""

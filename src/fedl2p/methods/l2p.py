@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedl2p.core.cohort import resident
+from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.method import Client, Outcome, State, Update
-from fedl2p.methods.common import judge_global, personalize_with, profile_of
+from fedl2p.methods.base.personalizing import judge_global, personalize_with, profile_of
 from fedl2p.methods.fedl2p import FedL2P, MetaLearner
 
 

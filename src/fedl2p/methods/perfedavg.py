@@ -32,15 +32,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.cohort import evaluate, over_stacks, resident
-from fedl2p.core.descents import Gradient
-from fedl2p.core.named import add, inner_all
-from fedl2p.core.net import Net, NetState
+from fedl2p.core.finetuning.in_place_sgd import Gradient
+from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
+from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.named_tensors import add, inner_all
 from fedl2p.method import Client, State, Update
-from fedl2p.methods.common import metrics_of, same_mix, validation_part
-from fedl2p.methods.localsgd import Fitted, LocalSGD, descend, loss_gradient
-from fedl2p.methods.parts import stacked
-from fedl2p.methods.settings import Settings
+from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend, loss_gradient
+from fedl2p.methods.base.personalizing import metrics_of, same_mix, validation_part
+from fedl2p.methods.base.settings import Settings
+from fedl2p.methods.base.tensor_groups import stacked
 
 Variant = Literal["first-order", "hessian-free"]
 

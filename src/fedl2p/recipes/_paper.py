@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.innerloop import InnerLoop, Parts
+from fedl2p.core.finetuning.inner_loop import InnerLoop, Parts
 from fedl2p.core.metanets import MetaNetsConfig
-from fedl2p.methods.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
+from fedl2p.methods.base.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
 from fedl2p.recipes import digits
-from fedl2p.study import Source, Study
+from fedl2p.study.settings import Source, Study
 
 ALPHAS = (1000.0, 1.0, 0.5, 0.1)
 """The label skews of the paper's tables, from none to strong."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fedl2p.data.cifar10 import Cifar10
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import LocalTraining
+from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 CELLS = {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
 """The columns of the paper's table, and what the recipe's function takes for each."""

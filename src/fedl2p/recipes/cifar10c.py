@@ -8,7 +8,7 @@ from pathlib import Path
 from fedl2p.data.cifar10c import CORRUPTIONS, Cifar10C
 from fedl2p.federation import Rounds
 from fedl2p.recipes import _paper, cifar10
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 CELLS = cifar10.CELLS
 """The columns of the paper's table, and what the recipe's function takes for each."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import MetaLearning
+from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.recipes import digits
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 
 def recipe() -> Study:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fedl2p.data import resnet18_imagenet
 from fedl2p.data.domainnet import DomainNet
-from fedl2p.data.folders import root_of
+from fedl2p.data.files.folders import root_of
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import LocalTraining
+from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 CELLS = {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
 """The columns of the paper's table, and what the recipe's function takes for each."""

@@ -6,7 +6,7 @@ import dataclasses
 
 from fedl2p.data.remote import Remote
 from fedl2p.recipes import npz
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 
 def recipe() -> Study:

@@ -6,7 +6,7 @@ import dataclasses
 
 from fedl2p.data.npz import NpzFolder
 from fedl2p.recipes import digits
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 
 def recipe() -> Study:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.data.digits import Digits
-from fedl2p.methods.settings import Grid
+from fedl2p.methods.base.settings import Grid
 from fedl2p.recipes import digits
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 
 def recipe() -> Study:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fedl2p.data.filterbanks import FilterBank
+from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.speech import Speech
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import LocalTraining
+from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
-from fedl2p.study import Study
+from fedl2p.study.settings import Study
 
 
 def recipe(unseen: int = 50, *, as_published: bool = False, smoke: bool = False) -> Study:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fedl2p.core.innerloop import InnerLoop
+from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.metanets import MetaNetsConfig
-from fedl2p.data.filterbanks import FilterBank
+from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.speech import Speech
 from fedl2p.federation import Rounds
-from fedl2p.methods.settings import LocalTraining, MetaLearning, Settings
-from fedl2p.study import Study
+from fedl2p.methods.base.settings import LocalTraining, MetaLearning, Settings
+from fedl2p.study.settings import Study
 
 
 def recipe() -> Study:

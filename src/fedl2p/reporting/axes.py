@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fedl2p.reporting.number_formats import signed
 from fedl2p.reporting.svg import element, nice_ticks, text
-from fedl2p.reporting.words import signed
 
 
 @dataclass(frozen=True)

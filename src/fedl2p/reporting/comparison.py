@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedl2p.reporting.files import read_config
 from fedl2p.reporting.intervals import Interval, mean_interval
-from fedl2p.reporting.report import POOLS, Pool, Report, Summary
-from fedl2p.reporting.texttable import columns
+from fedl2p.runs.files import read_config
+from fedl2p.runs.results import POOLS, Pool, Report, Summary
+from fedl2p.runs.text_table import columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.reporting.clientviews import ClientView, Group, group_views, kind_key, label, main_pool
+from fedl2p.reporting.client_views import ClientView, Group, group_views, kind_key, label, main_pool
 from fedl2p.reporting.intervals import mean_interval, rank_correlation
-from fedl2p.reporting.methodnames import method_name
-from fedl2p.reporting.report import Pool, Row, Summary
-from fedl2p.reporting.runfolder import RunFolder
-from fedl2p.reporting.words import LEVEL, percent, points, seconds, signed
+from fedl2p.reporting.method_names import method_name
+from fedl2p.reporting.number_formats import LEVEL, percent, points, seconds, signed
+from fedl2p.runs.reading import RunFolder
+from fedl2p.runs.results import Pool, Row, Summary
 
 
 @dataclass(frozen=True)

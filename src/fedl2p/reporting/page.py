@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedl2p.reporting import findings, words
-from fedl2p.reporting.clientviews import (
+from fedl2p.reporting import findings, number_formats
+from fedl2p.reporting.client_views import (
     ClientView,
     best_method,
     client_views,
@@ -22,13 +22,13 @@ from fedl2p.reporting.clientviews import (
 )
 from fedl2p.reporting.comparison import flatten
 from fedl2p.reporting.curves import curve
-from fedl2p.reporting.dotstrips import strips
-from fedl2p.reporting.files import damaged, write_atomically
-from fedl2p.reporting.methodnames import method_name
-from fedl2p.reporting.privacyspent import epsilon_words
-from fedl2p.reporting.report import POOLS, Pool, Summary
-from fedl2p.reporting.runfolder import RoundLine, RunFolder, read_run
-from fedl2p.reporting.strategypanels import gutter, strategy_panels
+from fedl2p.reporting.dot_strips import strips
+from fedl2p.reporting.method_names import method_name
+from fedl2p.reporting.strategy_panels import gutter, strategy_panels
+from fedl2p.runs.files import damaged, write_atomically
+from fedl2p.runs.privacy_spent import epsilon_words
+from fedl2p.runs.reading import RoundLine, RunFolder, read_run
+from fedl2p.runs.results import POOLS, Pool, Summary
 
 
 def write_page(folder: str | Path) -> Path:
@@ -125,8 +125,8 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     )
     # The markup of figures is escaped where it is made; everything else is escaped here.
     environment.filters["markup"] = Markup
-    environment.filters["points"] = words.points
-    environment.filters["percent"] = words.percent
+    environment.filters["points"] = number_formats.points
+    environment.filters["percent"] = number_formats.percent
     return environment.get_template(template).render(content) + "\n"
 
 
@@ -177,14 +177,14 @@ _COLUMNS = ("before", "after", "worst", "loss", "seconds", "clients")
 
 def _cells(summary: Summary | None, best: float | None) -> dict[str, Any]:
     if summary is None:
-        empty: dict[str, Any] = dict.fromkeys(_COLUMNS, words.NO_NUMBER)
+        empty: dict[str, Any] = dict.fromkeys(_COLUMNS, number_formats.NO_NUMBER)
         return empty | {"best": False}
     return {
-        "before": words.percent(summary.accuracy_before),
-        "after": words.percent(summary.accuracy),
-        "worst": words.percent(summary.accuracy_worst_decile),
+        "before": number_formats.percent(summary.accuracy_before),
+        "after": number_formats.percent(summary.accuracy),
+        "worst": number_formats.percent(summary.accuracy_worst_decile),
         "loss": f"{summary.loss:.3f}" if math.isfinite(summary.loss) else "not finite",
-        "seconds": words.seconds(summary.seconds_per_client),
+        "seconds": number_formats.seconds(summary.seconds_per_client),
         "clients": str(summary.clients),
         "best": summary.accuracy == best,
     }
@@ -224,13 +224,13 @@ def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
         finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
         best = min(finite, key=lambda i: losses[i]) if finite else None
         name = _STAGE_NAMES.get(stage, label(stage))
-        asked = words.span([line.clients for line in lines[:-1]])
+        asked = number_formats.span([line.clients for line in lines[:-1]])
         note = f"{_rounds(_trained(lines))}, {asked} clients a round"
         if best is not None:
             at = lines[best]
             note += (
                 f"; lowest loss {at.loss:.3f} nats after {_rounds(at.round - 1)}, "
-                f"accuracy there {words.percent(at.accuracy)} %"
+                f"accuracy there {number_formats.percent(at.accuracy)} %"
             )
         failed = sum(line.failures for line in lines)
         if failed:
@@ -299,7 +299,7 @@ def _cost(run: RunFolder) -> list[dict[str, str]]:
     last = sorted(stages, key=lambda stage: stage == "total")
     out = []
     if report.bytes_model:
-        down = words.bytes_of(report.bytes_model)
+        down = number_formats.bytes_of(report.bytes_model)
         out.append({"stage": "Global model, sent once", "seconds": "", "down": down, "up": ""})
     for stage in last:
         ways = report.bytes_per_client_round.get(stage, {})
@@ -307,8 +307,8 @@ def _cost(run: RunFolder) -> list[dict[str, str]]:
             {
                 "stage": names.get(stage, label(stage)),
                 "seconds": f"{report.seconds[stage]:,.1f}" if stage in report.seconds else "",
-                "down": words.bytes_of(ways["down"]) if "down" in ways else "",
-                "up": words.bytes_of(ways["up"]) if "up" in ways else "",
+                "down": number_formats.bytes_of(ways["down"]) if "down" in ways else "",
+                "up": number_formats.bytes_of(ways["up"]) if "up" in ways else "",
             }
         )
     return out

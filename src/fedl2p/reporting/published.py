@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedl2p.reporting.report import Pool
+from fedl2p.runs.results import Pool
 
 SOURCE = "R. Lee et al., FedL2P, NeurIPS 2023, arXiv 2310.02420"
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.reporting.words import short_number
+from fedl2p.reporting.number_formats import short_number
 
 Colour = tuple[int, int, int]
 LONGEST_NAME = 26

@@ -1,0 +1,1 @@
+"""The inner loop: mini-batches, SGD steps, stacks of clients."""

@@ -1,0 +1,252 @@
+"""The batches of inner steps, drawn by index from examples that stay where they are.
+
+Shapes: C clients, b examples of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fedl2p.core.clientdata import Augment, Examples, class_balance
+from fedl2p.seeds import derive_seed, generator
+
+
+class Batches(Protocol):
+    """The batches of C clients' inner steps, each (x, y) of shapes (C, b, ...) and (C, b)."""
+
+    def __len__(self) -> int:
+        """Return the number of inner steps."""
+
+    def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
+        """Return the batch of a step; the same one at every call."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The batches of those clients of a stack that take a step together.
+
+    Parameters
+    ----------
+    x, y
+        Shapes (c, b, ...) and (c, b).
+    members
+        Positions of the c clients in the stack; None for all of them in order.
+    noise
+        Seed of dropout's masks, of a client that is alone.
+    """
+
+    x: Tensor
+    y: Tensor
+    members: tuple[int, ...] | None = None
+    noise: int = 0
+
+
+FEWEST = 3
+"""Clients from which on a stack takes no more time than one by one, on a CPU
+(``benchmarks/cohorts.py``)."""
+
+
+def together(clients: int, device: torch.device) -> bool:
+    """Tell whether so many clients go in one stack."""
+    return clients >= FEWEST or device.type != "cpu"
+
+
+Align = Literal["epochs", "end"]
+"""What clients of a stack that take unequally many steps share: the beginnings of epochs, or the
+last step."""
+
+
+class EpochBatches:
+    """Batches of a stack of clients, drawn by index; never padded.
+
+    Clients may hold unequally many examples. At each step of the stack those whose batches have
+    equal lengths go together, and those without a batch wait (:meth:`parts`).
+
+    Parameters
+    ----------
+    examples
+        One per client, n_c of equal shape.
+    seeds
+        One per client; the order of its batches depends on it alone.
+    epochs, batch_size
+        As in :class:`~fedl2p.core.finetuning.inner_loop.InnerLoop`.
+    augment
+        One per client, applied to its batches; None for none.
+    raw
+        One per client: what its augment takes instead of the examples' ``x``; None for ``x``.
+    balanced
+        One per client, as in :class:`~fedl2p.core.clientdata.ClientData`; none for all False.
+    align
+        Which of their steps clients take together, see :data:`Align`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Examples],
+        seeds: Sequence[int],
+        *,
+        epochs: int,
+        batch_size: int,
+        augment: Sequence[Augment | None] = (),
+        raw: Sequence[Tensor | None] = (),
+        balanced: Sequence[bool] = (),
+        align: Align = "epochs",
+    ) -> None:
+        self._counts = [len(e.y) for e in examples]
+        self._examples = list(examples)
+        # one after another: a client that is there several times (a search) is held once
+        begins: dict[tuple[int, int], int] = {}
+        once: list[Examples] = []
+        for e in examples:
+            if (id(e.x), id(e.y)) not in begins:
+                begins[id(e.x), id(e.y)] = sum(len(o.y) for o in once)
+                once.append(e)
+        self._x = once[0].x if len(once) == 1 else torch.cat([e.x for e in once])
+        self._y = once[0].y if len(once) == 1 else torch.cat([e.y for e in once])
+        self._begins = [begins[id(e.x), id(e.y)] for e in examples]
+        self.seeds = tuple(seeds)
+        self._size = batch_size
+        self._augment = list(augment) if any(augment) else []
+        self._raw = list(raw) or [None] * len(examples)
+        self._balanced = list(balanced) or [False] * len(examples)
+        self._per_epoch = [-(-n // batch_size) for n in self._counts]
+        self._steps = epochs * self.per_epoch
+        self._late = [0] * len(examples)
+        if align == "end":
+            self._late = [epochs * (self.per_epoch - own) for own in self._per_epoch]
+        self._align = align
+        self.ragged = len(set(self._counts)) > 1
+        self._orders: dict[tuple[int, int], Tensor] = {}
+
+    def __len__(self) -> int:
+        """Return the number of steps: epochs x batches per epoch, of the client with most."""
+        return self._steps
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches per epoch, of the client with most."""
+        return max(self._per_epoch)
+
+    @property
+    def most_rows(self) -> int:
+        """The examples of a step at which every client has its longest batch."""
+        return sum(min(self._size, n) for n in self._counts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the inner steps, and no further ones."""
+        return (self[step] for step in range(len(self)))
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of a step; steps beyond the last go on with further epochs.
+
+        Raises
+        ------
+        ValueError
+            If the clients do not all have one of equal length, see :meth:`parts`.
+        """
+        parts = self.parts(step)
+        if len(parts) > 1 or parts[0].members is not None:
+            raise ValueError("these clients hold unequally many examples; take parts(step)")
+        return parts[0].x, parts[0].y
+
+    def parts(self, step: int) -> list[Part]:
+        """Return the batches of a step: those of equal length together, longest first.
+
+        A few of equal length go one by one (:data:`FEWEST`).
+        """
+        if not self.ragged:
+            x, y = self._batch(range(len(self._counts)), [step] * len(self._counts))
+            return [Part(x, y, noise=noise_of(self, step))]
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for client, (count, own) in enumerate(zip(self._counts, self._own(step), strict=True)):
+            if own is not None:
+                position = own % self._per_epoch[client]
+                length = min(self._size, count - position * self._size)
+                groups.setdefault(length, []).append((client, own))
+        parts = []
+        for _, group in sorted(groups.items(), reverse=True):
+            whole = len(group) == len(self._counts) or together(len(group), self._x.device)
+            for taken in [group] if whole else [[one] for one in group]:
+                members = tuple(client for client, _ in taken)
+                x, y = self._batch(members, [own for _, own in taken])
+                parts.append(Part(x, y, members if len(members) < len(self._counts) else None))
+        return parts
+
+    def _own(self, step: int) -> list[int | None]:
+        """Return which of its own steps each client takes; None where it waits."""
+        if self._align == "end":
+            return [step - late if step >= late else None for late in self._late]
+        epoch, position = divmod(step, self.per_epoch)
+        return [epoch * own + position if position < own else None for own in self._per_epoch]
+
+    def _batch(self, clients: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the batches, of equal length, of clients at steps of their own."""
+        rows = torch.stack([self._rows(c, s) for c, s in zip(clients, steps, strict=True)])
+        x, y = self._x[rows], self._y[rows]
+        if self._augment:
+            x = self._augmented(clients, steps, x, rows)
+        return x, y
+
+    def _rows(self, client: int, step: int) -> Tensor:
+        epoch, position = divmod(step, self._per_epoch[client])
+        return self._order(client, epoch)[position * self._size : (position + 1) * self._size]
+
+    def _order(self, client: int, epoch: int) -> Tensor:
+        """Return the order of a client's examples in an epoch, as rows of all examples."""
+        key = (client, epoch)
+        if key not in self._orders:
+            drawn = self._drawn(client, generator(self.seeds[client], "order", epoch))
+            self._orders[key] = (drawn + self._begins[client]).to(self._x.device)
+        return self._orders[key]
+
+    def _drawn(self, client: int, rng: torch.Generator) -> Tensor:
+        n = self._counts[client]
+        if not self._balanced[client]:
+            return torch.randperm(n, generator=rng)
+        ends = class_balance(self._examples[client].y.cpu()).cumsum(0)
+        uniform = torch.rand(n, generator=rng, dtype=torch.float64)
+        return torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=n - 1)
+
+    def _augmented(
+        self, clients: Sequence[int], steps: Sequence[int], x: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Return each client's batch, augmented.
+
+        A client that is in the stack several times with one seed (a search that tries many settings
+        on it) is augmented once.
+        """
+        done: dict[tuple[int, ...], Tensor] = {}
+        batches = []
+        for i, (c, step) in enumerate(zip(clients, steps, strict=True)):
+            augment = self._augment[c]
+            if augment is None:
+                batches.append(x[i])
+                continue
+            raw = self._raw[c]
+            source = self._examples[c].x if raw is None else raw
+            key = (id(augment), source.data_ptr(), self._balanced[c], self.seeds[c], step)
+            if key not in done:
+                # a generator per step, not per run: a step can be computed again (checkpointing)
+                rng = generator(self.seeds[c], "augment", step)
+                done[key] = augment(x[i] if raw is None else raw[rows[i] - self._begins[c]], rng)
+            batches.append(done[key])
+        return torch.stack(batches)
+
+
+def parts_of(batches: Batches, step: int) -> list[Part]:
+    """Return the batches of a step, by clients whose batches have equal lengths."""
+    if isinstance(batches, EpochBatches):
+        return batches.parts(step)
+    x, y = batches[step]
+    return [Part(x, y, noise=noise_of(batches, step))]
+
+
+def noise_of(batches: Batches, step: int) -> int:
+    """Return the seed of a step's dropout masks: by client and step, the same at every call."""
+    seeds = batches.seeds if isinstance(batches, EpochBatches) else ()
+    return derive_seed("noise", *seeds, step)

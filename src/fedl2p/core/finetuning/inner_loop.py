@@ -1,0 +1,228 @@
+"""The inner loop: fine-tuning under given hyperparameters.
+
+The steps are those of :mod:`fedl2p.core.finetuning.sgd_step` (Lee et al., "FedL2P", NeurIPS 2023,
+section 3.1). Shapes: C clients, B norms, P parameter tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, parts_of
+from fedl2p.core.finetuning.in_place_sgd import down, moving
+from fedl2p.core.functional.mixed_norm import fold
+from fedl2p.core.functional.model import Net, NetState, Statistics
+from fedl2p.core.hyperparams import Hyperparams
+
+Parts = Literal["train", "train+validation"]
+"""The parts of a client's data that training reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLoop:
+    """How a client fine-tunes, apart from its hyperparameters.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the client's training part; 0 leaves the model as it is.
+    batch_size
+        Examples per step; the last batch of an epoch may be smaller.
+    statistics
+        How the client's running batch-norm statistics start: corrected (bias removed, our
+        default), published (mean 0, variance 1, as in the reference), or global (at the global
+        model's, as in plain training).
+    final
+        What the last fine-tuning, that of the model which a client uses, reads: its training part,
+        or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
+        is on the training part alone.
+    early_stopping
+        Keep the client's state after the epoch with the lowest loss on its validation part (the
+        state without fine-tuning counts too), where a method personalizes; learning is not
+        stopped early. A client without a validation part keeps the last state.
+    """
+
+    epochs: int = 15
+    batch_size: int = 32
+    statistics: Statistics = "corrected"
+    final: Parts = "train"
+    early_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs}, but must be 0 or more")
+        if not 1 <= self.batch_size < math.inf:
+            raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
+        if self.statistics not in get_args(Statistics):
+            wanted = ", ".join(get_args(Statistics))
+            raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
+        if self.final not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+        if self.early_stopping and self.final == "train+validation":
+            raise ValueError(
+                "early_stopping needs a validation part that is not trained on, but final is "
+                "'train+validation'; use one of the two"
+            )
+
+    def final_data(self, data: ClientData) -> ClientData:
+        """Return a client's data as the last fine-tuning reads it."""
+        return data.joined() if self.final == "train+validation" else data
+
+    def steps(self, examples: int) -> int:
+        """Return the number of inner steps on that many examples."""
+        return self.epochs * -(-examples // self.batch_size)
+
+
+class DivergedError(ArithmeticError):
+    """Fine-tuning ended in values that are not finite."""
+
+
+def start_of(net: Net, clients: int, statistics: Statistics, *, steps: int) -> NetState:
+    """Return the state before the first inner step.
+
+    Without any step the client's statistics are the global ones, since no data will enter them: a
+    model that is not fine-tuned stays as it is, also under ``published`` statistics.
+    """
+    return net.start(clients, statistics if steps else "global")
+
+
+def run_inner_loop(
+    net: Net,
+    hyperparams: Hyperparams,
+    batches: Batches,
+    *,
+    statistics: Statistics,
+    start: NetState | None = None,
+) -> NetState:
+    """Fine-tune C clients from the global model (or ``start``), without a graph."""
+    mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
+    if start is None:
+        start = start_of(net, len(mix), statistics, steps=len(batches))
+    with down(net, start, mix, rate, wanted=moving(start, rate)) as way:
+        for step in range(len(batches)):
+            for part in parts_of(batches, step):
+                way.step(part)
+    return way.state
+
+
+def finite(state: NetState) -> Tensor:
+    """Tell for each client whether all its tensors are finite, shape (C,), bool."""
+    tensors = (*state.params.values(), *state.stats.values())
+    # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
+    flags = [v.isfinite().unsqueeze(-1).flatten(1).all(1) for v in tensors]
+    return torch.stack(flags).all(0)
+
+
+def finetune(
+    model: nn.Module,
+    hyperparams: Hyperparams,
+    data: ClientData | tuple[Tensor, Tensor],
+    *,
+    epochs: int = 15,
+    batch_size: int = 32,
+    seed: int = 0,
+    statistics: Statistics = "corrected",
+) -> nn.Module:
+    """Fine-tune a copy of a model under given hyperparameters.
+
+    Parameters
+    ----------
+    model
+        The global model; the argument is untouched.
+    hyperparams
+        For one client: mix of shape (B,), rate of shape (P,).
+    data
+        The client's data, of which the training part is used, or a pair (x, y).
+    epochs
+        Passes over the training part.
+    batch_size
+        Examples per step.
+    seed
+        Determines the order of the batches and the augmentation.
+    statistics
+        How the client's running batch-norm statistics start, see :class:`InnerLoop`.
+
+    Returns
+    -------
+    nn.Module
+        An instance of the model's own class with plain batch-norm that holds the mixed statistics.
+
+    Raises
+    ------
+    DivergedError
+        If a parameter or statistic ends up not finite; a smaller rate helps.
+    """
+    net = Net(model)
+    if hyperparams.sites != net.sites:
+        raise ValueError(
+            "the hyperparameters were made for another model: their names of norm layers or "
+            "parameter tensors differ from this model's"
+        )
+    data = as_client_data(data)
+    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
+    batches = batches_of(net, [data], [seed], inner)
+    stacked = on(net, Hyperparams.stack([hyperparams]))
+    state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
+    if not finite(state)[0]:
+        raise DivergedError(
+            f"fine-tuning diverged: rates up to {hyperparams.rate.max():.3g} gave values "
+            "that are not finite; use smaller rates or fewer epochs"
+        )
+    return folded(net, state, stacked.mix, 0)
+
+
+def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
+    """Accept a pair (x, y) as a client with only a training part."""
+    return data if isinstance(data, ClientData) else ClientData(Examples(*data))
+
+
+def batches_of(
+    net: Net,
+    data: Sequence[ClientData],
+    seeds: Sequence[int],
+    inner: InnerLoop,
+    *,
+    align: Align = "epochs",
+) -> EpochBatches:
+    """Return the inner batches of a stack of clients."""
+    there = {id(d.train): d.train.to(net.device) for d in data}
+    return EpochBatches(
+        [there[id(d.train)] for d in data],
+        seeds,
+        epochs=inner.epochs,
+        batch_size=inner.batch_size,
+        augment=[d.augment for d in data],
+        raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
+        balanced=[d.balanced for d in data],
+        align=align,
+    )
+
+
+def on(net: Net, hyperparams: Hyperparams) -> Hyperparams:
+    """Return the hyperparameters in the net's device and dtype."""
+    return Hyperparams(
+        hyperparams.mix.to(net.device, net.dtype),
+        hyperparams.rate.to(net.device, net.dtype),
+        hyperparams.sites,
+    )
+
+
+def folded(net: Net, state: NetState, mix: Tensor, client: int) -> nn.Module:
+    """Fold one client's state, of finite tensors, into a copy of the user's model.
+
+    ``mix`` is that of C clients in evaluation, shape (C, B).
+    """
+    return fold(
+        net.plain,
+        {k: v[client] for k, v in state.params.items()},
+        dict(zip(net.sites.norms, mix[client], strict=True)),
+        net.client_stats(state.stats, client),
+    )

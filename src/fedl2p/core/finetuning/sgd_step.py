@@ -1,0 +1,146 @@
+"""One inner step: its loss, its gradients, the weights after it.
+
+theta_{k+1} = theta_k - eta (.) grad L_train(theta_k; beta), plain SGD on a mini-batch, one learning
+rate per parameter tensor, cross-entropy (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
+Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedl2p.core.functional.model import Net, NetState
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each client, shape (C,), in nats."""
+    clients, examples = y.shape
+    each = F.cross_entropy(logits.flatten(0, 1), y.flatten().long(), reduction="none")
+    return each.view(clients, examples).mean(1)
+
+
+def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Spread rates of shape (C, P) over the parameter tensors, each broadcast to (C, 1, ...)."""
+    return {
+        name: rate[:, i].view(-1, *(1,) * (p.dim() - 1))
+        for i, (name, p) in enumerate(params.items())
+    }
+
+
+def train_gradient(
+    net: Net, state: NetState, mix: Tensor, batch: tuple[Tensor, Tensor], *, noise: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return gradients of the training loss by name and the new running statistics, with a graph.
+
+    The parameters must require gradients. ``noise`` is the seed of dropout's masks. One client's
+    tensors may come without the client dimension.
+    """
+    x, y = batch
+    with torch.enable_grad():
+        if mix.dim() > 1:
+            logits, stats = net.logits(state, mix, x, training=True, noise=noise)
+            loss = cross_entropy(logits, y).sum()
+        else:
+            logits, stats = net.single(
+                state.params, state.stats, mix, x, training=True, noise=noise
+            )
+            loss = F.cross_entropy(logits, y.long())
+        grads = torch.autograd.grad(
+            loss,
+            list(state.params.values()),
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return dict(zip(state.params, grads, strict=True)), stats
+
+
+def plain_gradient(
+    net: Net,
+    state: NetState,
+    mix: Tensor,
+    batch: tuple[Tensor, Tensor],
+    *,
+    noise: int = 0,
+    wanted: Collection[str] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what :func:`train_gradient` returns, outside of any graph and faster.
+
+    ``wanted`` names the parameters to differentiate by, None for all.
+    """
+    x, y = batch
+    alone = len(x) == 1  # then no tensor has a client dimension until the end
+    params, stats = (
+        {k: v.detach().squeeze(0) if alone else v.detach() for k, v in tensors.items()}
+        for tensors in (state.params, state.stats)
+    )
+    names = [k for k in params if wanted is None or k in wanted]
+    for name in names:
+        params[name].requires_grad_()
+    with torch.enable_grad():
+        if alone:
+            logits, stats = net.single(
+                params,
+                stats,
+                mix.squeeze(0),
+                x.squeeze(0),
+                training=True,
+                noise=noise,
+                first_order=True,
+            )
+            loss = F.cross_entropy(logits, y.squeeze(0).long())
+        else:
+            logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
+            loss = cross_entropy(logits, y).sum()
+        grads = gradients(loss, [params[k] for k in names])
+    if alone:
+        grads = [g.unsqueeze(0) for g in grads]
+        stats = {k: v.unsqueeze(0) for k, v in stats.items()}
+    return dict(zip(names, grads, strict=True)), {k: v.detach() for k, v in stats.items()}
+
+
+def gradients(loss: Tensor, at: list[Tensor]) -> list[Tensor]:
+    """Return the gradients of a loss; zeros where it does not depend on a tensor."""
+    if not at:
+        return []
+    return list(torch.autograd.grad(loss, at, allow_unused=True, materialize_grads=True))
+
+
+def inner_step(
+    net: Net,
+    state: NetState,
+    mix: Tensor,
+    rate: Tensor,
+    batch: tuple[Tensor, Tensor],
+    *,
+    noise: int = 0,
+) -> NetState:
+    """Return the state after a step of SGD, differentiable in state, mix and rate.
+
+    One client's tensors may come without the client dimension: mix of shape (B,), and so on. For a
+    small net that saves a twentieth.
+    """
+    grads, stats = train_gradient(net, state, mix, batch, noise=noise)
+    with torch.enable_grad():
+        rates = per_tensor(rate, state.params) if mix.dim() > 1 else _by_name(rate, state.params)
+        params = descended(state.params, rates, grads)
+    return NetState(params, stats)
+
+
+def _by_name(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return rates of shape (P,) by parameter tensor."""
+    return dict(zip(params, rate.unbind(0), strict=True))
+
+
+def descended(
+    params: dict[str, Tensor], rates: dict[str, Tensor], grads: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return parameters one step further; those without a gradient are the same tensors."""
+    return {
+        k: torch.addcmul(p, rates[k], grads[k], value=-1) if k in grads else p
+        for k, p in params.items()
+    }

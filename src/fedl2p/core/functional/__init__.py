@@ -1,0 +1,1 @@
+"""A torch.nn.Module as a function of named tensors, with mixed batch-norm."""

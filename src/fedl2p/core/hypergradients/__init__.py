@@ -1,0 +1,1 @@
+"""Derivatives of the validation loss with respect to a client's hyperparameters."""

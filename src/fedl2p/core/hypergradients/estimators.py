@@ -1,0 +1,178 @@
+"""Gradients of the validation loss with respect to a client's hyperparameters.
+
+L_val(theta_K(h); beta) with h = (beta, eta) = (mix, rate): how a client should change its mix and
+its rates so that the model fine-tuned with them does better on its validation part. Six estimators,
+from exact to cheap. Write v = dL_val/dtheta_K (evaluation mode), g_k for the k-th inner gradient,
+"direct" for dL_val/dbeta with theta_K and the running statistics held.
+
+=============  ==========================================  =========================================
+mode           d/d eta_p                                   d/d beta
+=============  ==========================================  =========================================
+published      as the public reference code (below)        the same
+last-step      -<v_p, g_{K-1,p}>                           direct
+trajectory     -<v_p, sum_k g_{k,p}>                       direct - K d/dbeta <g(theta_K), eta v>
+implicit       as trajectory                               direct - d/dbeta <g(theta_K), H^-1 v>
+truncated      exact through the last T steps, the older   exact through the last T steps
+               ones with identity Jacobian
+unrolled       exact                                       exact, running statistics included
+=============  ==========================================  =========================================
+
+``published`` is Lee et al., "FedL2P", NeurIPS 2023, section 3.3 (implicit function theorem, Neumann
+series of Lorraine et al., AISTATS 2020) as its public code computes it, for comparison only: the
+series lacks its closing factor psi, the derivative by the rates has the opposite sign of the true
+one where the series converges, and the Hessian is that of the evaluation-mode loss.
+
+``last-step`` and ``trajectory`` leave out that the weights act on the running statistics of later
+batches, and ``last-step``, ``trajectory`` and ``implicit`` that mix and rates act on the running
+statistics: the price of one backward pass.
+
+``truncated`` is the default: on the digits recipe with K = 15 no difference of T = 5 to the exact
+mode was found at half its cost, and the cheaper modes did worse on average
+(``benchmarks/hypergradients.py``, ``benchmarks/results/hypergradients.md``); T = 10 because T = 5
+lost a little in a later comparison (``docs/choices.md``).
+
+Shapes: C clients, B norms, P parameter tensors, K inner steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from fedl2p.core.finetuning.batches import Batches, Part
+from fedl2p.core.finetuning.inner_loop import on
+from fedl2p.core.functional.model import Net, Statistics
+from fedl2p.core.hypergradients import at_end
+from fedl2p.core.hypergradients import unrolled as unrolling
+from fedl2p.core.hypergradients.problem import (
+    MODES,
+    Hypergradient,
+    HypergradientConfig,
+    Mode,
+    Problem,
+)
+from fedl2p.core.hyperparams import Hyperparams
+
+__all__ = [
+    "MODES",
+    "Hypergradient",
+    "HypergradientConfig",
+    "Mode",
+    "cohort_hypergradient",
+    "hypergradient",
+]
+
+
+def hypergradient(
+    model: nn.Module,
+    hyperparams: Hyperparams,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    validation: tuple[Tensor, Tensor],
+    *,
+    mode: Mode | None = None,
+    config: HypergradientConfig | None = None,
+    following: tuple[Tensor, Tensor] | None = None,
+    statistics: Statistics = "corrected",
+) -> dict[str, dict[str, float]]:
+    """Return dL_val/dh of one client by name.
+
+    Parameters
+    ----------
+    model
+        The global model; only read.
+    hyperparams
+        The client's, mix of shape (B,) and rate of shape (P,).
+    batches
+        The K training batches (x, y) of the inner steps, in order.
+    validation
+        The validation batch (x, y).
+    mode
+        The estimator, see the module's table; None for that of ``config``.
+    config
+        The estimator and its settings, instead of ``mode``; None for the defaults.
+    following
+        The training batch after the last inner step, at which ``published`` and ``implicit`` take
+        their second derivatives; by default the last inner batch again.
+    statistics
+        How running statistics start, see :class:`fedl2p.core.finetuning.inner_loop.InnerLoop`.
+
+    Returns
+    -------
+    dict
+        ``{"mix": {norm: value}, "rate": {parameter: value}}``, in nats per unit of the
+        hyperparameter.
+
+    Raises
+    ------
+    ValueError
+        If both ``mode`` and ``config`` are given, or the hyperparameters are another model's.
+    """
+    if mode is not None and config is not None:
+        raise ValueError(
+            f"mode {mode!r} and a config with mode {config.mode!r} are both given; give one of them"
+        )
+    if config is None:
+        config = HypergradientConfig() if mode is None else HypergradientConfig(mode=mode)
+    net = Net(model)
+    if hyperparams.sites != net.sites:
+        raise ValueError(
+            "the hyperparameters were made for another model: their names of norm layers or "
+            "parameter tensors differ from this model's"
+        )
+    result = cohort_hypergradient(
+        net,
+        on(net, Hyperparams.stack([hyperparams])),
+        [(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
+        (validation[0].unsqueeze(0), validation[1].unsqueeze(0)),
+        config=config,
+        following=None if following is None else (following[0][None], following[1][None]),
+        statistics=statistics,
+    )
+    return {
+        "mix": dict(zip(net.sites.norms, result.mix[0].tolist(), strict=True)),
+        "rate": dict(zip(net.sites.params, result.rate[0].tolist(), strict=True)),
+    }
+
+
+def cohort_hypergradient(
+    net: Net,
+    hyperparams: Hyperparams,
+    batches: Batches,
+    validation: tuple[Tensor, Tensor] | Sequence[Part],
+    *,
+    config: HypergradientConfig,
+    following: tuple[Tensor, Tensor] | None = None,
+    statistics: Statistics = "corrected",
+) -> Hypergradient:
+    """Return dL_val/dh of C clients; arguments as in :func:`hypergradient`, stacked.
+
+    Clients may hold unequally many examples under the modes of :data:`RAGGED`; their batches must
+    share the last step (``align="end"``).
+    """
+    if isinstance(validation, tuple):
+        validation = [Part(*validation)]
+    problem = Problem(
+        net,
+        hyperparams.mix.detach(),
+        hyperparams.rate.detach(),
+        batches,
+        following,
+        validation,
+        statistics,
+    )
+    return _ESTIMATORS[config.mode](problem, config)
+
+
+RAGGED: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
+"""Modes whose stacks may hold clients of unequal sizes; the others take second derivatives on one
+batch of all clients."""
+
+_ESTIMATORS: dict[str, Callable[[Problem, HypergradientConfig], Hypergradient]] = {
+    "published": at_end.published,
+    "last-step": at_end.last_step,
+    "trajectory": at_end.trajectory,
+    "implicit": at_end.implicit,
+    "truncated": unrolling.truncated,
+    "unrolled": unrolling.unrolled,
+}

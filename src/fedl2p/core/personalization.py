@@ -1,0 +1,93 @@
+"""The user's one call: a model of one's own from the meta-nets, without any search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedl2p.core.clientdata import ClientData
+from fedl2p.core.finetuning.inner_loop import as_client_data, finetune
+from fedl2p.core.functional.model import Statistics
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.profiles import Profile, profile
+
+
+@dataclass(frozen=True)
+class Personalized:
+    """What a client gets.
+
+    Parameters
+    ----------
+    model
+        An instance of the global model's own class with plain batch-norm layers that hold the mixed
+        statistics; it needs nothing of this package.
+    hyperparams
+        With which it was fine-tuned.
+    profile
+        From which these were written.
+    """
+
+    model: nn.Module
+    hyperparams: Hyperparams
+    profile: Profile
+
+
+def personalize(
+    model: nn.Module,
+    metanets: MetaNets,
+    data: ClientData | tuple[Tensor, Tensor],
+    *,
+    epochs: int = 15,
+    batch_size: int = 32,
+    seed: int = 0,
+    statistics: Statistics = "corrected",
+) -> Personalized:
+    """Profile a client's data, ask the meta-nets for hyperparameters, fine-tune with them.
+
+    Parameters
+    ----------
+    model
+        The global model that the meta-nets were learned for; the argument is untouched.
+    metanets
+        Learned meta-nets, e.g. ``MetaNets.load(path)``.
+    data
+        The client's data, of which the training part is used, or a pair (x, y).
+    epochs, batch_size
+        Passes over the training part and examples per step; those used in learning serve best.
+    seed
+        Determines the order of the batches.
+    statistics
+        How the client's running batch-norm statistics start: ``corrected`` or ``published``, see
+        :class:`~fedl2p.core.finetuning.inner_loop.InnerLoop`; those used in learning serve best.
+
+    Returns
+    -------
+    Personalized
+        The client's model, its hyperparameters and its profile.
+
+    Raises
+    ------
+    ValueError
+        If the meta-nets were learned for another model.
+    DivergedError
+        If fine-tuning ends in values that are not finite.
+    """
+    data = as_client_data(data)
+    if len(data.train.x) == 0:
+        raise ValueError("there is no training example; personalization needs at least one")
+    seen = profile(model, data.train.x.split(256))
+    with torch.no_grad():
+        hyperparams = metanets(seen)
+    tuned = finetune(
+        model,
+        hyperparams,
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        statistics=statistics,
+    )
+    return Personalized(tuned, hyperparams, seen)

@@ -1,0 +1,1 @@
+"""Reading and making speech: waveforms, filter banks, recordings."""

@@ -1,0 +1,182 @@
+"""The layout of the Speech Commands archive: word folders, two lists, background noise.
+
+P. Warden, "Speech Commands: A Dataset for Limited-Vocabulary Speech Recognition", 2018,
+https://arxiv.org/abs/1804.03209. In the folder lie::
+
+    yes/SPEAKER_nohash_0.wav ...     one folder per word; SPEAKER is one person in all of them
+    _background_noise_/*.wav         longer recordings without speech
+    validation_list.txt              clips of the validation speakers, one word/file a line
+    testing_list.txt                 clips of the test speakers
+
+Who is in neither list is a training speaker. Clips are about a second, 16 kHz, 16 bits, mono.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedl2p.data.audio.filter_banks import SAMPLE_RATE
+from fedl2p.data.audio.waveforms import CLIP, read_wav
+
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+"""The words to be recognised."""
+
+CLASSES = (*COMMANDS, "unknown", "silence")
+"""The twelve classes: every other word is ``unknown``; ``silence`` is cut from the noise."""
+
+NOISE = "_background_noise_"
+LISTS = ("validation_list.txt", "testing_list.txt")
+
+_NAME = re.compile(r"(?P<speaker>.+)_nohash_\d+\.wav")
+
+# Damaged clips that `data check` names one by one; a folder on a broken disk may have thousands.
+NAMED = 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies in a folder of speech commands.
+
+    Parameters
+    ----------
+    folder
+        Where the word folders are.
+    clips
+        By speaker, the paths of the clips in the folder, ``word/file``, sorted.
+    held_out
+        Speakers with a clip in the validation or test list. All their clips count as held out,
+        also one that no list names: nobody may be on both sides.
+    noises
+        Paths of the background noises in the folder, sorted.
+    """
+
+    folder: Path
+    clips: Mapping[str, tuple[str, ...]]
+    held_out: frozenset[str]
+    noises: tuple[str, ...]
+
+    def most(self, *, held_out: bool) -> list[str]:
+        """Return the speakers of either side, those with the most clips first, ties by name."""
+        side = [s for s in self.clips if (s in self.held_out) == held_out]
+        return sorted(side, key=lambda speaker: (-len(self.clips[speaker]), speaker))
+
+
+def class_of(clip: str) -> int:
+    """Return the class of a clip ``word/file``."""
+    word = clip.partition("/")[0]
+    return CLASSES.index(word if word in COMMANDS else "unknown")
+
+
+def scan(folder: Path, *, remedy: str) -> Layout:
+    """Read the names in a folder of speech commands; no clip is opened.
+
+    Parameters
+    ----------
+    folder
+        Where the word folders are.
+    remedy
+        What to do about a missing part, e.g. "fetch the archive again".
+
+    Raises
+    ------
+    ValueError
+        If a part of the layout is missing or a name is none of the archive's; one line.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing; {remedy}")
+    words = _word_folders(folder)
+    for command in COMMANDS:
+        if not words.get(command):
+            raise ValueError(f"{folder / command} has no clips of the command; {remedy}")
+    if not set(words) - set(COMMANDS):
+        raise ValueError(
+            f"{folder} has no folder of another word, so the class unknown is empty; {remedy}"
+        )
+    clips: dict[str, list[str]] = {}
+    for word, files in words.items():
+        for file in files:
+            clips.setdefault(_speaker(folder / word, file), []).append(f"{word}/{file}")
+    known = {clip for own in clips.values() for clip in own}
+    listed = [clip for name in LISTS for clip in _listed(folder / name, known, remedy)]
+    noises = sorted(p.name for p in (folder / NOISE).glob("*.wav"))
+    if not noises:
+        raise ValueError(f"{folder / NOISE} has no WAV files, from which silence is cut; {remedy}")
+    return Layout(
+        folder=folder,
+        clips={speaker: tuple(sorted(own)) for speaker, own in sorted(clips.items())},
+        held_out=frozenset(_speaker(folder, clip.partition("/")[2]) for clip in listed),
+        noises=tuple(f"{NOISE}/{name}" for name in noises),
+    )
+
+
+def read_noise(path: Path) -> np.ndarray:
+    """Return a background noise as ``read_wav`` does; 1 s at least."""
+    noise = read_wav(path)
+    if len(noise) < CLIP:
+        raise ValueError(
+            f"{path} is {len(noise) / SAMPLE_RATE:.2f} s long, but background noise must have at "
+            "least 1 s; remove it, or fetch it again"
+        )
+    return noise
+
+
+def problems(folder: Path, *, remedy: str) -> list[str]:
+    """Return what is missing or damaged, one line each; every file is read."""
+    try:
+        layout = scan(folder, remedy=remedy)
+    except ValueError as problem:
+        return [str(problem)]
+    found: list[str] = []
+    files = [(clip, read_wav) for own in layout.clips.values() for clip in own]
+    for name, read in [*files, *((noise, read_noise) for noise in layout.noises)]:
+        try:
+            read(folder / name)
+        except ValueError as problem:
+            found.append(str(problem))
+    if len(found) > NAMED:
+        found[NAMED:] = [f"{folder} has {len(found) - NAMED} further files like these; {remedy}"]
+    return found
+
+
+def _word_folders(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the WAV files in each word folder."""
+    words = {}
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.is_dir() and not entry.name.startswith(("_", ".")):
+            files = [file for file in os.listdir(entry) if file.endswith(".wav")]
+            if files:
+                words[entry.name] = sorted(files)
+    return words
+
+
+def _speaker(folder: Path, file: str) -> str:
+    named = _NAME.fullmatch(file)
+    if named is None:
+        raise ValueError(
+            f"{folder / file} is not called SPEAKER_nohash_NUMBER.wav, so that nobody knows who "
+            "speaks; rename or remove it"
+        )
+    return named["speaker"]
+
+
+def _listed(path: Path, known: set[str], remedy: str) -> list[str]:
+    """Return the clips that a list names."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing, without which nobody knows who is unseen; {remedy}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path} cannot be read ({problem}); {remedy}") from None
+    clips = [line.strip() for line in lines if line.strip()]
+    for number, clip in enumerate(clips, 1):
+        if clip not in known:
+            raise ValueError(f"{path}, entry {number}: {clip!r} is not in the folder; {remedy}")
+    return clips

@@ -1,0 +1,1 @@
+"""Dealing one pool of examples to clients."""

@@ -1,0 +1,1 @@
+"""A federation of machines: server, node, run configuration."""

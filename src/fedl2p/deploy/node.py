@@ -1,0 +1,171 @@
+"""A machine of its own: which client it is, where its data lie, and what is written there.
+
+A SuperNode says so by ``--node-config``, and nobody else can: the paths are the node's own. What a
+node writes stays on it:
+
+- ``received/``: what it was sent, the global model and the meta-nets, in the form of a run's
+  folder, so that ``fedl2p personalize --run received`` works there at any time;
+- ``<method>/``: the personalized model, its hyperparameters, the accuracy before and after;
+- ``models/``: the global models that it has, so that each travels once;
+- ``log.txt``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from torch import nn
+
+from fedl2p import methods, models
+from fedl2p.atomic_files import write_tensors
+from fedl2p.core.sites import find_sites
+from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
+from fedl2p.federation import Handler
+from fedl2p.method import Outcome, State
+from fedl2p.methods.fedl2p import FedL2P
+from fedl2p.runs.layout import RunDir
+from fedl2p.study.engines import find_device, handler_of
+from fedl2p.study.new_client import write_personal_files
+from fedl2p.study.settings import Study
+
+RECEIVED = "received"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What a SuperNode's configuration says.
+
+    Parameters
+    ----------
+    client
+        The client's name.
+    data
+        Its .npz file.
+    out
+        Folder on the node for everything that is written there.
+    device
+        Where it computes, auto, cpu or cuda; None as the study says.
+    model
+        A model outside :mod:`fedl2p.models.registry` that the node agrees to build, as
+        package.module:callable. To build it is to run that code, so the study cannot name it alone.
+    """
+
+    client: str
+    data: Path
+    out: Path
+    device: str | None = None
+    model: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, bool | int | float | str]) -> Node | None:
+        """Read ``Context.node_config``; None if it names no data, as in a simulation.
+
+        ``data`` is an .npz file, or a folder that holds ``<client>.npz`` or a single .npz file;
+        ``client`` is by default the file's name without its suffix.
+
+        Raises
+        ------
+        ValueError
+            If ``out`` is missing, or the file cannot be told.
+        """
+        if "data" not in config:
+            return None
+        name = str(config["client"]) if "client" in config else None
+        if "out" not in config:
+            raise ValueError(
+                "the node has data but no folder to write into; start its SuperNode with "
+                '--node-config \'data="FILE.npz" out="DIR"\''
+            )
+        file = _find_file(Path(str(config["data"])).expanduser(), name)
+        return cls(
+            client=name or file.stem,
+            data=file,
+            out=Path(str(config["out"])).expanduser(),
+            device=str(config["device"]) if "device" in config else None,
+            model=str(config["model"]) if "model" in config else None,
+        )
+
+    def handler(self, study: Study, *, split: bool = True) -> Handler:
+        """Return what answers for this node's client.
+
+        Parameters
+        ----------
+        study
+            What it takes part in.
+        split
+            Whether a file without a validation part gives up a fifth of its training part, which
+            learning needs and personalization alone does not.
+
+        Raises
+        ------
+        ValueError
+            If the study's clients are not on nodes, its model is code that the node has not agreed
+            to, or the device is not available.
+        """
+        source = study.data
+        if not isinstance(source, Remote):
+            raise ValueError(
+                f"the recipe {study.recipe!r} brings clients of its own, but this node has its own "
+                "data; use the recipe 'federation'"
+            )
+        source.check()
+        if not models.is_ours(study.model) and study.model != self.model:
+            raise ValueError(
+                f"the study has the model {study.model!r}, code outside this package; a node that "
+                f"trusts it says so: --node-config 'model=\"{study.model}\" ...'"
+            )
+
+        def keeper(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
+            chosen = methods.build(method, study.settings)
+            if isinstance(chosen, FedL2P):
+                self._keep_received(study, chosen, model, state)
+            write_personal_files(self.out / quote(method, safe=" "), outcome)
+
+        return handler_of(
+            study,
+            OwnFile(
+                self.client, self.data, shape=source.shape, classes=source.classes, split=split
+            ),
+            device=find_device(self.device or study.device),
+            received=self.out / "models",
+            keeper=keeper,
+        )
+
+    def _keep_received(self, study: Study, method: FedL2P, model: nn.Module, state: State) -> None:
+        """Write what ``fedl2p personalize`` needs, all files or none."""
+        assert isinstance(study.data, Remote)
+        place = self.out / RECEIVED
+        unfinished = self.out / f".{RECEIVED}.{os.getpid()}.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        folder = RunDir(unfinished)
+        folder.claim(study, resume=False)
+        folder.describe_population(
+            RemotePopulation((), shape=study.data.shape, classes=study.data.classes)
+        )
+        write_tensors(folder.file("global.safetensors"), model.state_dict())
+        nets = method.metanets(find_sites(model), {k: v.cpu() for k, v in state.items()})
+        nets.save(folder.file("metanets"))
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(unfinished, place)
+
+
+def _find_file(data: Path, client: str | None) -> Path:
+    """Return the client's file: ``data`` itself, or the one that it holds."""
+    if data.suffix == ".npz" and not data.is_dir():
+        return data
+    if not data.is_dir():
+        raise ValueError("the node's data is neither an .npz file nor a folder that holds one")
+    if client is not None and (data / f"{client}.npz").is_file():
+        return data / f"{client}.npz"
+    files = sorted(data.glob("*.npz"))
+    if len(files) != 1:
+        raise ValueError(
+            f"the node's data folder holds {len(files)} .npz files; name one, or name the client "
+            "like its file"
+        )
+    return files[0]

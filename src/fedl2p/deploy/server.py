@@ -1,0 +1,188 @@
+"""The server of a federation of machines: wait for clients, run the study, serve latecomers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from fedl2p import methods
+from fedl2p.data.remote import Remote
+from fedl2p.deploy.run_config import RunConfig
+from fedl2p.federation import Nodes, RoundRecord, personalize_all
+from fedl2p.methods.fedl2p import FedL2P
+from fedl2p.runs.config import differences
+from fedl2p.runs.files import read_json
+from fedl2p.runs.results import Report, Row
+from fedl2p.study.new_client import load_run
+from fedl2p.study.run import run_study
+from fedl2p.study.settings import Study
+
+log = logging.getLogger("fedl2p")
+
+# How often to ask again who is there. Every question costs each node a process.
+_ASK_AGAIN = 30.0
+
+
+def serve(config: RunConfig, nodes: Nodes) -> None:
+    """Do what a run configuration asks for.
+
+    Parameters
+    ----------
+    config
+        The study, and what to do about it.
+    nodes
+        Where the clients are.
+
+    Raises
+    ------
+    ValueError
+        If something asked for cannot be done; one line that says why.
+    """
+    study = config.study
+    if config.task == "personalize":
+        serve_latecomers(config, nodes)
+        return
+    if isinstance(study.data, Remote):
+        study.data.check()
+        names = gather(nodes, config)
+        study = dataclasses.replace(study, data=dataclasses.replace(study.data, clients=names))
+    run_study(study, config.out, resume=config.resume, listeners=[LogListener()], nodes=nodes)
+    if config.out is not None:
+        # Not at the top: nodes load this file too, and need no jinja2.
+        from fedl2p.reporting.page import write_page
+
+        write_page(config.out)
+        log.info("results are in %s", config.out.absolute())
+
+
+def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
+    """Have clients that took no part in a finished study personalize themselves.
+
+    They are sent the global model and the meta-nets; only numbers come back.
+
+    Raises
+    ------
+    ValueError
+        If the run's folder lacks something, the run configuration describes another model or other
+        settings than that study, ``out`` holds results, or nobody new answers.
+    """
+    assert config.run is not None
+    study, model, metanets = load_run(config.run, model=config.study.model)
+    _refuse_other(config, study, config.run)
+    if config.out is not None and (config.out / "results.json").exists():
+        raise ValueError(f"{config.out} already holds results.json; give another folder")
+    method = methods.build("fedl2p", study.settings)
+    assert isinstance(method, FedL2P)
+    took_part = set(read_json(config.run / "population.json")["clients"])
+    names = gather(nodes, config, without=took_part)
+    assert isinstance(config.study.data, Remote)
+    source = dataclasses.replace(config.study.data, clients=names)
+    outcomes = personalize_all(
+        method,
+        model,
+        metanets.state_dict(),
+        source.open(study.seed),
+        seed=study.seed,
+        nodes=nodes,
+    )
+    rows = tuple(Row.of(method.name, "unseen", outcome) for outcome in outcomes)
+    report = Report(
+        recipe=study.recipe, seed=study.seed, engine="flower", device=study.device, rows=rows
+    )
+    log.info("personalized %s\n%s", ", ".join(names), report)
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        report.save(config.out)
+
+
+def gather(nodes: Nodes, config: RunConfig, *, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Wait until enough clients are there and return their names, sorted.
+
+    Parameters
+    ----------
+    nodes
+        Asked who they are.
+    config
+        Its ``clients``, ``min_clients`` and ``wait`` say who, how many and how long.
+    without
+        Names that do not count, unless ``config.clients`` has them.
+
+    Raises
+    ------
+    ValueError
+        If they are not there in time, or two nodes are the same client.
+    """
+    wanted = len(config.clients) or config.min_clients
+    deadline = time.monotonic() + config.wait
+    asked, asked_at = set[int](), -_ASK_AGAIN
+    names: tuple[str, ...] = ()
+    log.info("waiting for %d clients", wanted)
+    while True:
+        online = set(nodes.grid.get_node_ids())
+        again = online != asked or time.monotonic() - asked_at > _ASK_AGAIN
+        if len(online) >= wanted and again:
+            there = nodes.meet()
+            names = tuple(n for n in there if n in config.clients or n not in without)
+            if config.clients:
+                names = tuple(n for n in names if n in config.clients)
+            if len(names) >= wanted:
+                log.info("clients: %s", ", ".join(names))
+                return names
+            asked, asked_at = online, time.monotonic()
+        if time.monotonic() >= deadline:
+            absent = sorted(set(config.clients) - set(names))
+            who = f"; {', '.join(absent)} did not" if absent else ""
+            raise ValueError(
+                f"{len(names)} of {wanted} clients answered within {config.wait:g} s{who}; "
+                f"{len(online)} nodes are online: start the others, wait longer or ask for fewer "
+                "(wait, min-clients, clients); the log names nodes that answered with an error"
+            )
+        time.sleep(1)
+
+
+def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:
+    """Refuse a run configuration under which nodes would build or tune another model."""
+    here = config.study
+    if not isinstance(here.data, Remote):
+        raise ValueError(
+            f"the recipe {here.recipe!r} brings clients of its own; the task 'personalize' is for "
+            "clients on nodes, with the recipe 'federation'"
+        )
+    here.data.check()
+    world = read_json(run / "population.json")
+    there = dataclasses.replace(here, model=study.model, settings=study.settings)
+    different = differences(there, here)
+    for name, value in (("shape", tuple(world["shape"])), ("classes", world["classes"])):
+        if getattr(here.data, name) != value:
+            different.append(f"data.{name} is {value!r} and {getattr(here.data, name)!r}")
+    if different:
+        raise ValueError(
+            f"the run in {run} and the run configuration differ (there and here): "
+            f"{'; '.join(different[:3])}; give the keys that the run was started with"
+        )
+
+
+class LogListener:
+    """Writes each round to the log."""
+
+    def on_start(self, stage: str, rounds: int, records: Sequence[RoundRecord]) -> None:
+        """Say what begins."""
+        log.info("%s: %d rounds, %d of them done", stage, rounds, len(records))
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Say what came of a round."""
+        content = {
+            "clients": record.clients,
+            "failures": record.failures,
+            "loss": round(record.loss, 4),
+            "accuracy": round(record.accuracy, 4),
+            "seconds": round(record.seconds, 1),
+        }
+        log.info("%s, round %d: %s", record.stage, record.round, json.dumps(content))
+
+    def on_end(self, stage: str) -> None:
+        """Say nothing: the last round has."""

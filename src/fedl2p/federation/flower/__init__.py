@@ -1,0 +1,1 @@
+"""Flower: records, directory of clients, nodes that several clients share."""

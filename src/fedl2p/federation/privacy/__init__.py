@@ -1,0 +1,1 @@
+"""Differential privacy of federated rounds: settings, noise, accounting."""

@@ -1,0 +1,293 @@
+"""Settings of the methods, gathered so that a study can give all methods the same ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from fedl2p.core.finetuning.inner_loop import InnerLoop, Parts
+from fedl2p.core.hypergradients.estimators import HypergradientConfig
+from fedl2p.core.metanets import MetaNetsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a client trains in a federated round of plain training (FedAvg and its like).
+
+    Parameters
+    ----------
+    epochs
+        Passes over the client's training part per round.
+    batch_size
+        Examples per step of SGD.
+    rate
+        Learning rate of the first round, plain SGD.
+    decay
+        Factor on the rate at each round of decay_rounds.
+    decay_rounds
+        Rounds from which on the rate is multiplied by decay once more.
+    end_rate
+        Instead of such steps: the learning rate that the rate falls to exponentially, by the same
+        factor every round, and then keeps; None for no such fall.
+    end_round
+        The round that first has end_rate, 2 or more; 0 without one.
+    reads
+        The training part, or the validation part too (published for CIFAR-10).
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    rate: float = 0.1
+    decay: float = 0.1
+    decay_rounds: tuple[int, ...] = ()
+    end_rate: float | None = None
+    end_round: int = 0
+    reads: Parts = "train"
+
+    def __post_init__(self) -> None:
+        if not (self.epochs >= 1 and self.batch_size >= 1):
+            raise ValueError(
+                f"epochs {self.epochs} and batch_size {self.batch_size} must both be 1 or more"
+            )
+        if not (0 < self.rate < math.inf and 0 < self.decay < math.inf):
+            raise ValueError(
+                f"rate {self.rate} and decay {self.decay} must both be above 0 and finite"
+            )
+        if self.reads not in get_args(Parts):
+            wanted = ", ".join(get_args(Parts))
+            raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self.end_rate is None:
+            if self.end_round:
+                raise ValueError(
+                    f"end_round is {self.end_round}, but there is no end_rate; give it"
+                )
+            return
+        if not 0 < self.end_rate < float("inf") or self.end_round < 2:
+            raise ValueError(
+                f"end_rate {self.end_rate} must be above 0 and finite, and its end_round "
+                f"{self.end_round} be 2 or more"
+            )
+        if self.decay_rounds:
+            raise ValueError(
+                "the rate cannot both fall in steps (decay_rounds) and exponentially (end_rate); "
+                "give one of them"
+            )
+
+    def rate_in(self, round: int) -> float:
+        """Return the learning rate of a round, counted from 1."""
+        if self.end_rate is not None:
+            passed = min((round - 1) / (self.end_round - 1), 1.0)
+            return float(self.rate ** (1 - passed) * self.end_rate**passed)
+        return self.rate * self.decay ** sum(round >= r for r in self.decay_rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The grid that a search tries: every mix with every rate.
+
+    Parameters
+    ----------
+    mixes
+        Mixes in [0, 1], the same in every norm layer.
+    rates
+        Learning rates, the same for every parameter tensor.
+    criterion
+        What is compared on validation data: mean loss in nats, or accuracy (ties by loss).
+    """
+
+    mixes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    criterion: Literal["loss", "accuracy"] = "loss"
+
+    def __post_init__(self) -> None:
+        if not self.mixes or not self.rates:
+            raise ValueError("the grid is empty; give at least one mix and one rate")
+        if not all(0 <= m <= 1 for m in self.mixes):
+            raise ValueError(f"mixes are {self.mixes}, but each must be in [0, 1]")
+        if not all(0 < r < float("inf") for r in self.rates):
+            raise ValueError(f"rates are {self.rates}, but each must be positive and finite")
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """All (mix, rate) pairs."""
+        return [(m, r) for m in self.mixes for r in self.rates]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaLearning:
+    """How the meta-nets are learned on a client (FedL2P's outer loop).
+
+    Parameters
+    ----------
+    nets
+        The form of the meta-nets.
+    hypergradient
+        The estimator of the hypergradient.
+    outer_steps
+        Outer steps per client and round; 0 = as many as outer_epochs passes over the
+        validation part need.
+    outer_epochs
+        Passes over the validation part, one batch per outer step (published: 3).
+    validation_batch
+        Validation examples per outer step; 0 = all of them.
+    rate
+        Learning rate of a client's own meta-steps (plain SGD) for both nets. With a server
+        optimizer (FedAdam) and one outer step, 1.0 sends the clipped hypergradient itself.
+    base_rate
+        The same for the base learning rates.
+    clip
+        value: every entry of a meta-gradient clamped to [-clip_at, clip_at] (published);
+        norm: the whole of it scaled down to norm clip_at; none.
+    clip_at
+        The bound of clip.
+    """
+
+    nets: MetaNetsConfig = field(default_factory=MetaNetsConfig)
+    hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)
+    outer_steps: int = 1
+    outer_epochs: int = 3
+    validation_batch: int = 0
+    rate: float = 1.0
+    base_rate: float = 1.0
+    clip: Literal["value", "norm", "none"] = "norm"
+    clip_at: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("outer_steps", "outer_epochs", "validation_batch"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more")
+        if not self.outer_steps and not self.outer_epochs:
+            raise ValueError("outer_steps and outer_epochs are both 0, so nothing would be learned")
+        rates = (self.rate, self.base_rate)
+        if not (all(0 < rate < math.inf for rate in rates) and self.clip_at > 0):
+            raise ValueError("rate, base_rate and clip_at must all be above 0, the rates finite")
+
+    @classmethod
+    def published(cls, *, base_rate: float = 1e-3) -> MetaLearning:
+        """Return the paper's settings (those of its public code)."""
+        return cls(
+            nets=MetaNetsConfig.published(base_rate=base_rate),
+            hypergradient=HypergradientConfig(mode="published"),
+            outer_steps=0,
+            outer_epochs=3,
+            validation_batch=32,
+            rate=1e-3,
+            base_rate=1e-4,
+            clip="value",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """Settings of the published methods that FedL2P is compared with, named after the method.
+
+    Parameters
+    ----------
+    rate
+        Learning rate with which they personalize, and with which finetuning-head and
+        finetuning-norms fine-tune; None for local.rate, with which they train.
+    fedprox_mu
+        Weight of the proximal term, >= 0. The paper tries 0.001, 0.01, 0.1 and 1.
+    ditto_lambda
+        Weight of the pull of a personal model to the global one, >= 0. The paper's clients choose
+        among 0.1, 1 and 2 on validation data; on digits (seed 100, seen and unseen clients) 0.1
+        gave accuracies of 0.88 and 0.89, 1 gave 0.85 and 0.81.
+    perfedavg_alpha
+        Learning rate of the step that Per-FedAvg looks ahead, > 0; the paper's.
+    perfedavg_beta
+        Learning rate of its local training, > 0; None for local.rate (the paper: 0.001, for
+        thousands of steps).
+    perfedavg_delta
+        Length of the move by which the Hessian-free variant finds a Hessian product, > 0.
+    fedrep_head_epochs
+        Epochs of the head in each round, before local.epochs of the body; the paper's.
+    apfl_alpha
+        Share of the personal model in the mixture at first, in [0, 1].
+    apfl_adaptive
+        Whether each client adapts that share.
+    """
+
+    rate: float | None = None
+    fedprox_mu: float = 0.01
+    ditto_lambda: float = 0.1
+    perfedavg_alpha: float = 0.01
+    perfedavg_beta: float | None = None
+    perfedavg_delta: float = 1e-2
+    fedrep_head_epochs: int = 10
+    apfl_alpha: float = 0.5
+    apfl_adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "perfedavg_alpha", "perfedavg_beta", "perfedavg_delta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}, but must be above 0 and finite")
+        for name in ("fedprox_mu", "ditto_lambda"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}, but must be 0 or more and finite")
+        if not self.fedrep_head_epochs >= 1:
+            raise ValueError(
+                f"fedrep_head_epochs is {self.fedrep_head_epochs}, but must be 1 or more"
+            )
+        if not 0 <= self.apfl_alpha <= 1:
+            raise ValueError(f"apfl_alpha is {self.apfl_alpha}, but must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a study hands to its methods.
+
+    Parameters
+    ----------
+    finetune
+        The inner loop: how every client fine-tunes, in every method that does.
+    finetune_rate
+        Learning rate of plain fine-tuning (methods without a learned or searched one).
+    local
+        Local training of FedAvg and of the local baseline.
+    local_epochs
+        Epochs that the local-only baseline trains on its own data.
+    meta
+        FedL2P's outer loop.
+    grid
+        The grid that searches try.
+    alone_steps
+        Outer steps of l2p per client: about as many as a client takes part in under FedL2P.
+    alone_optimizer
+        Optimizer of l2p's outer steps; that of FedL2P's server, on the client.
+    alone_rate
+        Learning rate of l2p's outer steps; None for FedL2P's own meta.rate.
+    baselines
+        What only one or another of the further baselines needs.
+    """
+
+    finetune: InnerLoop = field(default_factory=InnerLoop)
+    finetune_rate: float = 1e-3
+    local: LocalTraining = field(default_factory=LocalTraining)
+    local_epochs: int = 50
+    meta: MetaLearning = field(default_factory=MetaLearning)
+    grid: Grid = field(default_factory=Grid)
+    alone_steps: int = 20
+    alone_optimizer: Literal["sgd", "adam"] = "adam"
+    alone_rate: float | None = 0.005
+    baselines: Baselines = field(default_factory=Baselines)
+
+    @property
+    def personal_rate(self) -> float:
+        """The learning rate with which baselines personalize."""
+        return self.local.rate if self.baselines.rate is None else self.baselines.rate
+
+    def __post_init__(self) -> None:
+        for name in ("finetune_rate", "alone_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
+                raise ValueError(f"{name} is {rate}, but must be above 0 and finite")
+        if not self.alone_steps >= 1:
+            raise ValueError(f"alone_steps is {self.alone_steps}, but must be 1 or more")
+        if not self.local_epochs >= 1:
+            raise ValueError(f"local_epochs is {self.local_epochs}, but must be 1 or more")

@@ -1,0 +1,132 @@
+"""A model's named tensors: which travel, which stay, and how they become a cohort's state.
+
+Names are those of ``state_dict``. Parts are found by the type of their module, at any depth. The
+count of batches that a batch-norm layer keeps and frozen parameters belong to no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedl2p.core.functional.model import Net, NetState
+from fedl2p.method import Client, State
+
+
+def tensor_names(net: Net) -> list[str]:
+    """Return the names of all trainable parameters and running statistics."""
+    return [*net.sites.params, *_statistics(net)]
+
+
+def head_of(net: Net, method: str) -> frozenset[str]:
+    """Return the names of the head's tensors: those of the last linear layer.
+
+    Raises
+    ------
+    ValueError
+        If the model has no trainable linear layer, or nothing else.
+    """
+    head = frozenset(net.sites.head)
+    if not head or len(head) == len(net.sites.params):
+        has = "nothing but its head" if head else "no linear layer that trains"
+        raise ValueError(
+            f"{method} parts a model into body and head (its last linear layer), but this one has "
+            f"{has}; leave {method} out"
+        )
+    return head
+
+
+def norms_of(net: Net, method: str) -> frozenset[str]:
+    """Return the names of all tensors of batch-norm layers: weights, biases and statistics.
+
+    Layers without running statistics are included. Layer and group norms are not: they share
+    nothing between the examples of a batch.
+
+    Raises
+    ------
+    ValueError
+        If the model has no batch-norm layer with such tensors.
+    """
+    norms = [m for m in net.plain.modules() if isinstance(m, _BatchNorm)]
+    affine = {id(p) for norm in norms for p in norm.parameters()}
+    params = {name for name, p in net.plain.named_parameters() if id(p) in affine}
+    names = params.intersection(net.sites.params) | set(_statistics(net))
+    if not names:
+        raise ValueError(
+            f"{method} treats batch-norm layers apart from the rest, but the model has none; leave "
+            f"{method} out"
+        )
+    return frozenset(names)
+
+
+def initial(net: Net) -> State:
+    """Return the net's own tensors, on the CPU."""
+    tensors = net.plain.state_dict()
+    return {name: tensors[name].detach().cpu().clone() for name in tensor_names(net)}
+
+
+def stacked(net: Net, state: State, clients: Sequence[Client], *, prefix: str = "") -> NetState:
+    """Return what C clients have: of each tensor the received, else the kept, else the net's own.
+
+    Parameters
+    ----------
+    state
+        Received tensors, the same for all clients.
+    clients
+        Their ``kept`` is read.
+    prefix
+        Of the names in ``kept``.
+    """
+    own = net.plain.state_dict()
+    held: State = {}
+    for name in tensor_names(net):
+        shared = state.get(name, own[name]).detach().to(net.device)
+        kept = [None if name in state else c.kept.get(prefix + name) for c in clients]
+        if any(k is not None for k in kept):
+            held[name] = torch.stack([shared if k is None else k.to(net.device) for k in kept])
+        else:
+            held[name] = shared.expand(len(clients), *shared.shape)
+    return _net_state(net, held)
+
+
+def tensors_of(net: Net, state: NetState, client: int, names: Collection[str]) -> State:
+    """Return one client's tensors of these names, on the CPU."""
+    tensors = dict(state.params)
+    for name in net.sites.norms:
+        tensors[f"{name}.running_mean"] = state.stats[f"{name}.client_mean"]
+        tensors[f"{name}.running_var"] = state.stats[f"{name}.client_var"]
+    return {name: tensors[name][client].cpu() for name in names}
+
+
+def to_keep(tensors: State, *, prefix: str = "") -> State:
+    """Return tensors as a client keeps them: copies, lest a view holds its whole stack."""
+    return {prefix + name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def per_client(choose: Tensor, yes: NetState, no: NetState) -> NetState:
+    """Take each client's tensors from one of two states; ``choose`` has shape (C,), bool."""
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(choose.view(-1, *(1,) * (a.dim() - 1)), a, b)
+
+    return NetState(
+        {k: pick(v, no.params[k]) for k, v in yes.params.items()},
+        {k: pick(v, no.stats[k]) for k, v in yes.stats.items()},
+    )
+
+
+def _statistics(net: Net) -> list[str]:
+    return [f"{n}.{s}" for n in net.sites.norms for s in ("running_mean", "running_var")]
+
+
+def _net_state(net: Net, held: State) -> NetState:
+    """Return a state of plain training, in which batch-norm goes on from the given statistics."""
+    stats = {}
+    for name in net.sites.norms:
+        mean, var = held[f"{name}.running_mean"], held[f"{name}.running_var"]
+        stats[f"{name}.client_mean"], stats[f"{name}.client_var"] = mean, var
+        stats[f"{name}.client_weight"] = var.new_ones(len(var))
+    return NetState({k: held[k] for k in net.sites.params}, stats)

@@ -1,0 +1,175 @@
+"""Tables of the paper: all cells of one, under several seeds, each a run in a folder of its own.
+
+A table is a recipe, under its name. The recipe's file may have two things besides its function:
+
+``CELLS``
+    Columns by label, and what the function takes for each; without it the table has one.
+``global_model(...) -> Study``
+    Takes the same; the study whose global model this one starts from. It runs first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedl2p import recipes
+from fedl2p.federation import Listener
+from fedl2p.reporting.paper_table import PaperTable, paper_table
+from fedl2p.runs.layout import RunDir
+from fedl2p.study.run import run_study
+from fedl2p.study.settings import Study
+from fedl2p.study.stages import check_pretrained
+
+Watch = Callable[[str, Study], AbstractContextManager[Sequence[Listener]]]
+"""``watch(what, study)`` is entered while a study runs and yields who is told of its rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting of a table.
+
+    Parameters
+    ----------
+    label
+        Its name in the table; empty if it is the only one.
+    study
+        The study, seed 0.
+    before
+        The study that makes its global model; None if it needs none.
+    """
+
+    label: str
+    study: Study
+    before: Study | None = None
+
+
+def cells(name: str) -> tuple[Cell, ...]:
+    """Return the cells of a table, from left to right.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe.
+    """
+    recipe, sets = recipes.find(name)
+    before = getattr(recipe, "global_model", None)
+    return tuple(
+        Cell(
+            label=label,
+            study=recipe(**takes, **sets),
+            before=None if before is None else before(**takes, **sets),
+        )
+        for label, takes in getattr(recipe, "CELLS", {"": {}}).items()
+    )
+
+
+def run_table(
+    name: str,
+    out: str | Path,
+    *,
+    seeds: int,
+    methods: tuple[str, ...] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    watch: Watch = lambda what, study: nullcontext(()),
+) -> PaperTable:
+    """Run what is still to be run of a table, write table.md and table.json, and return it.
+
+    Parameters
+    ----------
+    name
+        A recipe, or a variant of one.
+    out
+        Folder of the runs. What is finished there is not run again, what was interrupted goes on.
+    seeds
+        Number of seeds; they are 0, 1, ...
+    methods
+        The rows; empty for the recipe's own.
+    device
+        Where to compute.
+    watch
+        Who is told of what goes on.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe, or a study cannot be run; or a folder holds a run of other
+        settings.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}, but must be 1 or more")
+    folder = Path(out)
+    planned = [
+        run
+        for cell in cells(name)
+        for run in _planned(cell, folder, seeds=seeds, methods=methods, device=device)
+    ]
+    # What a later run lacks is said now, not after the hours that the earlier ones take.
+    _check(planned)
+    runs: dict[str, list[Path]] = {}
+    for run in planned:
+        _finish(run, watch)
+        if run.reported:
+            runs.setdefault(run.label, []).append(run.folder)
+    recipe, sets = recipes.find(name)
+    published = None if sets.get("smoke") else recipe.title
+    table = paper_table(name, runs, published=published)
+    table.save(folder)
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run of a table, and whether it stands in the table or makes a model for the next one."""
+
+    label: str
+    study: Study
+    folder: Path
+    reported: bool = True
+
+
+def _planned(
+    cell: Cell,
+    folder: Path,
+    *,
+    seeds: int,
+    methods: tuple[str, ...],
+    device: Literal["auto", "cpu", "cuda"],
+) -> Iterator[_Run]:
+    """Yield the runs of a cell in the order in which they need one another."""
+    place = folder / cell.label.replace(" ", "-") if cell.label else folder
+    for seed in range(seeds):
+        study = dataclasses.replace(
+            cell.study, seed=seed, device=device, methods=methods or cell.study.methods
+        )
+        if cell.before is not None:
+            first = dataclasses.replace(cell.before, seed=seed, device=device)
+            made = place / f"model-seed-{seed}"
+            yield _Run(label=cell.label, study=first, folder=made, reported=False)
+            study = dataclasses.replace(study, pretrained=made / "global.safetensors")
+        yield _Run(label=cell.label, study=study, folder=place / f"seed-{seed}")
+
+
+def _check(planned: Sequence[_Run]) -> None:
+    """Raise if data or a model is missing, or if a folder holds a run of other settings."""
+    made = {run.folder / "global.safetensors" for run in planned if not run.reported}
+    for run in planned:
+        held = RunDir(run.folder)
+        if held.holds_run():
+            held.claim(run.study, resume=True)
+        elif run.study.seed == 0:  # the same files under every seed
+            run.study.data.open(0)
+            if run.study.pretrained not in made:
+                check_pretrained(run.study)
+
+
+def _finish(run: _Run, watch: Watch) -> None:
+    """Run what is still to be run of one run."""
+    if (run.folder / "results.json").exists():
+        return
+    with watch(str(run.folder), run.study) as listeners:
+        run_study(run.study, run.folder, resume=True, listeners=tuple(listeners))

@@ -1,0 +1,1 @@
+"""The main job: what a study is, and how it is run."""

@@ -1,0 +1,92 @@
+"""Learn meta-nets for a model and clients of one's own, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from fedl2p import methods
+from fedl2p.core.clientdata import ClientData
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.sites import find_sites
+from fedl2p.data.in_memory import InMemory
+from fedl2p.federation import Listener, Rounds, federate
+from fedl2p.methods.base.settings import Settings
+from fedl2p.methods.fedl2p import FedL2P
+
+DEFAULT_ROUNDS = Rounds(
+    rounds=30,
+    strategy="fedadam",
+    server_rate=0.0075,
+    server_schedule="cosine",
+    server_tau=1e-8,
+    keep="last",
+)
+"""As in the digits recipe: clients send clipped hypergradients, the server takes Adam steps."""
+
+
+def learn(
+    model: nn.Module,
+    clients: Mapping[str, ClientData],
+    *,
+    rounds: Rounds = DEFAULT_ROUNDS,
+    settings: Settings | None = None,
+    seed: int = 0,
+    listeners: Sequence[Listener] = (),
+) -> MetaNets:
+    """Learn, in this process, how clients of a population should fine-tune a model.
+
+    Parameters
+    ----------
+    model
+        The global model, pre-trained; only read.
+    clients
+        By name. Each needs a training and a validation part.
+    rounds
+        Rounds, clients per round and server optimizer.
+    settings
+        Inner and outer loop (its ``finetune`` and ``meta``); by default 15 epochs in batches of 32,
+        which are also the defaults of :func:`fedl2p.personalize`.
+    seed
+        The source of all randomness.
+    listeners
+        Told of every round, e.g. a progress bar.
+
+    Returns
+    -------
+    MetaNets
+        To be saved, and given to :func:`fedl2p.personalize`.
+
+    Raises
+    ------
+    ValueError
+        If a client has no validation part, or none can be used.
+    """
+    method = methods.build("fedl2p", settings or Settings())
+    assert isinstance(method, FedL2P)
+    for name, data in clients.items():
+        if data.validation is None:
+            raise ValueError(
+                f"client {name!r} has no validation part, on which meta-nets are learned; "
+                "give it one"
+            )
+    population = InMemory(clients)
+    prepared = None
+    if method.preparation is not None:
+        first = methods.build(method.preparation, settings or Settings())
+        one = Rounds(rounds=1, keep="last")
+        prepared = federate(
+            first, model, population, rounds=one, seed=seed, stage=first.name, listeners=listeners
+        ).state
+    done = federate(
+        method,
+        model,
+        population,
+        rounds=rounds,
+        seed=seed,
+        stage="learn",
+        prepared=prepared,
+        listeners=listeners,
+    )
+    return method.metanets(find_sites(model), done.state)

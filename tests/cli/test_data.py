@@ -1,0 +1,193 @@
+"""``fedl2p data``: get, check, make; one line and status 2 where something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fedl2p.cli import entry as cli
+from fedl2p.data import cifar10, domainnet, office10
+from fedl2p.data.files import downloads, folders
+from fedl2p.data.files.downloads import Remote
+from support import data_archives
+from support.web_server import Served, serve
+
+
+def call(*args: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(arg) for arg in args])
+    return int(stop.value.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> list[str]:
+    """Check that the command ends in status 2, and return its lines."""
+    assert call(*args) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert all(line.startswith("fedl2p: error: ") for line in lines)
+    return lines
+
+
+def remote_of(content: bytes, served: Served) -> Remote:
+    digits = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return Remote(url=served.url, name="cifar-10-python.tar.gz", checksum=f"md5:{digits}")
+
+
+def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("data", "--help") == 0
+    said = capsys.readouterr().out
+    for name in ("cifar10", "cifar10c", "office10", "domainnet", "resnet18-imagenet"):
+        assert name in said
+    assert call("data", "get", "cifar10", "--help") == 0
+    assert "--root" in capsys.readouterr().out
+    assert call("--help") == 0
+    assert "fedl2p data get|check|make" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "wanted: fedl2p data get|check|make NAME"),
+        (["get"], "wanted: fedl2p data"),
+        (["fetch", "cifar10"], "wanted: fedl2p data"),
+        (["get", "cifar100"], "no data set 'cifar100' to get; there are cifar10, "),
+        (["make", "cifar10"], "no data set 'cifar10' to make"),
+        (["get", "digits"], "no data set 'digits' to get"),
+        (["check", "cifar10", "--rot", "x"], "--rot"),
+        (["check", "cifar10"], "data/cifar10/cifar-10-python.tar.gz is missing; download https"),
+        (["check", "office10"], "office_caltech_10_dataset.zip is missing"),
+        (["check", "domainnet", "--root", "d"], "d/domainnet_dataset.zip is missing"),
+        (["check", "resnet18-imagenet"], "resnet18-f37072fd.pth is missing; download https"),
+    ],
+)
+def test_one_line_and_status_2(
+    args: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(folders.ROOT_VARIABLE, raising=False)
+    (line,) = refused(capsys, "data", *args)
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_get_downloads_and_check_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = data_archives.write_cifar10(tmp_path / "server").read_bytes()
+    monkeypatch.setenv(folders.ROOT_VARIABLE, str(tmp_path / "data"))
+    with serve(Served(content)) as server:
+        monkeypatch.setattr(cifar10, "ARCHIVE", remote_of(content, server))
+        assert call("data", "get", "cifar10") == 0
+        said = capsys.readouterr()
+        assert said.out == f"cifar10: complete in {tmp_path / 'data' / 'cifar10'}\n"
+        assert said.err == ""
+        assert call("data", "get", "cifar10") == 0
+        assert len(server.asked) == 1
+    assert call("data", "check", "cifar10") == 0
+    small = cifar10.Cifar10(seen=4, train=8, validation=2, test=4)
+    assert len(small.open(0).names) == 4
+    archive = tmp_path / "data" / "cifar10" / "cifar-10-python.tar.gz"
+    archive.write_bytes(content[:-1])
+    capsys.readouterr()
+    for verb in ("check", "get"):
+        (line,) = refused(capsys, "data", verb, "cifar10")
+        assert "cifar-10-python.tar.gz is damaged: its MD5 is" in line
+    assert archive.read_bytes() == content[:-1], "a user's file is not deleted"
+
+
+def test_get_says_what_to_place_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the server has only some of the archives, the others are named one by one."""
+    lists, images = data_archives.fedbn_lists(
+        "DomainNet",
+        {domain: (20, 10) for domain in domainnet.DOMAINS.domains},
+        domainnet.DOMAINS.classes,
+    )
+    packed = {f"DomainNet/{k}": v for k, v in lists.items()}
+    there = data_archives.write_zip(tmp_path / "l.zip", packed)
+    root = tmp_path / "data"
+    with serve(Served(there.read_bytes())) as good, serve(Served(b"", status=404)) as bad:
+        monkeypatch.setattr(domainnet, "LISTS", Remote(url=good.url, name="domainnet_dataset.zip"))
+        gone = [dataclasses.replace(remote, url=bad.url) for remote in domainnet.IMAGES]
+        monkeypatch.setattr(domainnet, "IMAGES", gone)
+        lines = refused(capsys, "data", "get", "domainnet", "--root", root)
+        assert len(lines) == 6
+        for domain, line in zip(domainnet.DOMAINS.domains, lines, strict=True):
+            assert "the server answered 404" in line
+            assert f"place it as {root / f'{domain}.zip'}" in line
+    for domain, pictures in images.items():
+        data_archives.write_zip(root / f"{domain}.zip", pictures)
+    assert call("data", "get", "domainnet", "--root", root) == 0
+    capsys.readouterr()
+    (root / "real.zip").unlink()
+    (line,) = refused(capsys, "data", "check", "domainnet", "--root", root)[:1]
+    assert "20 of 20 images that real_train.pkl lists are missing" in line
+
+
+def test_a_run_on_missing_data_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="fedl2p data get office10 --root data/office10"):
+        office10.Office10(root=Path("data/office10")).open(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Make:
+    """How to make it.
+
+    Parameters
+    ----------
+    voices
+        How many.
+    """
+
+    voices: int = 3
+
+    def __post_init__(self) -> None:
+        if self.voices < 1:
+            raise ValueError(f"voices must be at least 1, got {self.voices}")
+
+    def run(self, root: Path, tell: folders.Tell) -> None:
+        root.mkdir(parents=True)
+        (root / "made.txt").write_text(str(self.voices))
+        tell("speaking", 1, 1)
+
+
+def test_make_takes_the_options_of_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module: Any = ModuleType("fedl2p.data.invented")
+    module.Make = Make
+    monkeypatch.setattr("fedl2p.cli.data.module_of", lambda name, verb: module)
+    root = tmp_path / "x"
+    assert call("data", "make", "invented", "--root", root, "--voices", 5) == 0
+    assert (root / "made.txt").read_text() == "5"
+    capsys.readouterr()
+    (line,) = refused(capsys, "data", "make", "invented", "--voices", 0)
+    assert "voices must be at least 1" in line
+    assert call("data", "make", "invented", "--help") == 0
+    assert "How many." in capsys.readouterr().out
+
+
+def test_progress_is_shown_to_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(downloads, "PAUSE", 0.0)
+    content = data_archives.write_cifar10(tmp_path / "server").read_bytes()
+    with serve(Served(content)) as server:
+        monkeypatch.setattr(cifar10, "ARCHIVE", remote_of(content, server))
+        assert call("data", "get", "cifar10", "--root", tmp_path / "x") == 0
+    said = capsys.readouterr()
+    assert "cifar-10-python.tar.gz" in said.err
+    assert "100 %" in said.err

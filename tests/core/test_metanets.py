@@ -1,0 +1,463 @@
+"""The meta-nets: clamps, initialisations, bounds, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fedl2p.core.clamps import clamp_inward, clamp_straight_through
+from fedl2p.core.metanets import MetaNets, MetaNetsConfig
+from fedl2p.core.profiles import Profile, profile
+from fedl2p.core.sites import Sites, find_sites
+from support.core_nets import examples, mlp, settled
+from support.nets import nested_net
+
+LIKE_RESNET18 = Sites(
+    norms=tuple(f"norm{i}" for i in range(20)),
+    layers=tuple(f"layer{i}" for i in range(41)),
+    params=tuple(f"param{i}" for i in range(62)),
+    head=("param60", "param61"),
+)
+
+FORMS: dict[str, MetaNetsConfig] = {
+    "default": MetaNetsConfig(),
+    "published": MetaNetsConfig.published(),
+    "raw log": MetaNetsConfig(inputs="raw"),
+    "log1p": MetaNetsConfig(inputs="log1p", clamp="straight-through"),
+    "standardised": MetaNetsConfig(inputs="standardised", hidden=8),
+    "published log": MetaNetsConfig(initial="published"),
+    "linear": MetaNetsConfig(rates="linear", max_rate=10.0),
+    "constant": MetaNetsConfig(constant=True),
+    "constant linear": MetaNetsConfig(constant=True, rates="linear", max_rate=10.0),
+}
+
+
+@pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
+def form(request: pytest.FixtureRequest) -> MetaNetsConfig:
+    return request.param
+
+
+def made_up(sites: Sites, *, divergence: float = 1.0, seed: int = 0, clients: int = 0) -> Profile:
+    """Return a profile with moments near a trained net's."""
+    generator = torch.Generator().manual_seed(seed)
+    front = (clients,) if clients else ()
+    moments = torch.rand(*front, len(sites.layers), 2, generator=generator)
+    spread = 0.5 + torch.rand(*front, len(sites.norms), generator=generator)
+    return Profile(divergence * spread, moments, 10, sites)
+
+
+# ------------------------------------------------------------ clamps
+
+POINTS = [-5.0, -0.5, 0.0, 0.3, 1.0, 1.5, 40.0]
+
+
+@pytest.mark.parametrize("clamp", [clamp_straight_through, clamp_inward])
+def test_clamps_give_the_clamped_value_exactly(clamp: Callable[..., Tensor]) -> None:
+    x = torch.cat([torch.tensor(POINTS), 1e8 * torch.randn(50), torch.rand(50)])
+    assert torch.equal(clamp(x, 0.0, 1.0), x.clamp(0.0, 1.0))
+
+
+def test_the_straight_through_clamp_has_gradient_1_everywhere() -> None:
+    x = torch.tensor(POINTS, requires_grad=True)
+    towards = torch.linspace(-2, 3, len(POINTS))
+    (grad,) = torch.autograd.grad(clamp_straight_through(x, 0.0, 1.0), x, towards)
+    assert torch.equal(grad, towards)
+
+
+@pytest.mark.parametrize(
+    ("towards", "expected"),
+    [
+        # descent with a positive gradient lowers the entry: blocked at and below the lower bound
+        (1.0, [0, 0, 0, 1, 1, 1, 1]),
+        (-1.0, [-1, -1, -1, -1, 0, 0, 0]),
+    ],
+)
+def test_the_inward_clamp_blocks_steps_that_lead_further_outside(
+    towards: float, expected: list[float]
+) -> None:
+    x = torch.tensor(POINTS, requires_grad=True)
+    (grad,) = torch.autograd.grad(clamp_inward(x, 0.0, 1.0), x, torch.full((len(POINTS),), towards))
+    assert grad.tolist() == expected
+
+
+def test_the_inward_clamp_under_vmap() -> None:
+    x = torch.tensor([POINTS, POINTS[::-1]], requires_grad=True)
+    towards = torch.randn(2, len(POINTS), generator=torch.Generator().manual_seed(0))
+    ours = vmap(lambda row: clamp_inward(row, 0.0, 1.0))(x)
+    alone = torch.stack([clamp_inward(row, 0.0, 1.0) for row in x])
+    assert torch.equal(ours, alone)
+    (grad,) = torch.autograd.grad(ours, x, towards)
+    assert torch.equal(grad, torch.autograd.grad(alone, x, towards)[0])
+    assert (grad == 0).any()
+
+
+def test_an_entry_behind_its_bound_comes_back_only_by_an_inward_gradient() -> None:
+    """The gain of the inward clamp: descent does not wind an entry up behind its bound."""
+    ends = {}
+    for clamp in (clamp_straight_through, clamp_inward):
+        x = torch.tensor(0.9, requires_grad=True)
+        for target in [2.0] * 20 + [0.5] * 5:  # 20 steps pull beyond the bound, then 5 back
+            (grad,) = torch.autograd.grad((clamp(x, 0.0, 1.0) - target) ** 2, x)
+            x = (x - 0.1 * grad).detach().requires_grad_()
+        ends[clamp] = float(clamp(x.detach(), 0.0, 1.0))
+    assert ends[clamp_straight_through] == 1.0
+    assert ends[clamp_inward] < 0.75
+
+
+# ------------------------------------------------------------ initialisation
+
+
+def test_published_number_of_floats_for_resnet18() -> None:
+    nets = MetaNets(LIKE_RESNET18, config=MetaNetsConfig.published())
+    assert sum(p.numel() for p in nets.parameters()) == 38_944
+    assert list(nets.buffers()) == []
+
+
+def test_published_initialisation() -> None:
+    nets = MetaNets(LIKE_RESNET18, config=MetaNetsConfig.published(base_rate=1e-3))
+    for net, bias in ((nets.bnnet, 0.5), (nets.lrnet, 1.0)):
+        for layer in (net.hidden1, net.hidden2, net.out):
+            assert (layer.bias == bias).all()
+            outputs, inputs = layer.weight.shape
+            sd = 0.1 * (2 / (inputs + outputs)) ** 0.5
+            assert float(layer.weight.detach().std()) == pytest.approx(sd, rel=0.1)
+            assert abs(float(layer.weight.detach().mean())) < 0.2 * sd
+    assert torch.equal(nets.base, torch.full((62,), 1e-3))
+
+
+@torch.no_grad()
+def movement(nets: MetaNets) -> Tensor:
+    """How far each mix moves when divergences go from 0.04 to 7.5 nats."""
+    near, far = (made_up(nets.sites, divergence=d) for d in (0.04, 7.5))
+    return (nets(far).mix - nets(near).mix).abs()
+
+
+def test_at_the_published_initialisation_the_client_hardly_matters() -> None:
+    three = Sites(norms=("a", "b", "c"), layers=("a", "b", "c"), params=("p",), head=())
+
+    def largest(sites: Sites, config: MetaNetsConfig) -> list[float]:
+        return [float(movement(MetaNets(sites, config=config, seed=s)).max()) for s in range(6)]
+
+    published, ours = MetaNetsConfig.published(), MetaNetsConfig()
+    means = [float(movement(MetaNets(three, config=published, seed=s)).mean()) for s in range(6)]
+    assert sum(means) / 6 < 0.003
+    for sites in (three, find_sites(nested_net()), LIKE_RESNET18):
+        assert max(largest(sites, published)) < 0.015
+        assert min(largest(sites, ours)) > 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sensitive_rates_depend_on_the_client_too(seed: int) -> None:
+    nets = MetaNets(find_sites(nested_net()), seed=seed)
+    one, two = (nets(made_up(nets.sites, seed=s)).rate.log() for s in (1, 2))
+    assert (one - two).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("rates", ["log", "linear"])
+def test_outputs_start_around_the_configured_values(rates: str, constant: bool) -> None:
+    nets = MetaNets(
+        LIKE_RESNET18,
+        rates=rates,
+        constant=constant,
+        base_rate=0.02,
+        max_rate=0.3 if rates == "log" else 10.0,
+        initial_mix=0.3,
+        gain=1e-3,
+    )
+    ours = nets(made_up(LIKE_RESNET18))
+    torch.testing.assert_close(ours.mix, torch.full((20,), 0.3), rtol=0.05, atol=0)
+    torch.testing.assert_close(ours.rate, torch.full((62,), 0.02), rtol=0.05, atol=0)
+
+
+def test_seeds_decide_the_weights_and_the_global_generator_is_left_alone() -> None:
+    sites = find_sites(nested_net())
+    before = torch.get_rng_state()
+    first, again, other = (MetaNets(sites, seed=s) for s in (1, 1, 2))
+    weight = "lrnet.hidden1.weight"
+    assert torch.equal(first.get_parameter(weight), again.get_parameter(weight))
+    assert not torch.equal(first.get_parameter(weight), other.get_parameter(weight))
+    assert torch.equal(torch.get_rng_state(), before), "drawn from the global generator"
+
+
+# ------------------------------------------------------------ outputs
+
+
+@pytest.mark.parametrize("push", [-50.0, -1.0, 1.0, 50.0])
+def test_log_rates_stay_positive_and_within_bounds(push: float) -> None:
+    nets = MetaNets(find_sites(mlp()), min_rate=1e-4, max_rate=0.5)
+    with torch.no_grad():
+        nets.base += push
+    rate = nets(made_up(nets.sites)).rate
+    assert (rate >= 1e-4 * (1 - 1e-6)).all()
+    assert (rate <= 0.5 * (1 + 1e-6)).all()
+
+
+def test_a_linear_rate_is_never_negative_and_can_come_back() -> None:
+    nets = MetaNets(find_sites(mlp()), config=MetaNetsConfig.published())
+    with torch.no_grad():
+        nets.base.fill_(-0.1)
+    rate = nets(made_up(nets.sites)).rate
+    assert (rate == 0).all()
+    (grad,) = torch.autograd.grad(rate.sum(), nets.base)
+    assert (grad > 0).all()
+
+
+def test_mixes_stay_within_0_and_1(form: MetaNetsConfig) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=form)
+    for push in (-9.0, 9.0):
+        with torch.no_grad():
+            (nets.base_mix if form.constant else nets.bnnet.out.bias).fill_(push)
+        assert torch.equal(nets(made_up(nets.sites)).mix, torch.full((6,), float(push > 0)))
+
+
+def test_shapes_and_gradients(form: MetaNetsConfig) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=form)
+    ours = nets(made_up(nets.sites))
+    assert ours.mix.shape == (6,)
+    assert ours.rate.shape == (21,)
+    assert ours.sites == nets.sites
+    grads = torch.autograd.grad(
+        ours.mix.sum() + ours.rate.sum(), list(nets.parameters()), allow_unused=True
+    )
+    for (name, _), grad in zip(nets.named_parameters(), grads, strict=True):
+        assert grad is not None, name
+        assert grad.isfinite().all(), name
+        assert (grad != 0).any(), name
+
+
+def test_a_cohorts_rows_are_the_clients_own(form: MetaNetsConfig) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=form)
+    many = [made_up(nets.sites, seed=s) for s in range(3)]
+    together = nets(Profile.stack(many))
+    assert together.mix.shape == (3, 6)
+    for c, own in enumerate(many):
+        torch.testing.assert_close(together.mix[c], nets(own).mix)
+        torch.testing.assert_close(together.rate[c], nets(own).rate)
+
+
+def test_per_client_weights(form: MetaNetsConfig) -> None:
+    """Equal weights give what forward gives; a client with other weights gets its own."""
+    sites = find_sites(nested_net())
+    nets, other = MetaNets(sites, config=form, seed=1), MetaNets(sites, config=form, seed=2)
+    with torch.no_grad():
+        other.base *= 1.1
+    cohort = made_up(sites, clients=3)
+    weights = {
+        k: torch.stack([p, dict(other.named_parameters())[k], p]).detach()
+        for k, p in nets.named_parameters()
+    }
+    ours = nets.per_client(weights, cohort)
+    first, second = nets(cohort), other(cohort)
+    for c, expected in enumerate((first, second, first)):
+        torch.testing.assert_close(ours.mix[c], expected.mix[c])
+        torch.testing.assert_close(ours.rate[c], expected.rate[c])
+    assert not torch.allclose(second.rate, first.rate)
+
+
+def test_per_client_gradients_are_each_clients_own(form: MetaNetsConfig) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=form)
+    cohort = made_up(nets.sites, clients=2)
+    weights = {k: torch.stack([p, p]).detach().requires_grad_() for k, p in nets.named_parameters()}
+    ours = nets.per_client(weights, cohort)
+    # a gradient of either sign, so that an inward clamp has something to block
+    towards = [torch.linspace(-1, 1, t.numel()).view_as(t) for t in (ours.mix, ours.rate)]
+    grads = torch.autograd.grad([ours.mix, ours.rate], list(weights.values()), towards)
+    for c in range(2):
+        alone = nets(Profile(cohort.divergence[c], cohort.moments[c], 5, nets.sites))
+        expected = torch.autograd.grad(
+            [alone.mix, alone.rate], list(nets.parameters()), [t[c] for t in towards]
+        )
+        for grad, own in zip(grads, expected, strict=True):
+            torch.testing.assert_close(grad[c], own, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rates", ["log", "linear"])
+def test_the_constant_ablation_ignores_the_profile(rates: str) -> None:
+    nets = MetaNets(find_sites(nested_net()), constant=True, rates=rates, max_rate=1.0)
+    one, two = (nets(made_up(nets.sites, divergence=d, seed=int(d))) for d in (1.0, 9.0))
+    assert torch.equal(one.mix, two.mix)
+    assert torch.equal(one.rate, two.rate)
+    assert {name for name, _ in nets.named_parameters()} == {"base_mix", "base"}
+
+
+@pytest.mark.parametrize("inputs", ["log1p", "log", "scaled", "standardised"])
+def test_a_dead_channel_does_not_run_away(inputs: str) -> None:
+    nets = MetaNets(find_sites(nested_net()), inputs=inputs)
+    ours = nets(made_up(nets.sites, divergence=2500.0))
+    assert ours.mix.isfinite().all()
+    entries = nets._prepared(*nets.entries(made_up(nets.sites, divergence=2500.0)))[0]
+    assert entries.max() < 10
+
+
+@pytest.mark.parametrize("inputs", ["scaled", "log"])
+def test_scaled_inputs_by_hand(inputs: str) -> None:
+    nets = MetaNets(find_sites(nested_net()), inputs=inputs)
+    with torch.no_grad():
+        nets.divergence_scale.shift.fill_(0.5)
+        nets.divergence_scale.scale.fill_(2.0)
+    seen = made_up(nets.sites)
+    divergence, moments = nets._prepared(*nets.entries(seen))
+    d = seen.divergence
+    first = (1 + d).log() if inputs == "scaled" else (0.001 + d).log() + 1.5
+    torch.testing.assert_close(divergence, 2 * (first - 0.5))
+    torch.testing.assert_close(moments, seen.moments.flatten())
+
+
+def test_without_batch_norm_only_rates_are_written(form: MetaNetsConfig) -> None:
+    model = settled(mlp(norm=False))
+    nets = MetaNets(find_sites(model), config=form)
+    ours = nets(profile(model, [examples(7, 4)[0]]))
+    assert ours.mix.shape == (0,)
+    assert ours.rate.shape == (4,)
+    cohort = made_up(nets.sites, clients=2)
+    weights = {k: torch.stack([p, p]) for k, p in nets.named_parameters()}
+    torch.testing.assert_close(nets.per_client(weights, cohort).rate, nets(cohort).rate)
+
+
+@pytest.mark.parametrize("use", ["forward", "per_client"])
+def test_a_profile_of_another_model_is_refused(use: str) -> None:
+    nets = MetaNets(find_sites(nested_net()))
+    renamed = {k: tuple(f"x.{n}" for n in v) for k, v in vars(nets.sites).items()}
+    foreign = made_up(Sites(**renamed), clients=1)
+    weights = {k: p[None] for k, p in nets.named_parameters()}
+    with pytest.raises(ValueError, match="another model"):
+        nets(foreign) if use == "forward" else nets.per_client(weights, foreign)
+
+
+# ------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saved_and_loaded_bit_for_bit(form: MetaNetsConfig, dtype: torch.dtype, tmp_path) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=form, seed=3).to(dtype)
+    nets.save(tmp_path / "metanets")
+    assert {p.name for p in tmp_path.iterdir()} == {"metanets.safetensors", "metanets.json"}
+    again = MetaNets.load(tmp_path / "metanets")
+    assert again.config == nets.config
+    assert again.sites == nets.sites
+    ours, theirs = nets.state_dict(), again.state_dict()
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_saved_and_loaded_without_batch_norm(tmp_path: Path) -> None:
+    nets = MetaNets(find_sites(mlp(norm=False)), seed=3)
+    nets.save(tmp_path / "metanets")
+    seen = made_up(nets.sites)
+    assert torch.equal(MetaNets.load(tmp_path / "metanets")(seen).rate, nets(seen).rate)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def without(key: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = json.loads(path.read_text())
+        del content[key]
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def other_sites(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["sites"]["norms"].pop()
+    path.write_text(json.dumps(content))
+
+
+def unknown_setting(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["config"]["inputs"] = "squared"
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (".safetensors", Path.unlink),
+        (".json", Path.unlink),
+        (".safetensors", cut_short),
+        (".safetensors", lambda p: p.write_bytes(b"")),
+        (".json", cut_short),
+        (".json", lambda p: p.write_text("[]")),
+        (".json", lambda p: p.write_bytes(b"\xff\xfe")),
+        (".json", without("sites")),
+        (".json", without("config")),
+        (".json", other_sites),
+        (".json", unknown_setting),
+    ],
+)
+def test_a_missing_or_damaged_file_is_a_clear_error(suffix: str, damage, tmp_path: Path) -> None:
+    path = tmp_path / "metanets"
+    MetaNets(find_sites(nested_net())).save(path)
+    damage(path.with_suffix(suffix))
+    with pytest.raises(ValueError, match=r"meta-nets at .*metanets cannot be read") as caught:
+        MetaNets.load(path)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden": 0}, "hidden is 0"),
+        ({"base_rate": 0.0}, "base_rate is 0"),
+        ({"base_rate": float("nan")}, "base_rate is nan"),
+        ({"base_rate": 2.0}, "must lie within"),
+        ({"rates": "linear"}, "largest factor"),
+        ({"initial_mix": 1.5}, "initial_mix is 1.5"),
+        ({"min_rate": 0.0}, "min_rate"),
+        ({"min_rate": 2.0}, "min_rate"),
+        ({"inputs": "squared"}, "inputs is 'squared'"),
+        ({"rates": "exp"}, "rates is 'exp'"),
+        ({"clamp": "none"}, "clamp is 'none'"),
+        ({"initial": "zeros"}, "initial is 'zeros'"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MetaNetsConfig(**settings)
+
+
+def test_a_config_and_single_settings_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        MetaNets(find_sites(mlp()), config=MetaNetsConfig(), hidden=3)
+
+
+def test_whole_nets_read_both_parts_of_the_profile() -> None:
+    sites = find_sites(nested_net())
+    for reads, mix_moves in (("own", False), ("whole", True)):
+        nets = MetaNets(sites, reads=reads)
+        one, other = made_up(sites, divergence=0.1), made_up(sites, divergence=5.0)
+        swapped = Profile(one.divergence, other.moments + 1.0, 1, sites)
+        assert torch.equal(nets(one).mix, nets(swapped).mix) != mix_moves
+        far = Profile(other.divergence, one.moments, 1, sites)
+        assert torch.equal(nets(one).rate, nets(far).rate) != mix_moves
+
+
+@pytest.mark.parametrize("rates", ["log", "linear"])
+def test_speed_changes_the_step_but_not_the_start(rates: str) -> None:
+    sites = find_sites(nested_net())
+    seen = made_up(sites)
+    slow, fast = (MetaNets(sites, speed=speed, rates=rates, max_rate=1.0) for speed in (1.0, 10.0))
+    torch.testing.assert_close(slow(seen).rate, fast(seen).rate)
+    torch.testing.assert_close(slow(seen).mix, fast(seen).mix)
+    moved = []
+    for nets in (slow, fast):
+        before = nets(seen).mix
+        with torch.no_grad():
+            nets.base_mix -= 0.01
+        moved.append((before - nets(seen).mix).mean())
+    torch.testing.assert_close(moved[1], 10 * moved[0])

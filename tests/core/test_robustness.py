@@ -1,0 +1,256 @@
+"""What users' models and calls bring along: dtypes, keywords, layers of their own."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.finetuning.batches import EpochBatches
+from fedl2p.core.finetuning.inner_loop import finetune
+from fedl2p.core.finetuning.stacking import evaluate, resident
+from fedl2p.core.functional.mixed_norm import with_mixed_norms
+from fedl2p.core.functional.model import Net, Statistics
+from fedl2p.core.hypergradients.estimators import HypergradientConfig, hypergradient
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.personalization import personalize
+from fedl2p.core.profiles import profile
+from fedl2p.core.sites import Sites, find_sites
+from support.core_nets import examples, mlp, settled
+from support.nets import nested_net
+
+
+def same(ours: nn.Module, theirs: nn.Module) -> bool:
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ------------------------------------------------------------ dtypes
+
+
+def test_float64_data_fine_tunes_and_judges_a_float32_model_as_float32_data_does() -> None:
+    model = nested_net().float()
+    x, y = examples(12, 1, 5, 5)
+    assert x.dtype == torch.float64
+    hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.05)
+    tuned = [finetune(model, hyper, (data, y), epochs=1) for data in (x, x.float())]
+    assert same(*tuned)
+    net = Net(model)
+    judged = [
+        evaluate(net, net.start(1), torch.zeros(1, 6), [Examples(data, y)])
+        for data in (x, x.float())
+    ]
+    assert judged[0] == judged[1]
+
+
+def test_data_follows_the_models_first_layer_where_only_the_head_is_trained() -> None:
+    model = nn.Sequential(nn.Linear(4, 3).bfloat16().requires_grad_(False), Upcast(3))
+    hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.05)
+    tuned = finetune(model, hyper, examples(8, 4), epochs=1)
+    assert not same(tuned, model)
+
+
+class Upcast(nn.Linear):
+    """A float32 head on activations of any dtype."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_a_profile_too_large_for_float16_is_an_error() -> None:
+    model = settled(mlp(), dtype=torch.float32)
+    x = examples(16, 4, dtype=torch.float32)[0] * 3e3
+    assert profile(model, [x]).divergence.max() > torch.finfo(torch.float16).max
+    with pytest.raises(ValueError, match=r"divergence of layer .* not finite in torch\.float16"):
+        profile(model.half(), [x.half()])
+
+
+# ------------------------------------------------------------ working copies kept between calls
+
+
+def test_working_copies_are_made_anew_when_the_model_changes() -> None:
+    model = nested_net()
+    first = resident(model)
+    assert resident(model) is first
+    with torch.no_grad():
+        model.head.bias.add_(1.0)
+    second = resident(model)
+    assert second is not first
+    model.head.bias.requires_grad_(False)
+    third = resident(model)
+    assert third is not second
+    assert "head.bias" in second.net.sites.params
+    assert "head.bias" not in third.net.sites.params
+
+
+# ------------------------------------------------------------ batches
+
+
+def test_batches_can_be_gone_through_and_go_on_after_the_last() -> None:
+    batches = EpochBatches([Examples(*examples(7, 4))], [3], epochs=2, batch_size=3)
+    through = list(batches)
+    assert len(through) == len(batches) == 6
+    for step, (x, y) in enumerate(through):
+        assert torch.equal(x, batches[step][0])
+        assert torch.equal(y, batches[step][1])
+    assert batches[len(batches)][0].shape == (1, 3, 4)
+
+
+# ------------------------------------------------------------ calls
+
+
+def test_mode_and_config_do_not_mix() -> None:
+    model = settled(mlp())
+    hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.05)
+    data = examples(6, 4)
+    by_mode = hypergradient(model, hyper, [data], data, mode="last-step")
+    by_config = hypergradient(
+        model, hyper, [data], data, config=HypergradientConfig(mode="last-step")
+    )
+    assert by_mode == by_config
+    assert hypergradient(model, hyper, [data], data) == hypergradient(
+        model, hyper, [data], data, config=HypergradientConfig()
+    )
+    with pytest.raises(ValueError, match="give one of them"):
+        hypergradient(model, hyper, [data], data, mode="unrolled", config=HypergradientConfig())
+
+
+@pytest.mark.parametrize("statistics", ["corrected", "published", "global"])
+def test_0_epochs_leave_the_model_as_it_is(statistics: Statistics) -> None:
+    model = nested_net()
+    hyper = Hyperparams.constant(find_sites(model), mix=0.7, rate=0.1)
+    data = examples(12, 1, 5, 5)
+    assert same(finetune(model, hyper, data, epochs=0, statistics=statistics), model)
+
+
+def test_statistics_can_be_chosen_and_matter() -> None:
+    model = nested_net()
+    data = examples(12, 1, 5, 5)
+    hyper = Hyperparams.constant(find_sites(model), mix=0.7, rate=0.05)
+    default = finetune(model, hyper, data, epochs=1)
+    published = finetune(model, hyper, data, epochs=1, statistics="published")
+    assert same(default, finetune(model, hyper, data, epochs=1, statistics="corrected"))
+    assert not same(default, published)
+    nets = MetaNets(find_sites(model)).double()
+    mine = personalize(model, nets, data, epochs=1, statistics="published")
+    wanted = finetune(model, mine.hyperparams, data, epochs=1, statistics="published")
+    assert same(mine.model, wanted)
+
+
+def test_mix_and_rate_of_different_cohorts_are_refused() -> None:
+    sites = Sites(norms=("n",), layers=(), params=("a", "b"), head=())
+    with pytest.raises(ValueError, match="mix is for 3 clients, but rate for 2"):
+        Hyperparams(torch.zeros(3, 1), torch.zeros(2, 2), sites)
+
+
+# ------------------------------------------------------------ layers
+
+
+class ByKeyword(nn.Module):
+    """Calls its layers by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=torch.relu(self.norm(input=self.first(input=x))))
+
+
+class ByPosition(ByKeyword):
+    """The same by position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.first(x))))
+
+
+def test_layers_may_be_called_by_keyword() -> None:
+    one, two = settled(ByKeyword()), settled(ByPosition())
+    two.load_state_dict(one.state_dict())
+    x, y = examples(10, 4)
+    by_keyword, by_position = profile(one, [x]), profile(two, [x])
+    assert by_keyword.divergence[0] > 0
+    assert torch.equal(by_keyword.divergence, by_position.divergence)
+    assert torch.equal(by_keyword.moments, by_position.moments)
+    hyper = Hyperparams.constant(find_sites(one), mix=0.5, rate=0.05)
+    assert same(finetune(one, hyper, (x, y), epochs=1), finetune(two, hyper, (x, y), epochs=1))
+
+
+class NormWithActivation(nn.BatchNorm1d):
+    """A batch-norm that does more than torch's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.relu(super().forward(input))
+
+
+class NormOfOnesOwnDefaults(nn.BatchNorm1d):
+    """A batch-norm that computes as torch's does."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, momentum=0.05)
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), NormWithActivation(5), nn.Linear(5, 3))
+    for use in (find_sites, with_mixed_norms, Net):
+        with pytest.raises(ValueError, match=r"norm layer '1' is a NormWithActivation"):
+            use(model)
+    # Without running statistics nothing is mixed, so nothing is replaced.
+    model[1] = NormWithActivation(5, track_running_stats=False)
+    assert find_sites(model).norms == ()
+    model[1] = NormOfOnesOwnDefaults(5)
+    assert find_sites(model).norms == ("1",)
+    assert with_mixed_norms(model)[1].momentum == 0.05
+
+
+# ------------------------------------------------------------ files of meta-nets
+
+
+def test_a_dot_in_the_name_of_meta_nets_is_part_of_it(tmp_path: Path) -> None:
+    sites = find_sites(mlp())
+    one, two = MetaNets(sites, seed=1), MetaNets(sites, seed=2)
+    one.save(tmp_path / "nets.v1")
+    two.save(tmp_path / "nets.v2")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"nets.v{version}.{kind}" for version in (1, 2) for kind in ("safetensors", "json")
+    }
+    for nets, name in ((one, "nets.v1"), (two, "nets.v2"), (two, "nets.v2.safetensors")):
+        assert same(MetaNets.load(tmp_path / name), nets)
+
+
+def test_saving_that_fails_leaves_the_old_meta_nets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = find_sites(mlp())
+    old = MetaNets(sites, seed=1)
+    old.save(tmp_path / "nets")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        MetaNets(sites, seed=2).save(tmp_path / "nets")
+    monkeypatch.undo()
+    assert same(MetaNets.load(tmp_path / "nets"), old)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["nets.json", "nets.safetensors"]
+
+
+def test_client_data_is_what_the_pair_is() -> None:
+    model = settled(mlp())
+    hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.05)
+    x, y = examples(8, 4)
+    assert same(
+        finetune(model, hyper, (x, y), epochs=1),
+        finetune(model, hyper, ClientData(Examples(x, y)), epochs=1),
+    )
