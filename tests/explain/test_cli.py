@@ -170,7 +170,7 @@ def test_a_model_without_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixtur
     study = recipes.get("smoke")
     study = dataclasses.replace(
         study,
-        model="test_explain_cli:plain_net",
+        model=f"{__name__}:plain_net",
         methods=("fedl2p",),
         pretrain=dataclasses.replace(study.pretrain, rounds=2),
         learn=dataclasses.replace(study.learn, rounds=1),
@@ -179,7 +179,7 @@ def test_a_model_without_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--model test_explain_cli:plain_net" in refused(
         capsys, "explain", "--run", tmp_path / "run", "--client", "unseen-00"
     )
-    named = ("--model", "test_explain_cli:plain_net")
+    named = ("--model", f"{__name__}:plain_net")
     told = explain(tmp_path / "run", "unseen-00", tmp_path / "out", *named)
     assert "no batch-norm layer" in " ".join(capsys.readouterr().out.split())
     assert told["mix"] == {}

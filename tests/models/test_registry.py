@@ -111,7 +111,7 @@ def test_a_users_class_serves_as_it_is() -> None:
         ("fedl2p.modles:small_conv", "cannot import 'fedl2p.modles' .*No module named"),
         (".models:small_conv", "cannot import '.models'"),
         ("model_zoo_broken:net", "cannot import .*no_such_dependency"),
-        ("fedl2p.models:small_cnov", "'small_cnov' does not exist in 'fedl2p.models.registry'"),
+        ("fedl2p.models:small_cnov", "'small_cnov' does not exist in 'fedl2p.models'"),
         ("model_zoo:number", "'number' is not callable"),
         ("model_zoo:lonely", r"cannot be called with \(shape, classes\)"),
         ("model_zoo:text", "returned str, not a torch.nn.Module"),

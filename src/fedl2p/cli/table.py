@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
     name = args[0] if not args[0].startswith("-") else "RECIPE"
     chosen = parse(Table, args[name != "RECIPE" :], prog=f"fedl2p table {name}")
     from fedl2p.federation import FederationError
-    from fedl2p.recipes.paper_tables import run_table
+    from fedl2p.recipes._paper_tables import run_table
 
     # A colon, which stands in the names of users' own recipes, is not for names of folders.
     out = chosen.out or Path("tables", name.replace(":", "-"))
