@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, on, run_inner_loop
+from fedl2p.core.finetuning.inner_loop import batches_of, on, run_inner_loop
 from fedl2p.core.finetuning.stacking import over_stacks, resident, stacks
 from fedl2p.core.functional.model import Net
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import InnerLoop
 from fedl2p.models import load
 
 RESULT = Path(__file__).parent / "results" / "cohorts.md"

@@ -26,8 +26,13 @@ from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.data.in_memory import InMemory
-from fedl2p.federation import Handler, InProcessGrid, Nodes, Ray, RayGrid, Rounds, federate
-from fedl2p.federation.clients.ray_settings import available_cpus
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.clients.ray import RayGrid
+from fedl2p.federation.clients.ray_settings import Ray, available_cpus
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
 
 RESULT = Path(__file__).parent / "results" / "engines.md"

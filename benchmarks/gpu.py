@@ -36,8 +36,9 @@ from fedl2p.core.finetuning.in_place_sgd import down
 from fedl2p.core.finetuning.inner_loop import on
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional.model import Net
-from fedl2p.core.functional.precision import Compute, computing
+from fedl2p.core.functional.precision import computing
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import Compute
 
 STREAMS = 4
 

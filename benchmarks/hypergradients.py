@@ -35,15 +35,13 @@ from torch import nn
 from fedl2p import methods, models
 from fedl2p.core.finetuning.inner_loop import batches_of, run_inner_loop
 from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.hypergradients.estimators import (
-    MODES,
-    HypergradientConfig,
-    Mode,
-    cohort_hypergradient,
-)
+from fedl2p.core.hypergradients.estimators import cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import MODES, HypergradientConfig, Mode
 from fedl2p.data.population import Population
-from fedl2p.federation import Rounds, federate, personalize_all
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.personalizing import with_state
 from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.recipes import digits

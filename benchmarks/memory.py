@@ -62,7 +62,11 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     meter = Meter()
     from fedl2p import methods, models
     from fedl2p.data.cifar10 import Cifar10
-    from fedl2p.federation import RoundRecord, Rounds, federate, in_process, personalize_all
+    from fedl2p.federation.flower.client_directory import in_process
+    from fedl2p.federation.personalizing import personalize_all
+    from fedl2p.federation.round_records import RoundRecord
+    from fedl2p.federation.rounds import federate
+    from fedl2p.federation.settings import Rounds
     from fedl2p.methods.base.settings import LocalTraining, Settings
 
     meter("packages imported")

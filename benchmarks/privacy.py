@@ -30,10 +30,12 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
-from fedl2p.federation import Privacy, federate, personalize_all
+from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.privacy import spending
+from fedl2p.federation.privacy.settings import Privacy
+from fedl2p.federation.rounds import federate
 from fedl2p.methods.base.personalizing import with_state
 from fedl2p.recipes import digits
 from fedl2p.study.settings import Study

@@ -33,11 +33,15 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.pools.names import Numbered
 from fedl2p.data.population import Population
-from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate, in_process
 from fedl2p.federation.clients import spool
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.settings import LocalTraining, Settings
 from fedl2p.seeds import generator

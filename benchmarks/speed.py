@@ -38,17 +38,13 @@ from torch import Tensor, nn
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Part
 from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, on
+from fedl2p.core.finetuning.inner_loop import batches_of, on
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional.model import Net
-from fedl2p.core.functional.precision import Compute, computing
-from fedl2p.core.hypergradients.estimators import (
-    MODES,
-    HypergradientConfig,
-    Mode,
-    cohort_hypergradient,
-)
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.hypergradients.estimators import cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import MODES, Compute, HypergradientConfig, InnerLoop, Mode
 from fedl2p.method import Client
 from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.methods.fedl2p import FedL2P

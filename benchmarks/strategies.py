@@ -43,10 +43,11 @@ from torch import Tensor, nn
 
 from fedl2p import methods, models
 from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.precision import Compute
 from fedl2p.core.profiles import Profile
+from fedl2p.core.settings import Compute
 from fedl2p.data.population import Population
-from fedl2p.federation import Rounds, federate
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import kept_profile, profile_of, with_state
 from fedl2p.methods.fedl2p import FedL2P

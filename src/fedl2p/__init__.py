@@ -15,12 +15,13 @@ from fedl2p.version import __version__
 
 if TYPE_CHECKING:
     from fedl2p.core.clientdata import ClientData, Examples
-    from fedl2p.core.finetuning.inner_loop import InnerLoop, finetune
-    from fedl2p.core.hypergradients.estimators import HypergradientConfig, hypergradient
+    from fedl2p.core.finetuning.inner_loop import finetune
+    from fedl2p.core.hypergradients.estimators import hypergradient
     from fedl2p.core.hyperparams import Hyperparams
     from fedl2p.core.metanets import MetaNets
     from fedl2p.core.personalization import Personalized, personalize
     from fedl2p.core.profiles import Profile, profile
+    from fedl2p.core.settings import HypergradientConfig, InnerLoop, MetaNetsConfig
     from fedl2p.core.sites import Sites, find_sites
     from fedl2p.data.population import Population
     from fedl2p.federation.rounds import federate
@@ -37,12 +38,13 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
     "fedl2p.core.clientdata": ("ClientData", "Examples"),
-    "fedl2p.core.finetuning.inner_loop": ("InnerLoop", "finetune"),
-    "fedl2p.core.hypergradients.estimators": ("HypergradientConfig", "hypergradient"),
+    "fedl2p.core.finetuning.inner_loop": ("finetune",),
+    "fedl2p.core.hypergradients.estimators": ("hypergradient",),
     "fedl2p.core.hyperparams": ("Hyperparams",),
     "fedl2p.core.metanets": ("MetaNets",),
     "fedl2p.core.personalization": ("Personalized", "personalize"),
     "fedl2p.core.profiles": ("Profile", "profile"),
+    "fedl2p.core.settings": ("HypergradientConfig", "InnerLoop", "MetaNetsConfig"),
     "fedl2p.core.sites": ("Sites", "find_sites"),
     "fedl2p.data.population": ("Population",),
     "fedl2p.federation.rounds": ("federate",),
@@ -65,6 +67,7 @@ __all__ = [
     "InnerLoop",
     "MetaLearning",
     "MetaNets",
+    "MetaNetsConfig",
     "Method",
     "Outcome",
     "Personalized",

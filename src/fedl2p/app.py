@@ -25,8 +25,9 @@ from fedl2p.deploy import run_config as runconfig
 from fedl2p.deploy.node import Node
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.deploy.server import serve
-from fedl2p.federation import Handler, Nodes
+from fedl2p.federation.clients.node import Handler
 from fedl2p.federation.flower import shared_nodes
+from fedl2p.federation.flower.client_directory import Nodes
 from fedl2p.federation.flower.records import ACTIONS
 from fedl2p.runs.config import from_plain, to_plain
 from fedl2p.runs.layout import RunDir

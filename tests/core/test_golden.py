@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from fedl2p.core.finetuning.inner_loop import run_inner_loop
 from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional.model import Net
-from fedl2p.core.hypergradients.estimators import HypergradientConfig, cohort_hypergradient
+from fedl2p.core.hypergradients.estimators import cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.metanets import MetaNets, MetaNetsConfig
+from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import profile
+from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
 from support.nets import NestedNet
 
 LRNET = {"lrnet.hidden1": "first_layer.0", "lrnet.hidden2": "hl_0.0", "lrnet.out": "last_layer"}

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedl2p.core.clamps import clamp_inward, clamp_straight_through
-from fedl2p.core.metanets import MetaNets, MetaNetsConfig
+from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, profile
+from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.core.sites import Sites, find_sites
 from support.core_nets import examples, mlp, settled
 from support.nets import nested_net

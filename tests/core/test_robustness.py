@@ -14,12 +14,13 @@ from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.inner_loop import finetune
 from fedl2p.core.finetuning.stacking import evaluate, resident
 from fedl2p.core.functional.mixed_norm import with_mixed_norms
-from fedl2p.core.functional.model import Net, Statistics
-from fedl2p.core.hypergradients.estimators import HypergradientConfig, hypergradient
+from fedl2p.core.functional.model import Net
+from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personalization import personalize
 from fedl2p.core.profiles import profile
+from fedl2p.core.settings import HypergradientConfig, Statistics
 from fedl2p.core.sites import Sites, find_sites
 from support.core_nets import examples, mlp, settled
 from support.nets import nested_net

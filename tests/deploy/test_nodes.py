@@ -27,8 +27,8 @@ from fedl2p.data.digits import Digits
 from fedl2p.data.remote import Remote
 from fedl2p.deploy import run_config as runconfig
 from fedl2p.deploy.node import Node
-from fedl2p.federation import Nodes
 from fedl2p.federation.clients.received_models import ModelStore
+from fedl2p.federation.flower.client_directory import Nodes
 from fedl2p.runs.config import to_plain
 from fedl2p.study.new_client import personalize_new_client
 

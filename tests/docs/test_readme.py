@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fedl2p
 import fedl2p.study.learn
-from fedl2p.core.finetuning.inner_loop import InnerLoop
-from fedl2p.federation import Rounds
+from fedl2p.core.settings import InnerLoop
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import Settings
 
 README = Path(__file__).parents[2] / "README.md"

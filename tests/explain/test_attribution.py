@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedl2p.core.metanets import MetaNets, MetaNetsConfig
+from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, profile
+from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.core.sites import Sites, find_sites
 from fedl2p.explain.attribution import attribute, integrated_gradients, median_profile
 from support.core_nets import examples, mlp, settled

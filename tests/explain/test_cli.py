@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fedl2p import recipes
-from fedl2p.core.metanets import MetaNets, MetaNetsConfig
+from fedl2p.core.metanets import MetaNets
+from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.explain.sentences import TIMES
 from fedl2p.study.explain_client import explain_client
 from fedl2p.study.run import run_study
@@ -176,7 +177,7 @@ def test_a_model_without_batch_norm(tmp_path: Path, capsys: pytest.CaptureFixtur
         learn=dataclasses.replace(study.learn, rounds=1),
     )
     run_study(study, tmp_path / "run")
-    assert "--model test_explain_cli:plain_net" in refused(
+    assert f"--model {__name__}:plain_net" in refused(
         capsys, "explain", "--run", tmp_path / "run", "--client", "unseen-00"
     )
     named = ("--model", f"{__name__}:plain_net")

@@ -14,7 +14,11 @@ from flwr.clientapp import ClientApp
 
 from fedl2p import app, methods, models, recipes
 from fedl2p.deploy import server as serving
-from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.reporting import page
 from fedl2p.seeds import derive_seed
 from support.federation_toys import same

@@ -12,19 +12,15 @@ import pytest
 import torch
 
 from fedl2p import atomic_files
-from fedl2p.federation import (
-    Federated,
-    FederationError,
-    Handler,
-    InProcessGrid,
-    Nodes,
-    RoundRecord,
-    Rounds,
-    checkpoints,
-    federate,
-    personalize_all,
-)
+from fedl2p.federation import checkpoints
 from fedl2p.federation.checkpoints import Checkpoint
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.round_records import Federated, RoundRecord
+from fedl2p.federation.rounds import FederationError, federate
+from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model, same
 
 POPULATION = Line(seen=6, unseen=1)

@@ -20,26 +20,20 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.in_memory import InMemory
-from fedl2p.federation import (
-    CsvListener,
-    FailuresListener,
-    FederationError,
-    Handler,
-    InProcessGrid,
-    Nodes,
-    Rounds,
-    federate,
-    in_process,
-    personalize_all,
-)
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
 from fedl2p.federation.flower import records as wire
+from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.federation.listeners import CsvListener, FailuresListener
+from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
+from fedl2p.federation.rounds import FederationError, federate
 from fedl2p.federation.server.aggregation import Aggregator
 from fedl2p.federation.server.answer_checks import objection, one_line, overweight
 from fedl2p.federation.server.replies import Reply
-from fedl2p.federation.settings import Robust, Strategy
+from fedl2p.federation.settings import Robust, Rounds, Strategy
 from fedl2p.methods.base.settings import LocalTraining, Settings
 from support.federation_toys import Line, Toward, model, same
 

@@ -12,8 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate, personalize_all
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
 from fedl2p.federation.flower import records as wire
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model, same
 from support.fuzzing import ends_well, fuzz, mutated
 

@@ -10,15 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedl2p.federation import (
-    CsvListener,
-    ProgressListener,
-    RoundRecord,
-    Rounds,
-    TensorBoardListener,
-    federate,
-    personalize_all,
-)
+from fedl2p.federation.listeners import CsvListener, ProgressListener, TensorBoardListener
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.round_records import RoundRecord
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model
 
 HEADER = "stage,round,clients,loss,accuracy,seconds,bytes_down,bytes_up,failures"

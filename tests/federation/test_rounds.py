@@ -10,18 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedl2p.federation import (
-    FederationError,
-    Handler,
-    InProcessGrid,
-    Nodes,
-    Rounds,
-    draw_cohort,
-    federate,
-    in_process,
-    personalize_all,
-)
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
+from fedl2p.federation.rounds import FederationError, draw_cohort, federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method
 from fedl2p.seeds import derive_seed
 from support.federation_toys import Line, Toward, model, same

@@ -17,21 +17,16 @@ from hypothesis import strategies as st
 from fedl2p.core.clientdata import ClientData
 from fedl2p.data.pools.names import Chained, LazyNames, Numbered
 from fedl2p.data.population import Population
-from fedl2p.federation import (
-    Handler,
-    InProcessGrid,
-    Nodes,
-    Privacy,
-    Rounds,
-    draw_cohort,
-    federate,
-    in_process,
-    personalize_all,
-)
 from fedl2p.federation.clients import spool
-from fedl2p.federation.clients.node import kept
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler, kept
 from fedl2p.federation.flower import records as wire
+from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.privacy.settings import Privacy
+from fedl2p.federation.rounds import draw_cohort, federate
 from fedl2p.federation.server.aggregation import Aggregator
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update
 from support.federation_toys import Line, Toward, model, same
 

@@ -14,14 +14,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from fedl2p import models, recipes
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, Profiler
+from fedl2p.core.settings import InnerLoop
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
-from fedl2p.federation import InProcessGrid, Nodes
+from fedl2p.federation.clients.in_process import InProcessGrid
 from fedl2p.federation.clients.node import OUTCOME_NUMBERS
 from fedl2p.federation.flower import records
+from fedl2p.federation.flower.client_directory import Nodes
 from fedl2p.method import Method, State
 from fedl2p.study import engines
 from fedl2p.study.run import run_study

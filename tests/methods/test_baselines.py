@@ -11,8 +11,8 @@ from torch import nn
 
 from fedl2p import recipes
 from fedl2p.core.finetuning.in_place_sgd import descent
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.functional.model import NetState
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.methods import build
 from fedl2p.methods.base.settings import Baselines

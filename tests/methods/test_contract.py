@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Method, Outcome, State
 from fedl2p.methods import build, names
 from fedl2p.methods.base.settings import Grid, LocalTraining, Settings

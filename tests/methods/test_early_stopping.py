@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import InnerLoop, on
+from fedl2p.core.finetuning.inner_loop import on
 from fedl2p.core.finetuning.stacking import evaluate, resident
 from fedl2p.core.functional.model import Net
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client
 from fedl2p.methods.base.personalizing import tune
 from support.nets import nested_net

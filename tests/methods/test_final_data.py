@@ -10,10 +10,14 @@ import torch
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.data.pools.opened import size_of
-from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client
 from fedl2p.methods.base.settings import Grid, LocalTraining, Settings
 

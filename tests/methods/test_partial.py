@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import InnerLoop, finetune
+from fedl2p.core.finetuning.inner_loop import finetune
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional.model import Net
+from fedl2p.core.settings import InnerLoop
 from fedl2p.methods import build
 from fedl2p.methods.base.local_sgd import descend
 from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import State
 from fedl2p.methods import apfl
 from fedl2p.methods.apfl import APFL, Pair, alpha_gradient

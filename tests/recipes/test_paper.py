@@ -12,8 +12,7 @@ import pytest
 
 from fedl2p import models, recipes
 from fedl2p.cli import entry as cli
-from fedl2p.core.hypergradients.estimators import HypergradientConfig
-from fedl2p.core.metanets import MetaNetsConfig
+from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
 from fedl2p.data.audio.waveforms import Distort
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
 from fedl2p.methods.base.settings import LocalTraining

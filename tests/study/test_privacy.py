@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
-from fedl2p.federation import Privacy, Rounds
 from fedl2p.federation.privacy.accounting import Releases, epsilon
+from fedl2p.federation.privacy.settings import Privacy
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import Settings
 from fedl2p.recipes import smoke
 from fedl2p.reporting.page import write_page

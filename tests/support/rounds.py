@@ -6,7 +6,8 @@ import math
 
 from fedl2p import methods, models
 from fedl2p.data.population import Population
-from fedl2p.federation import Rounds, federate
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining, Settings
 
 SMALL = "fedl2p.models:small_conv"

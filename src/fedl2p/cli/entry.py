@@ -291,7 +291,7 @@ def _fields_help(kind: type) -> str:
 
 def _run_study(run: _Run) -> int:
     from fedl2p import models
-    from fedl2p.federation import FederationError
+    from fedl2p.federation.rounds import FederationError
     from fedl2p.reporting.page import write_page
     from fedl2p.study.run import run_study
 
@@ -320,7 +320,7 @@ def _run_study(run: _Run) -> int:
 @contextlib.contextmanager
 def _listeners(run: _Run) -> Iterator[list[Any]]:
     """Yield who is told of the rounds: TensorBoard if asked for, and a bar if a person looks."""
-    from fedl2p.federation import ProgressListener, TensorBoardListener
+    from fedl2p.federation.listeners import ProgressListener, TensorBoardListener
 
     asked = [TensorBoardListener(run.out / "tensorboard")] if run.tensorboard else []
     if not sys.stderr.isatty():

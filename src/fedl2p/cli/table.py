@@ -14,7 +14,7 @@ from fedl2p import user_code
 from fedl2p.cli.parsing import UsageError, parse, user_errors
 
 if TYPE_CHECKING:
-    from fedl2p.federation import Listener
+    from fedl2p.federation.listeners import Listener
     from fedl2p.study.settings import Study
 
 
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
         )
     name = args[0] if not args[0].startswith("-") else "RECIPE"
     chosen = parse(Table, args[name != "RECIPE" :], prog=f"fedl2p table {name}")
-    from fedl2p.federation import FederationError
+    from fedl2p.federation.rounds import FederationError
     from fedl2p.recipes._paper_tables import run_table
 
     # A colon, which stands in the names of users' own recipes, is not for names of folders.
@@ -90,7 +90,7 @@ def _again(args: list[str]) -> str:
 @contextlib.contextmanager
 def _watch(what: str, study: Study) -> Iterator[Sequence[Listener]]:
     """Say what runs, with a bar, if a person looks."""
-    from fedl2p.federation import ProgressListener
+    from fedl2p.federation.listeners import ProgressListener
 
     if not sys.stderr.isatty():
         yield ()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.finetuning.inner_loop import as_client_data, finetune
-from fedl2p.core.functional.model import Statistics
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, profile
+from fedl2p.core.settings import Statistics
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
 from fedl2p.core.sites import find_sites
 from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
-from fedl2p.federation import Handler
+from fedl2p.federation.clients.node import Handler
 from fedl2p.method import Outcome, State
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.runs.layout import RunDir

@@ -12,7 +12,9 @@ from pathlib import Path
 from fedl2p import methods
 from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
-from fedl2p.federation import Nodes, RoundRecord, personalize_all
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.round_records import RoundRecord
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.runs.config import differences
 from fedl2p.runs.files import read_json

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.finetuning.in_place_sgd import Gradient
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.finetuning.sgd_step import descended
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.functional.named_tensors import Named, inner_all
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, State
 from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, afresh, loss_gradient
 from fedl2p.methods.base.personalizing import Tuned, same_mix, uniform

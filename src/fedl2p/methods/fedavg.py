@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State
 from fedl2p.methods.base.local_sgd import LocalSGD
 from fedl2p.methods.base.personalizing import constant_for, personalize_with, with_state

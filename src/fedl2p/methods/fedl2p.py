@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import Part
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, on
+from fedl2p.core.finetuning.inner_loop import batches_of, on
 from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
 from fedl2p.core.functional.model import Net
 from fedl2p.core.hypergradients.estimators import RAGGED, Hypergradient, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
+from fedl2p.core.settings import InnerLoop
 from fedl2p.core.sites import Sites
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (

@@ -17,10 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop, on
+from fedl2p.core.finetuning.inner_loop import on
 from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
 from fedl2p.core.functional.model import Net
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     WithoutRounds,

@@ -12,8 +12,8 @@ from typing import Literal
 
 from torch import nn
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State
 from fedl2p.methods.base.personalizing import WithoutRounds, constant_for, personalize_with
 

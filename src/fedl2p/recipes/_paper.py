@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop, Parts
-from fedl2p.core.metanets import MetaNetsConfig
+from fedl2p.core.settings import InnerLoop, MetaNetsConfig, Parts
 from fedl2p.methods.base.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
 from fedl2p.recipes import digits
 from fedl2p.study.settings import Source, Study

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedl2p import recipes
-from fedl2p.federation import Listener
+from fedl2p.federation.listeners import Listener
 from fedl2p.reporting.paper_table import PaperTable, paper_table
 from fedl2p.runs.layout import RunDir
 from fedl2p.study.run import run_study

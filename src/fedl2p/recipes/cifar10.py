@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedl2p.data.cifar10 import Cifar10
-from fedl2p.federation import Rounds
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
 from fedl2p.study.settings import Study

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from fedl2p.data.cifar10c import CORRUPTIONS, Cifar10C
-from fedl2p.federation import Rounds
+from fedl2p.federation.settings import Rounds
 from fedl2p.recipes import _paper, cifar10
 from fedl2p.study.settings import Study
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
-from fedl2p.core.metanets import MetaNetsConfig
+from fedl2p.core.settings import InnerLoop, MetaNetsConfig
 from fedl2p.data.digits import Digits
-from fedl2p.federation import Rounds
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining, MetaLearning, Settings
 from fedl2p.study.settings import Study
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
-from fedl2p.federation import Rounds
+from fedl2p.core.settings import InnerLoop
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.recipes import digits
 from fedl2p.study.settings import Study

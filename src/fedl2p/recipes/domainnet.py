@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedl2p.data import resnet18_imagenet
 from fedl2p.data.domainnet import DomainNet
 from fedl2p.data.files.folders import root_of
-from fedl2p.federation import Rounds
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
 from fedl2p.study.settings import Study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
+from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.methods.base.settings import Grid
 from fedl2p.recipes import digits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.speech import Speech
-from fedl2p.federation import Rounds
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
 from fedl2p.study.settings import Study

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop
-from fedl2p.core.metanets import MetaNetsConfig
+from fedl2p.core.settings import InnerLoop, MetaNetsConfig
 from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.speech import Speech
-from fedl2p.federation import Rounds
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining, MetaLearning, Settings
 from fedl2p.study.settings import Study
 

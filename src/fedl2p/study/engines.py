@@ -12,7 +12,11 @@ import torch
 from fedl2p import methods, models
 from fedl2p.core.functional.precision import computing, recorder_of
 from fedl2p.data.population import Population
-from fedl2p.federation import Handler, InProcessGrid, Keeper, Nodes, Privacy, RayGrid
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler, Keeper
+from fedl2p.federation.clients.ray import RayGrid
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.method import Method
 
 if TYPE_CHECKING:

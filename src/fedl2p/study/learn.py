@@ -11,7 +11,9 @@ from fedl2p.core.clientdata import ClientData
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.sites import find_sites
 from fedl2p.data.in_memory import InMemory
-from fedl2p.federation import Listener, Rounds, federate
+from fedl2p.federation.listeners import Listener
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import Settings
 from fedl2p.methods.fedl2p import FedL2P
 

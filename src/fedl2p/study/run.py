@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedl2p.federation import Listener, Nodes
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.listeners import Listener
 from fedl2p.runs.results import Report
 from fedl2p.study import stages
 from fedl2p.study.settings import Study

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from fedl2p import methods
-from fedl2p.core.functional.precision import Compute
+from fedl2p.core.settings import Compute
 from fedl2p.data.population import Population
-from fedl2p.federation import Ray, Rounds
+from fedl2p.federation.clients.ray_settings import Ray
+from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import Settings
 from fedl2p.runs.config import from_plain
 from fedl2p.runs.files import read_config

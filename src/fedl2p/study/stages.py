@@ -19,19 +19,13 @@ from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
-from fedl2p.federation import (
-    CsvListener,
-    FailuresListener,
-    Federated,
-    Listener,
-    Nodes,
-    RoundRecord,
-    Rounds,
-    federate,
-    model_bytes,
-    personalize_all,
-)
+from fedl2p.federation.flower.client_directory import Nodes, model_bytes
+from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
+from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.privacy import accounting, spending
+from fedl2p.federation.round_records import Federated, RoundRecord
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.models.resnet import load_checkpoint

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples, class_balance
 from fedl2p.core.finetuning.batches import EpochBatches
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of
+from fedl2p.core.finetuning.inner_loop import batches_of
 from fedl2p.core.functional.model import Net
+from fedl2p.core.settings import InnerLoop
 from support.nets import nested_net
 
 Y = torch.tensor([0] * 40 + [2] * 8 + [5] * 2)

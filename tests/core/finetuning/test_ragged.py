@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Align, EpochBatches, Part
 from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, run_inner_loop
+from fedl2p.core.finetuning.inner_loop import batches_of, run_inner_loop
 from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident, stacks
-from fedl2p.core.functional.model import Net, NetState, Statistics
-from fedl2p.core.hypergradients.estimators import (
-    RAGGED,
-    HypergradientConfig,
-    Mode,
-    cohort_hypergradient,
-)
+from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.hypergradients.estimators import RAGGED, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import HypergradientConfig, InnerLoop, Mode, Statistics
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.personalizing import tune

@@ -17,20 +17,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.in_place_sgd import down
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, finetune, run_inner_loop
+from fedl2p.core.finetuning.inner_loop import batches_of, finetune, run_inner_loop
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional import model as net_module
 from fedl2p.core.functional.model import Net
-from fedl2p.core.functional.precision import (
-    Compute,
-    Recorder,
-    Work,
-    computing,
-    record_cuda,
-    recorder_of,
-)
-from fedl2p.core.hypergradients.estimators import MODES, HypergradientConfig, cohort_hypergradient
+from fedl2p.core.functional.precision import Recorder, Work, computing, record_cuda, recorder_of
+from fedl2p.core.hypergradients.estimators import cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import MODES, Compute, HypergradientConfig, InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.method import Client
 from fedl2p.methods import build

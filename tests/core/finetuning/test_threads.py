@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.finetuning.stacking import over_stacks, resident
 from fedl2p.core.functional.model import Net
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.settings import Grid, Settings

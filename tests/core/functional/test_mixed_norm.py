@@ -13,7 +13,6 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Batches, EpochBatches
 from fedl2p.core.finetuning.inner_loop import (
     DivergedError,
-    InnerLoop,
     batches_of,
     finetune,
     folded,
@@ -21,10 +20,11 @@ from fedl2p.core.finetuning.inner_loop import (
     run_inner_loop,
 )
 from fedl2p.core.functional.mixed_norm import MixedBatchNorm, with_mixed_norms
-from fedl2p.core.functional.model import Net, NetState, Statistics
-from fedl2p.core.hypergradients.estimators import MODES, hypergradient
+from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import profile
+from fedl2p.core.settings import MODES, InnerLoop, Statistics
 from fedl2p.core.sites import find_sites
 from support.core_nets import (
     NORMS,

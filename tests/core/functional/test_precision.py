@@ -15,13 +15,13 @@ from fedl2p import finetune
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Part
 from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import InnerLoop
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional.model import Net
-from fedl2p.core.functional.precision import Compute, compute_of, computing
-from fedl2p.core.hypergradients.estimators import MODES, hypergradient
+from fedl2p.core.functional.precision import compute_of, computing
+from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
+from fedl2p.core.settings import MODES, Compute, InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.method import Client
 from fedl2p.methods import build

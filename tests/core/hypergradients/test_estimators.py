@@ -17,19 +17,13 @@ from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.inner_loop import run_inner_loop
 from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional import model as net_module
-from fedl2p.core.functional.model import Net, NetState, Statistics
+from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.functional.named_tensors import conjugate_gradients
 from fedl2p.core.hypergradients import problem as bilevel
 from fedl2p.core.hypergradients import unrolled as unrolling
-from fedl2p.core.hypergradients.estimators import (
-    MODES,
-    Hypergradient,
-    HypergradientConfig,
-    Mode,
-    cohort_hypergradient,
-    hypergradient,
-)
+from fedl2p.core.hypergradients.estimators import Hypergradient, cohort_hypergradient, hypergradient
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import MODES, HypergradientConfig, Mode, Statistics
 from fedl2p.core.sites import find_sites
 from support.core_nets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
 from support.nets import nested_net

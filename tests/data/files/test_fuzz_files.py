@@ -351,7 +351,8 @@ def stopped(place: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def run_stage(folder: Path, *, resume: bool) -> Any:
-    from fedl2p.federation import Rounds, federate
+    from fedl2p.federation.rounds import federate
+    from fedl2p.federation.settings import Rounds
     from support.federation_toys import Line, Toward, model
 
     return federate(

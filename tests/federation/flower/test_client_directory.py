@@ -18,19 +18,13 @@ from flwr.clientapp import ClientApp
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.sites import find_sites
-from fedl2p.federation import (
-    Handler,
-    InProcessGrid,
-    Nodes,
-    Rounds,
-    draw_cohort,
-    federate,
-    in_process,
-    personalize_all,
-)
-from fedl2p.federation.clients.node import kept
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler, kept
 from fedl2p.federation.flower import records as wire
-from fedl2p.federation.flower.client_directory import Frozen
+from fedl2p.federation.flower.client_directory import Frozen, Nodes, in_process
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.rounds import draw_cohort, federate
+from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model, same
 
 

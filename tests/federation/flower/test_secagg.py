@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.server.workflow import SecAggPlusWorkflow
 
-from fedl2p.federation import in_process
 from fedl2p.federation.clients.in_process import InProcessGrid
 from fedl2p.federation.flower import records
+from fedl2p.federation.flower.client_directory import in_process
 from support.federation_toys import Line, Toward, model, same
 
 

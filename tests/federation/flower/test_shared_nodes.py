@@ -12,10 +12,14 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from torch import nn
 
-from fedl2p.federation import Handler, InProcessGrid, Nodes, Rounds, federate, personalize_all
-from fedl2p.federation.clients.node import kept
+from fedl2p.federation.clients.in_process import InProcessGrid
+from fedl2p.federation.clients.node import Handler, kept
 from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower import shared_nodes
+from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update
 from support.federation_toys import Line, Toward, model, same
 

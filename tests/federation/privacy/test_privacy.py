@@ -19,14 +19,17 @@ from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp import strategy as flower
 from torch import nn
 
-from fedl2p.federation import Privacy, Rounds, federate, in_process
+from fedl2p.federation.flower.client_directory import in_process
 from fedl2p.federation.privacy.accounting import Releases, epsilon, most_asked
 from fedl2p.federation.privacy.cohorts import draw_each
 from fedl2p.federation.privacy.noise import PrivateMean, local_deviation, privatised
 from fedl2p.federation.privacy.randomness import Gaussian, seeded, system
+from fedl2p.federation.privacy.settings import Privacy
+from fedl2p.federation.rounds import federate
 from fedl2p.federation.server.aggregation import Aggregator
 from fedl2p.federation.server.clipping import difference, norm
 from fedl2p.federation.server.replies import Reply
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update
 from support.federation_toys import Line, Toward, model, same
 

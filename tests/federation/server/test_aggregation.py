@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedl2p.federation import Rounds
 from fedl2p.federation.server.aggregation import Aggregator
 from fedl2p.federation.server.replies import Reply
+from fedl2p.federation.settings import Rounds
 from support.federation_toys import same
 
 STATE = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedl2p.federation import Rounds, federate
+from fedl2p.federation.rounds import federate
 from fedl2p.federation.server.aggregation import Aggregator
 from fedl2p.federation.server.clipping import clip, difference, norm
 from fedl2p.federation.server.replies import Reply
-from fedl2p.federation.settings import Robust
+from fedl2p.federation.settings import Robust, Rounds
 from fedl2p.method import State
 from support.federation_toys import Line, Toward, model, same
 

@@ -6,10 +6,7 @@ section 3.1). Shapes: C clients, B norms, P parameter tensors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,67 +15,9 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, parts_of
 from fedl2p.core.finetuning.in_place_sgd import down, moving
 from fedl2p.core.functional.mixed_norm import fold
-from fedl2p.core.functional.model import Net, NetState, Statistics
+from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.hyperparams import Hyperparams
-
-Parts = Literal["train", "train+validation"]
-"""The parts of a client's data that training reads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InnerLoop:
-    """How a client fine-tunes, apart from its hyperparameters.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the client's training part; 0 leaves the model as it is.
-    batch_size
-        Examples per step; the last batch of an epoch may be smaller.
-    statistics
-        How the client's running batch-norm statistics start: corrected (bias removed, our
-        default), published (mean 0, variance 1, as in the reference), or global (at the global
-        model's, as in plain training).
-    final
-        What the last fine-tuning, that of the model which a client uses, reads: its training part,
-        or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
-        is on the training part alone.
-    early_stopping
-        Keep the client's state after the epoch with the lowest loss on its validation part (the
-        state without fine-tuning counts too), where a method personalizes; learning is not
-        stopped early. A client without a validation part keeps the last state.
-    """
-
-    epochs: int = 15
-    batch_size: int = 32
-    statistics: Statistics = "corrected"
-    final: Parts = "train"
-    early_stopping: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.epochs < math.inf:
-            raise ValueError(f"epochs is {self.epochs}, but must be 0 or more")
-        if not 1 <= self.batch_size < math.inf:
-            raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
-        if self.statistics not in get_args(Statistics):
-            wanted = ", ".join(get_args(Statistics))
-            raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
-        if self.final not in get_args(Parts):
-            wanted = ", ".join(get_args(Parts))
-            raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
-        if self.early_stopping and self.final == "train+validation":
-            raise ValueError(
-                "early_stopping needs a validation part that is not trained on, but final is "
-                "'train+validation'; use one of the two"
-            )
-
-    def final_data(self, data: ClientData) -> ClientData:
-        """Return a client's data as the last fine-tuning reads it."""
-        return data.joined() if self.final == "train+validation" else data
-
-    def steps(self, examples: int) -> int:
-        """Return the number of inner steps on that many examples."""
-        return self.epochs * -(-examples // self.batch_size)
+from fedl2p.core.settings import InnerLoop, Statistics
 
 
 class DivergedError(ArithmeticError):

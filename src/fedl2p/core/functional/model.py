@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,8 @@ from fedl2p.core.functional.mixed_norm import (
     with_mixed_norms,
 )
 from fedl2p.core.functional.precision import Recorder, autocast, compute_of, recorder_of
+from fedl2p.core.settings import Statistics
 from fedl2p.core.sites import Sites, find_sites
-
-Statistics = Literal["corrected", "published", "global"]
 
 SMALL = 1_000_000
 """Parameters of a small model."""

@@ -9,48 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["full", "bfloat16"]
+from fedl2p.core.settings import Compute
 
 _NOTE = "_fedl2p_compute"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How convolutions and matrix products are computed.
-
-    Parameters
-    ----------
-    precision
-        full: in the model's own dtype. bfloat16: by torch.autocast, for processors that are faster
-        in it. Weights, gradients, statistics of norm layers, losses and data profiles stay in the
-        model's dtype, but results change by more than rounding: some 3 digits are left in each
-        activation. Clients run one at a time then, not stacked, so that it pays for large models.
-    channels_last
-        Whether weights, and with them activations, of 2-d convolutions are laid out with channels
-        last. It changes results by rounding, and only clients that run alone: stacked ones lie side
-        by side as channels.
-    graphs
-        Whether inner steps are recorded as CUDA graphs and replayed, which spares launching their
-        kernels one by one; needs a GPU. The first step of each shape of batches is recorded, which
-        takes as long as some steps. It changes no result. Not recorded are models with dropout,
-        whose masks come from seeds of each step, those whose norms hold another dtype than their
-        weights, and steps of a part of a stack.
-    """
-
-    precision: Precision = "full"
-    channels_last: bool = False
-    graphs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            wanted = ", ".join(get_args(Precision))
-            raise ValueError(f"precision is {self.precision!r}, but must be one of {wanted}")
 
 
 def computing(model: nn.Module, compute: Compute) -> nn.Module:

@@ -23,14 +23,8 @@ from fedl2p.core.functional.named_tensors import (
     inner,
     vector_jacobian,
 )
-from fedl2p.core.hypergradients.problem import (
-    Hypergradient,
-    HypergradientConfig,
-    Problem,
-    begin,
-    descending,
-    validated,
-)
+from fedl2p.core.hypergradients.problem import Hypergradient, Problem, begin, descending, validated
+from fedl2p.core.settings import HypergradientConfig
 
 
 def last_step(problem: Problem, config: HypergradientConfig) -> Hypergradient:

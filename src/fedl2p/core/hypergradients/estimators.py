@@ -42,17 +42,12 @@ from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import Batches, Part
 from fedl2p.core.finetuning.inner_loop import on
-from fedl2p.core.functional.model import Net, Statistics
+from fedl2p.core.functional.model import Net
 from fedl2p.core.hypergradients import at_end
 from fedl2p.core.hypergradients import unrolled as unrolling
-from fedl2p.core.hypergradients.problem import (
-    MODES,
-    Hypergradient,
-    HypergradientConfig,
-    Mode,
-    Problem,
-)
+from fedl2p.core.hypergradients.problem import Hypergradient, Problem
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import MODES, HypergradientConfig, Mode, Statistics
 
 __all__ = [
     "MODES",

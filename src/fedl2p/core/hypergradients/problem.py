@@ -5,10 +5,8 @@ Shapes: C clients, B norms, P parameter tensors, K inner steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,65 +15,13 @@ from fedl2p.core.finetuning.batches import Batches, Part
 from fedl2p.core.finetuning.in_place_sgd import Descent, down
 from fedl2p.core.finetuning.inner_loop import start_of
 from fedl2p.core.finetuning.sgd_step import cross_entropy
-from fedl2p.core.functional.model import Net, NetState, Statistics
+from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.functional.named_tensors import Members, Named, in_rows
+from fedl2p.core.settings import Statistics
 
-Mode = Literal["published", "last-step", "trajectory", "implicit", "truncated", "unrolled"]
 FEW, MANY = 12, 512
 """Validation examples per client and pass, of large models and of small ones: more would hold more
 activations than training does."""
-
-MODES: tuple[Mode, ...] = get_args(Mode)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HypergradientConfig:
-    """Which estimator, and its settings.
-
-    Parameters
-    ----------
-    mode
-        The estimator: last-step and trajectory are first-order and cheap, implicit solves with the
-        Hessian, truncated goes back through the last steps, unrolled through all (exact), published
-        is that of the reference.
-    steps
-        T of truncated, in inner steps.
-    segment
-        Inner steps whose graph is held at a time in unrolled and truncated: 1 holds one
-        step's graph and every step's weights; larger ones hold fewer weights and larger graphs,
-        and save a plain step's time for every graph that need not be made again. The result is
-        the same up to rounding. None: as many as fit into 256 MiB.
-    psi
-        Step of the Neumann series (published).
-    terms
-        Terms of the Neumann series after the first (published).
-    damping
-        Added to the Hessian's diagonal (implicit).
-    iterations
-        Of conjugate gradients at most (implicit); they stop early at a relative residual of
-        1e-10 or at negative curvature, where the inverse means nothing.
-    """
-
-    mode: Mode = "truncated"
-    steps: int = 10
-    segment: int | None = None
-    psi: float = 0.1
-    terms: int = 3
-    damping: float = 0.0
-    iterations: int = 10
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
-        for name in ("steps", "segment", "iterations"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be 1 or more")
-        if not (self.terms >= 0 and 0 < self.psi < math.inf and 0 <= self.damping < math.inf):
-            raise ValueError(
-                f"terms {self.terms} and damping {self.damping} must be 0 or more, psi {self.psi} "
-                "above 0, all finite"
-            )
 
 
 @dataclass(frozen=True)

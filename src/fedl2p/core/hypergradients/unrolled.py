@@ -16,14 +16,8 @@ from fedl2p.core.finetuning.batches import EpochBatches, Part, parts_of
 from fedl2p.core.finetuning.sgd_step import inner_step
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.functional.named_tensors import accumulate, in_rows, inner
-from fedl2p.core.hypergradients.problem import (
-    Hypergradient,
-    HypergradientConfig,
-    Problem,
-    begin,
-    descending,
-    validated,
-)
+from fedl2p.core.hypergradients.problem import Hypergradient, Problem, begin, descending, validated
+from fedl2p.core.settings import HypergradientConfig
 
 GRAPHS = 2**28
 """Bytes that the graphs of a segment may take together when its length is not given."""

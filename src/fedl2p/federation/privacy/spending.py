@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.federation import RoundRecord, Rounds, draw_cohort
 from fedl2p.federation.privacy import accounting
+from fedl2p.federation.round_records import RoundRecord
+from fedl2p.federation.rounds import draw_cohort
+from fedl2p.federation.settings import Rounds
 from fedl2p.runs.privacy_spent import MethodSpent, PrivacySpent, StageSpent
 
 

@@ -25,10 +25,11 @@ from torch import nn
 
 from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.in_place_sgd import Gradient, batch_gradient, descent
-from fedl2p.core.finetuning.inner_loop import InnerLoop, batches_of, finite, run_inner_loop
+from fedl2p.core.finetuning.inner_loop import batches_of, finite, run_inner_loop
 from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     DIVERGED,

@@ -16,7 +16,6 @@ from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import EpochBatches, parts_of
 from fedl2p.core.finetuning.in_place_sgd import down, moving
 from fedl2p.core.finetuning.inner_loop import (
-    InnerLoop,
     batches_of,
     finite,
     folded,
@@ -28,6 +27,7 @@ from fedl2p.core.finetuning.stacking import Resident, evaluate, over_stacks, res
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
+from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.tensor_groups import per_client
 from fedl2p.seeds import derive_seed

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fedl2p.core.finetuning.inner_loop import InnerLoop, Parts
-from fedl2p.core.hypergradients.estimators import HypergradientConfig
-from fedl2p.core.metanets import MetaNetsConfig
+from fedl2p.core.settings import HypergradientConfig, InnerLoop, MetaNetsConfig, Parts
 
 
 @dataclass(frozen=True, kw_only=True)
