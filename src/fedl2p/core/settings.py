@@ -259,17 +259,10 @@ class Compute:
         Whether weights, and with them activations, of 2-d convolutions are laid out with channels
         last. It changes results by rounding, and only clients that run alone: stacked ones lie side
         by side as channels.
-    graphs
-        Whether inner steps are recorded as CUDA graphs and replayed, which spares launching their
-        kernels one by one; needs a GPU. The first step of each shape of batches is recorded, which
-        takes as long as some steps. It changes no result. Not recorded are models with dropout,
-        whose masks come from seeds of each step, those whose norms hold another dtype than their
-        weights, and steps of a part of a stack.
     """
 
     precision: Precision = "full"
     channels_last: bool = False
-    graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
