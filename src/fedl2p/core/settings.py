@@ -143,9 +143,7 @@ class MetaNetsConfig:
         learnable shift and scale per entry, which lives in the nets, so that no profile leaves a
         client. log (default): log(0.001 + x) + 1.5 instead, then the same; divergences vary over
         orders of magnitude, and this has about mean 0 and deviation 1 over the clients of the
-        embedded data without anybody having looked at them. standardised: log1p, then the mean
-        and standard deviation over clients, which one round of averaging must collect first (it
-        shows the server the clients' profiles).
+        embedded data without anybody having looked at them.
     reads
         own: BNNet reads the divergences, LRNet the moments (published). whole: both read
         both. A shift that leaves the moments of whole tensors as they are, such as a rotated
@@ -183,7 +181,7 @@ class MetaNetsConfig:
     """
 
     hidden: int = 100
-    inputs: Literal["raw", "log1p", "log", "scaled", "standardised"] = "log"
+    inputs: Literal["raw", "log1p", "log", "scaled"] = "log"
     reads: Literal["own", "whole"] = "whole"
     rates: Literal["linear", "log"] = "log"
     clamp: Literal["straight-through", "inward"] = "inward"

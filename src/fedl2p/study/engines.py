@@ -95,7 +95,6 @@ def handler_of(
     opened = study.data.open(study.seed) if population is None else population
     names = dict.fromkeys(("fedavg", *study.methods))
     built = [methods.build(name, study.settings) for name in names]
-    built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
     return Handler(
         build=lambda: computing(
             models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),

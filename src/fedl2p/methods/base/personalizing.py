@@ -305,7 +305,7 @@ class WithoutRounds(Method):
         """It has no federated training."""
         return "none"
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return an empty state."""
         return {}
 
