@@ -32,10 +32,10 @@ METHOD = "fedl2p"
 FOLDER = "explain"
 BATCH = 256
 READS = {
-    "raw": "the profile as it is",
-    "log": "log(0.001 + divergence) and the moments",
+    "published": "the profile as it is",
+    "default": "log(0.001 + divergence) and the moments",
 }
-"""In what the path is straight, by how the profile enters the nets; all others take log1p."""
+"""In what the path is straight, by the form of the meta-nets."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _explain(
         recipe=world.study.recipe,
         seed=world.study.seed,
         compared=len(seen),
-        reads=READS.get(metanets.config.inputs, "log(1 + divergence) and the moments"),
+        reads=READS[metanets.config.form],
         entries=entries_of(profile, typical),
         mixes=mixes,
         rates=rates,
