@@ -206,12 +206,19 @@ class Compute:
         Whether weights, and with them activations, of 2-d convolutions are laid out with channels
         last. It changes results by rounding, and only clients that run alone: stacked ones lie side
         by side as channels.
+    stack_size
+        Most clients that are computed together as one stack, which is what makes many small models
+        fast; 1 for each alone. The clients of a round are cut into stacks in the order of their
+        names, so that no result depends on what runs them. It changes results by rounding.
     """
 
     precision: Precision = "full"
     channels_last: bool = False
+    stack_size: int = 10
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             wanted = ", ".join(get_args(Precision))
             raise ValueError(f"precision is {self.precision!r}, but must be one of {wanted}")
+        if self.stack_size < 1:
+            raise ValueError(f"stack_size is {self.stack_size}, but must be 1 or more clients")

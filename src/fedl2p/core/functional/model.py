@@ -220,6 +220,7 @@ class Net:
         self.sites = find_sites(model)
         self.plain = copy.deepcopy(model)
         self._compute = compute_of(model)
+        self.stack_size = self._compute.stack_size
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._draws = any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
