@@ -14,6 +14,7 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
+from fedl2p import methods
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
@@ -28,7 +29,7 @@ from fedl2p.study.engines import find_device
 from fedl2p.study.new_client import load_run
 from fedl2p.study.settings import Study
 
-METHOD = "fedl2p"
+METHOD = methods.METANETS
 FOLDER = "explain"
 BATCH = 256
 READS = {
