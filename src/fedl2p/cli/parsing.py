@@ -16,7 +16,7 @@ _EXTRAS = {
     "ray": "ray",
     "sklearn": "data",
     "soundfile": "audio",
-    "scipy": "audio",
+    "scipy": "report",
     "jinja2": "report",
     "tyro": "cli",
     "rich": "cli",
