@@ -18,6 +18,7 @@ _EXTRAS = {
     "soundfile": "audio",
     "scipy": "report",
     "jinja2": "report",
+    "matplotlib": "report",
     "tyro": "cli",
     "rich": "cli",
 }
