@@ -138,20 +138,18 @@ def test_parts_add_up_to_the_change_before_the_bounds(config: MetaNetsConfig) ->
     metanets, here, there = nets(config), made_up(1), made_up(2)
     found = attribute(metanets, here, there)
     assert found.gap <= 0.01
-    assert found.mix_parts.shape == (NORMS, ENTRIES)
-    for parts, change in (
-        (found.mix_parts, found.mix - found.typical_mix),
-        (found.rate_parts, found.rate - found.typical_rate),
-    ):
-        assert ((parts.sum(1) - change).abs() <= 0.01 * parts.abs().sum(1)).all()
-        assert (change.abs() > 1e-6).any()
+    parts, change = found.attributions, found.outputs - found.typical_outputs
+    assert parts.shape == (NORMS + len(SITES.params), ENTRIES)
+    assert ((parts.sum(1) - change).abs() <= 0.01 * parts.abs().sum(1)).all()
+    assert (change.abs() > 1e-6).all()
+    mix, rate = found.outputs.split([NORMS, len(SITES.params)])
     # Within the bounds these are the very hyperparameters that the client gets.
     wanted = metanets(here)
-    assert torch.allclose(found.mix.clamp(0, 1), wanted.mix.double(), atol=1e-5)
+    assert torch.allclose(mix.clamp(0, 1), wanted.mix.double(), atol=1e-5)
     if config.form == "default":
-        bounded = found.rate.exp().clamp(config.min_rate, config.max_rate)
+        bounded = rate.exp().clamp(config.min_rate, config.max_rate)
     else:
-        bounded = found.rate.clamp_min(0)
+        bounded = rate.clamp_min(0)
     assert torch.allclose(bounded, wanted.rate.double(), rtol=1e-4)
     assert torch.allclose(found.hyperparams.rate, wanted.rate.double(), rtol=1e-4)
 
@@ -194,8 +192,8 @@ def test_parts_agree_with_finite_differences_in_the_raw_profile(name: str) -> No
         move[:, i] = h
         slope = (outputs(middle + move) - outputs(middle - move)) / (2 * h[:, None])
         parts.append((slope * steps[:, i, None]).sum(0))
-    found = attribute(metanets, here, there, tolerance=1e-3)
-    ours = torch.cat([found.mix_parts, found.rate_parts])
+    found = attribute(metanets, here, there)
+    ours = found.attributions
     size = ours.abs().sum(1, keepdim=True)
     assert (size > 1e-6).all()
     assert ((torch.stack(parts, dim=1) - ours).abs() < 2e-3 * size).all()
@@ -221,7 +219,9 @@ def test_linear_nets_have_a_closed_form() -> None:
     scales = torch.cat([metanets.divergence_scale.scale, metanets.moments_scale.scale]).detach()
     logs = ((here.divergence + 1e-3) / (there.divergence + 1e-3)).log()
     apart = torch.cat([logs, (here.moments - there.moments).flatten()])
-    assert torch.allclose(found.mix_parts, weight * scales * apart, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(
+        found.attributions[:NORMS], weight * scales * apart, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_an_entry_that_the_nets_ignore_has_no_part_and_a_push_has_its_sign() -> None:
@@ -231,18 +231,20 @@ def test_an_entry_that_the_nets_ignore_has_no_part_and_a_push_has_its_sign() -> 
     farther = Profile(here.divergence.clone(), here.moments, 10, SITES)
     farther.divergence[1] = 50.0 * there.divergence[1]
     found = attribute(linear_nets(weight), farther, there)
-    assert found.mix_parts[0, 1] > 0.5
-    assert found.mix_parts[1, 1] < -0.5
-    found.mix_parts[:, 1] = 0
-    assert (found.mix_parts == 0).all()
+    mixes = found.attributions[:NORMS]
+    assert mixes[0, 1] > 0.5
+    assert mixes[1, 1] < -0.5
+    mixes[:, 1] = 0
+    assert (mixes == 0).all()
 
 
 def test_nets_that_read_their_own_inputs_ignore_the_others() -> None:
     found = attribute(nets(FORMS["published"]), made_up(1), made_up(2))
-    assert (found.mix_parts[:, NORMS:] == 0).all()
-    assert (found.rate_parts[:, :NORMS] == 0).all()
-    assert (found.mix_parts[:, :NORMS] != 0).any()
-    assert (found.rate_parts[:, NORMS:] != 0).any()
+    mixes, rates = found.attributions.split([NORMS, len(SITES.params)])
+    assert (mixes[:, NORMS:] == 0).all()
+    assert (rates[:, :NORMS] == 0).all()
+    assert (mixes[:, :NORMS] != 0).any()
+    assert (rates[:, NORMS:] != 0).any()
 
 
 def test_a_bound_hides_nothing() -> None:
@@ -253,8 +255,9 @@ def test_a_bound_hides_nothing() -> None:
     far.divergence[1] = 50.0 * there.divergence[1]
     found = attribute(linear_nets(weight), far, there)
     assert found.hyperparams.mix[0] == 1.0
-    assert found.mix[0] > 5.0
-    assert found.mix_parts[0, 1] == pytest.approx(float(found.mix[0] - found.typical_mix[0]))
+    assert found.outputs[0] > 5.0
+    change = found.outputs[0] - found.typical_outputs[0]
+    assert found.attributions[0, 1] == pytest.approx(float(change))
 
 
 def test_a_model_without_norms_has_rates_only() -> None:
@@ -262,8 +265,8 @@ def test_a_model_without_norms_has_rates_only() -> None:
     sites = find_sites(model)
     here, there = (profile(model, [examples(20, 4, seed=s)[0] * s]) for s in (1, 2))
     found = attribute(nets(FORMS["default"], sites), here, there)
-    assert found.mix_parts.shape == (0, 2 * len(sites.layers))
-    assert (found.rate_parts != 0).any()
+    assert found.attributions.shape == (len(sites.params), 2 * len(sites.layers))
+    assert (found.attributions != 0).any()
     assert found.gap <= 0.01
 
 
@@ -281,7 +284,7 @@ def test_what_cannot_be_explained_is_refused() -> None:
     here, there = made_up(1), made_up(2)
     with pytest.raises(ValueError, match="same hyperparameters for every client"):
         attribute(nets(MetaNetsConfig(constant=True)), here, there)
-    with pytest.raises(ValueError, match="index the cohort"):
+    with pytest.raises(ValueError, match="index the stack"):
         attribute(nets(FORMS["default"]), Profile.stack([here, there]), there)
     other = Sites(norms=("x",), layers=("x",), params=("w",), head=())
     with pytest.raises(ValueError, match="another model"):

@@ -16,8 +16,9 @@ _EXTRAS = {
     "ray": "ray",
     "sklearn": "data",
     "soundfile": "audio",
-    "scipy": "audio",
+    "scipy": "report",
     "jinja2": "report",
+    "matplotlib": "report",
     "tyro": "cli",
     "rich": "cli",
 }

@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -129,46 +128,43 @@ def _gap(parts: Tensor, change: Tensor) -> float:
     return float(torch.where(size > LEAST, missing / size, 0.0).max()) if len(size) else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attribution:
     """What moved one client's hyperparameters away from those of a typical client.
 
-    B norms, L layers, P parameter tensors, E = B + 2L profile entries in the order divergence of
-    every norm, then mean and standard deviation of every layer's input in turn.
+    B norms, P parameter tensors and L layers give O = B + P outputs, the mixes before the rates,
+    and E = B + 2L profile entries: the divergence of every norm, then mean and standard deviation
+    of every layer's input in turn.
 
     Parameters
     ----------
     hyperparams, typical
         What the nets write for the client's and for the typical profile, within the bounds.
-    mix, typical_mix
-        Shape (B,): the mixes before their bounds.
-    rate, typical_rate
-        Shape (P,): the rates before their bounds, as logarithms if ``scale`` is log.
-    mix_parts, rate_parts
-        Shapes (B, E) and (P, E): what each entry added; the rows add up to ``mix - typical_mix``
-        and ``rate - typical_rate``.
-    scale
-        log: a part of a rate is the logarithm of a factor. linear: it is a learning rate.
-    points, gap
-        See :class:`Integrated`.
+    outputs, typical_outputs
+        Shape (O,): the same before the bounds, rates as logarithms if ``log_rates``.
+    attributions
+        Shape (O, E): what each entry added to each output. A row adds up to the difference of
+        ``outputs`` and ``typical_outputs``.
+    log_rates
+        Whether the attribution of a rate is the logarithm of a factor on it.
+    steps
+        Points of the path at which the gradient was taken.
+    gap
+        How far the rows fail to add up: the largest over the outputs, as a fraction of the sum of
+        the output's absolute attributions.
     """
 
     hyperparams: Hyperparams
     typical: Hyperparams
-    mix: Tensor
-    typical_mix: Tensor
-    rate: Tensor
-    typical_rate: Tensor
-    mix_parts: Tensor
-    rate_parts: Tensor
-    scale: Literal["log", "linear"]
-    points: int
+    outputs: Tensor
+    typical_outputs: Tensor
+    attributions: Tensor
+    log_rates: bool
+    steps: int
     gap: float
 
 
-def attribute(
-    metanets: MetaNets, profile: Profile, typical: Profile, *, tolerance: float = TOLERANCE
-) -> Attribution:
+def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribution:
     """Attribute a client's hyperparameters to the entries of its profile.
 
     Parameters
@@ -179,14 +175,12 @@ def attribute(
         The client's profile.
     typical
         The profile that it is compared with, e.g. :func:`median_profile` of other clients.
-    tolerance
-        Wanted bound of :attr:`Attribution.gap`.
 
     Raises
     ------
     ValueError
         If the nets leave the profile out (``constant``), a profile is another model's or one of a
-        cohort, or something is not finite.
+        stack, or something is not finite.
     """
     if metanets.config.constant:
         raise ValueError(
@@ -194,28 +188,25 @@ def attribute(
             "them; explain meta-nets that read profiles"
         )
     if profile.divergence.dim() != 1 or typical.divergence.dim() != 1:
-        raise ValueError("attribute explains one client against one profile; index the cohort")
+        raise ValueError("attribute explains one client against one profile; index the stack")
     nets = copy.deepcopy(metanets).double().cpu().eval()
     norms = len(nets.sites.norms)
 
-    def outputs(read: Tensor) -> Tensor:
-        return torch.cat(nets.unbounded(read[..., :norms], read[..., norms:]), dim=-1)
+    def outputs(inputs: Tensor) -> Tensor:
+        return torch.cat(nets.unbounded(inputs[..., :norms], inputs[..., norms:]), dim=-1)
 
     with torch.no_grad():
-        here, there = nets(profile), nets(typical)
+        hyperparams, typical_hyperparams = nets(profile), nets(typical)
         end, start = (torch.cat(nets.prepared(p), dim=-1) for p in (profile, typical))
-    found = integrated_gradients(outputs, start, end, tolerance=tolerance)
+    found = integrated_gradients(outputs, start, end)
     return Attribution(
-        hyperparams=here,
-        typical=there,
-        mix=found.end[:norms],
-        typical_mix=found.start[:norms],
-        rate=found.end[norms:],
-        typical_rate=found.start[norms:],
-        mix_parts=found.parts[:norms],
-        rate_parts=found.parts[norms:],
-        scale="linear" if nets.config.form == "published" else "log",
-        points=found.points,
+        hyperparams=hyperparams,
+        typical=typical_hyperparams,
+        outputs=found.end,
+        typical_outputs=found.start,
+        attributions=found.parts,
+        log_rates=nets.config.form != "published",
+        steps=found.points,
         gap=found.gap,
     )
 

@@ -1,117 +1,106 @@
-"""Why one client got its hyperparameters: the numbers of one explanation, by name."""
+"""The numbers of one explanation, by name: profile entries, hyperparameters, attributions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
-
-from torch import Tensor
 
 from fedl2p.core.profiles import Profile
 from fedl2p.explain.attribution import Attribution
 from fedl2p.reporting.number_formats import MINUS, short_number
-from fedl2p.reporting.svg import shorten
 
-Kind = Literal["mix", "rate"]
-
-_ENTRY_WORDS = {"divergence": "divergence", "mean": "input mean", "sd": "input sd"}
-_SHORT_WORDS = {"divergence": "div.", "mean": "mean", "sd": "sd"}
+Bound = Literal["lower", "upper"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One entry of the profile: a divergence in nats, or a moment of a layer's input."""
 
-    kind: Literal["divergence", "mean", "sd"]
+    kind: Literal["divergence", "input mean", "input sd"]
     layer: str
     value: float
     typical: float
 
     @property
     def name(self) -> str:
-        """Return what it is, e.g. ``divergence of norm1``."""
-        return f"{_ENTRY_WORDS[self.kind]} of {self.layer}"
-
-    def short(self, length: int) -> str:
-        """Return the name in at most ``length`` letters; of a long layer name both ends stay."""
-        if len(self.name) <= length:
-            return self.name
-        kind = _SHORT_WORDS[self.kind]
-        return f"{kind} {shorten(self.layer, length - len(kind) - 1)}"
+        """What it is, e.g. ``divergence of norm1``."""
+        return f"{self.kind} of {self.layer}"
 
     @property
-    def unit(self) -> str:
-        """Return its unit with a space before it; moments have none."""
-        return " nats" if self.kind == "divergence" else ""
-
-    @property
-    def numbers(self) -> tuple[str, str]:
-        """Return the client's and the typical number with as many digits as tell them apart."""
+    def numbers(self) -> str:
+        """The client's and the typical number, with as many digits as tell them apart."""
         for digits in (2, 3, 4, 5):
             value, typical = short_number(self.value, digits), short_number(self.typical, digits)
             if value != typical or self.value == self.typical:
                 break
-        return value.replace("-", MINUS), typical.replace("-", MINUS)
+        unit = " nats" if self.kind == "divergence" else ""
+        return f"{value}{unit}, typical {typical}".replace("-", MINUS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
-    """One hyperparameter, or the mean of one kind, and what moved it.
+class Explained:
+    """One hyperparameter, or the mean of one kind, and its attributions.
 
     Parameters
     ----------
     kind, name
         mix and a norm layer, or rate and a parameter tensor.
     log
-        Whether ``before``, ``typical_before`` and ``parts`` are natural logarithms of rates.
+        Whether the outputs and attributions are natural logarithms of rates.
     value, typical
-        The client's and the typical client's, within the bounds.
-    before, typical_before
-        The same before the bounds.
-    parts
-        What each profile entry added to ``before - typical_before``.
+        Of the client and of the typical client, within the bounds.
+    output, typical_output
+        Of the meta-nets, before the bounds.
+    attributions
+        What each profile entry added to ``output - typical_output``.
     """
 
-    kind: Kind
+    kind: Literal["mix", "rate"]
     name: str
     log: bool
     value: float
     typical: float
-    before: float
-    typical_before: float
-    parts: tuple[float, ...]
+    output: float
+    typical_output: float
+    attributions: Sequence[float]
 
     @property
     def change(self) -> float:
-        """Return the difference that the parts add up to."""
-        return self.before - self.typical_before
+        """The difference that the attributions add up to."""
+        return self.output - self.typical_output
 
     @property
     def movement(self) -> float:
-        """Return the sum of the absolute parts: how much it was pushed, whatever the direction."""
-        return math.fsum(map(abs, self.parts))
+        """The sum of the absolute attributions."""
+        return math.fsum(map(abs, self.attributions))
 
     @property
-    def written(self) -> float:
-        """Return what the nets wrote for the client before the bounds, in the value's unit."""
-        return _exp(self.before) if self.log else self.before
+    def bound(self) -> Bound | None:
+        """The bound that holds the client's value, if one does."""
+        return _bound(self.value, self.unbounded(self.output))
 
-    @property
-    def typical_written(self) -> float:
-        """Return the same for the typical client."""
-        return _exp(self.typical_before) if self.log else self.typical_before
+    def unbounded(self, output: float) -> float:
+        """Return an output as a mix or a learning rate."""
+        if not self.log:
+            return output
+        return math.exp(output) if output < 700 else math.inf
 
-    @property
-    def bound(self) -> Literal["lower", "upper"] | None:
-        """Return the bound that holds the client's value, if one does."""
-        return _bound(self.value, self.written)
-
-    @property
-    def typical_bound(self) -> Literal["lower", "upper"] | None:
-        """Return the bound that holds the typical client's value, if one does."""
-        return _bound(self.typical, self.typical_written)
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return plain values; a rate beyond float64 is None."""
+        outputs = map(self.unbounded, (self.output, self.typical_output))
+        output, typical_output = (v if math.isfinite(v) else None for v in outputs)
+        return {
+            "value": self.value,
+            "typical": self.typical,
+            "before_bounds": output,
+            "typical_before_bounds": typical_output,
+            "bound": self.bound,
+            "change": self.change,
+            "attributions": dict(zip(names, self.attributions, strict=True)),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +113,16 @@ class Explanation:
         Who it is; the pool is seen, unseen or new.
     recipe, seed
         Of the run.
-    compared
-        How many seen clients the typical profile is the median of.
-    reads
-        In what the path between the two profiles is straight, in words.
+    num_typical
+        Number of seen clients whose median profile is the baseline.
+    path
+        In what the path from the baseline is straight, in words.
     entries
-        The profile, in the order of every ``parts``.
+        The profile, in the order of all attributions.
     mixes, rates
         Every hyperparameter; a model without batch-norm has no mixes.
-    mean_mix, mean_rate
-        The plain mean of the mixes (None without any), and the mean of the rates: geometric where
-        they are explained as logarithms.
-    points, gap, tolerance
-        How exact the parts are: how far they fail to add up, as a fraction of all movement of one
-        hyperparameter, and how far that was wanted at most.
+    steps, gap
+        Of the integral, see :class:`fedl2p.explain.attribution.Attribution`.
     """
 
     client: str
@@ -145,51 +130,42 @@ class Explanation:
     about: Mapping[str, str | float]
     recipe: str
     seed: int
-    compared: int
-    reads: str
-    entries: tuple[Entry, ...]
-    mixes: tuple[Moved, ...]
-    rates: tuple[Moved, ...]
-    mean_mix: Moved | None
-    mean_rate: Moved
-    points: int
+    num_typical: int
+    path: str
+    entries: Sequence[Entry]
+    mixes: Sequence[Explained]
+    rates: Sequence[Explained]
+    steps: int
     gap: float
-    tolerance: float
 
-    @property
-    def converged(self) -> bool:
-        """Tell whether the parts add up as well as was wanted."""
-        return self.gap <= self.tolerance
+    @cached_property
+    def means(self) -> tuple[Explained, ...]:
+        """The mean mix, if there is one, and the mean rate."""
+        return tuple(mean_of(kind) for kind in (self.mixes, self.rates) if kind)
 
-    @property
-    def means(self) -> tuple[Moved, ...]:
-        """Return the means that there are."""
-        return (self.mean_rate,) if self.mean_mix is None else (self.mean_mix, self.mean_rate)
+    @cached_property
+    def shares(self) -> list[float]:
+        """Each entry's share of all movement, mixes and rates weighing the same.
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Return each entry's share of all movement, mixes and rates weighing the same.
-
-        Movement is the sum of absolute parts, so that pushes in opposite directions do not cancel.
-        The shares add up to 1, or are all 0 if nothing moved.
+        Movement counts absolute attributions, so that opposite ones do not cancel. The shares add
+        up to 1, or are all 0 if nothing moved.
         """
-        kinds = [
-            [math.fsum(abs(m.parts[i]) for m in moved) for i in range(len(self.entries))]
-            for moved in (self.mixes, self.rates)
-        ]
-        moving = [(pushes, math.fsum(pushes)) for pushes in kinds if math.fsum(pushes) > 0]
-        return tuple(
-            math.fsum(pushes[i] / whole for pushes, whole in moving) / max(1, len(moving))
-            for i in range(len(self.entries))
-        )
+        shares = [0.0] * len(self.entries)
+        moving = [kind for kind in (self.mixes, self.rates) if any(one.movement for one in kind)]
+        for kind in moving:
+            whole = math.fsum(one.movement for one in kind)
+            for i in range(len(shares)):
+                pushes = math.fsum(abs(one.attributions[i]) for one in kind)
+                shares[i] += pushes / whole / len(moving)
+        return shares
 
-    @property
+    @cached_property
     def ranking(self) -> list[int]:
-        """Return the positions of the entries, the largest share first."""
+        """Positions of the entries, the largest share first."""
         shares = self.shares
-        return sorted(range(len(self.entries)), key=lambda i: -shares[i])
+        return sorted(range(len(shares)), key=lambda i: -shares[i])
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values: the full matrix, by name."""
         names = [entry.name for entry in self.entries]
         return {
@@ -199,126 +175,87 @@ class Explanation:
             "recipe": self.recipe,
             "seed": self.seed,
             "method": "integrated gradients",
-            "baseline": f"median profile of {self.compared} seen clients",
-            "path": f"straight in {self.reads}",
-            "rates_as": "logarithm" if self.mean_rate.log else "rate",
-            "points": self.points,
+            "baseline": f"median profile of {self.num_typical} seen clients",
+            "path": f"straight in {self.path}",
+            "rates_as": "logarithm" if self.rates[0].log else "rate",
+            "steps": self.steps,
             "gap": self.gap,
-            "converged": self.converged,
             "profile": {
-                entry.name: {
-                    "kind": entry.kind,
-                    "layer": entry.layer,
-                    "value": entry.value,
-                    "typical": entry.typical,
-                    "share": share,
-                }
+                entry.name: {"value": entry.value, "typical": entry.typical, "share": share}
                 for entry, share in zip(self.entries, self.shares, strict=True)
             },
-            "means": {moved.kind: _plain(moved, names) for moved in self.means},
-            "mix": {moved.name: _plain(moved, names) for moved in self.mixes},
-            "rate": {moved.name: _plain(moved, names) for moved in self.rates},
+            "means": {mean.kind: mean.to_dict(names) for mean in self.means},
+            "mix": {mix.name: mix.to_dict(names) for mix in self.mixes},
+            "rate": {rate.name: rate.to_dict(names) for rate in self.rates},
         }
 
 
-def entries_of(profile: Profile, typical: Profile) -> tuple[Entry, ...]:
-    """Return the entries of a profile in the order of :class:`Attribution`'s parts."""
+def profile_entries(profile: Profile, typical: Profile) -> tuple[Entry, ...]:
+    """Return the entries of a profile in the order of :class:`Attribution`'s columns."""
     sites = profile.sites
-    nats = [profile.divergence.tolist(), typical.divergence.tolist()]
-    moments = [profile.moments.tolist(), typical.moments.tolist()]
-    divergences = [
-        Entry(kind="divergence", layer=name, value=here, typical=there)
-        for name, here, there in zip(sites.norms, *nats, strict=True)
-    ]
-    inputs = [
-        entry
-        for name, here, there in zip(sites.layers, *moments, strict=True)
-        for entry in (
-            Entry(kind="mean", layer=name, value=here[0], typical=there[0]),
-            Entry(kind="sd", layer=name, value=here[1], typical=there[1]),
-        )
-    ]
-    return (*divergences, *inputs)
-
-
-def moved_of(found: Attribution) -> tuple[tuple[Moved, ...], tuple[Moved, ...]]:
-    """Return every mix and every rate with its parts."""
-    here, there, sites = found.hyperparams, found.typical, found.hyperparams.sites
-    mixes = (here.mix, there.mix, found.mix, found.typical_mix, found.mix_parts)
-    rates = (here.rate, there.rate, found.rate, found.typical_rate, found.rate_parts)
-    return (
-        _moved("mix", sites.norms, mixes, log=False),
-        _moved("rate", sites.params, rates, log=found.scale == "log"),
+    names = [("divergence", name) for name in sites.norms]
+    names += [(kind, name) for name in sites.layers for kind in ("input mean", "input sd")]
+    values = [[*p.divergence.tolist(), *p.moments.flatten().tolist()] for p in (profile, typical)]
+    return tuple(
+        Entry(kind=kind, layer=layer, value=value, typical=other)
+        for (kind, layer), value, other in zip(names, *values, strict=True)
     )
 
 
-def _moved(
-    kind: Kind, names: Sequence[str], columns: Sequence[Tensor], *, log: bool
-) -> tuple[Moved, ...]:
-    numbers: list[list[Any]] = [column.tolist() for column in columns]
-    return tuple(
-        Moved(
+def explained(attribution: Attribution) -> tuple[list[Explained], list[Explained]]:
+    """Return every mix and every rate with its attributions."""
+    sites = attribution.hyperparams.sites
+    ours, typical = attribution.hyperparams, attribution.typical
+    names = [("mix", name) for name in sites.norms] + [("rate", name) for name in sites.params]
+    columns = (
+        [*ours.mix.tolist(), *ours.rate.tolist()],
+        [*typical.mix.tolist(), *typical.rate.tolist()],
+        attribution.outputs.tolist(),
+        attribution.typical_outputs.tolist(),
+        attribution.attributions.tolist(),
+    )
+    every = [
+        Explained(
             kind=kind,
             name=name,
-            log=log,
+            log=kind == "rate" and attribution.log_rates,
             value=value,
-            typical=typical,
-            before=before,
-            typical_before=typical_before,
-            parts=tuple(parts),
+            typical=other,
+            output=output,
+            typical_output=typical_output,
+            attributions=attributions,
         )
-        for name, value, typical, before, typical_before, parts in zip(names, *numbers, strict=True)
-    )
+        for (kind, name), value, other, output, typical_output, attributions in zip(
+            names, *columns, strict=True
+        )
+    ]
+    return every[: len(sites.norms)], every[len(sites.norms) :]
 
 
-def mean_of(many: Sequence[Moved]) -> Moved | None:
-    """Return the mean of one kind, geometric for logarithms; None of none."""
-    if not many:
-        return None
+def mean_of(many: Sequence[Explained]) -> Explained:
+    """Return the mean of one kind, geometric for logarithms."""
     log = many[0].log
 
     def within(values: list[float]) -> float:
-        return _exp(_mean([math.log(v) for v in values])) if log else _mean(values)
+        return math.exp(_mean([math.log(v) for v in values])) if log else _mean(values)
 
-    return Moved(
+    return Explained(
         kind=many[0].kind,
         name="mean",
         log=log,
-        value=within([m.value for m in many]),
-        typical=within([m.typical for m in many]),
-        before=_mean([m.before for m in many]),
-        typical_before=_mean([m.typical_before for m in many]),
-        parts=tuple(map(_mean, zip(*(m.parts for m in many), strict=True))),
+        value=within([one.value for one in many]),
+        typical=within([one.typical for one in many]),
+        output=_mean([one.output for one in many]),
+        typical_output=_mean([one.typical_output for one in many]),
+        attributions=[_mean(c) for c in zip(*(one.attributions for one in many), strict=True)],
     )
-
-
-def _plain(moved: Moved, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "value": moved.value,
-        "typical": moved.typical,
-        "before_bounds": _finite(moved.written),
-        "typical_before_bounds": _finite(moved.typical_written),
-        "bound": moved.bound,
-        "typical_bound": moved.typical_bound,
-        "change": moved.change,
-        "parts": dict(zip(names, moved.parts, strict=True)),
-    }
-
-
-def _finite(value: float) -> float | None:
-    # JSON has no infinity; a logarithm that large has no rate in float64.
-    return value if math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
-
-
-def _bound(value: float, written: float) -> Literal["lower", "upper"] | None:
-    if math.isclose(value, written, rel_tol=1e-9, abs_tol=1e-12):
+def _bound(value: float, output: float) -> Bound | None:
+    if math.isclose(value, output, rel_tol=1e-9, abs_tol=1e-12):
         return None
-    return "upper" if written > value else "lower"
+    return "upper" if output > value else "lower"

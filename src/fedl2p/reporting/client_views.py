@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedl2p.reporting.method_names import method_name
@@ -38,8 +38,20 @@ class ClientView:
         """
         if self.strategy is None or not self.strategy.divergence:
             return None
-        logs = [math.log(v) for v in self.strategy.divergence.values() if 0 < v < math.inf]
-        return math.exp(sum(logs) / len(logs)) if logs else None
+        return _geometric_mean(self.strategy.divergence.values())
+
+    @property
+    def mean_mix(self) -> float | None:
+        """Plain mean over norm layers; None if it is not known or there are none."""
+        if self.strategy is None:
+            return None
+        values = [v for v in self.strategy.mix.values() if math.isfinite(v)]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def mean_rate(self) -> float | None:
+        """Geometric mean over parameter tensors; None if it is not known."""
+        return None if self.strategy is None else _geometric_mean(self.strategy.rate.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +173,12 @@ def rival_of(run: RunFolder, method: str) -> str | None:
 def label(method: str) -> str:
     """Return a method's name in tables."""
     return method_name(method).label
+
+
+def _geometric_mean(values: Iterable[float]) -> float | None:
+    """Return the geometric mean of the positive finite values; None if there are none."""
+    logs = [math.log(v) for v in values if 0 < v < math.inf]
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def _tested(row: Row) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedl2p.reporting.client_views import ClientView, Group, group_views, kind_key, label, main_pool
-from fedl2p.reporting.intervals import mean_interval, rank_correlation
+from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
 from fedl2p.reporting.number_formats import LEVEL, percent, points, seconds, signed
 from fedl2p.runs.reading import RunFolder
@@ -166,8 +166,8 @@ def _why(views: Sequence[ClientView]) -> list[str]:
     pairs = [(view, distance) for view, distance in known if distance is not None]
     if len(pairs) < 6:
         return []
-    rho = rank_correlation([d for _, d in pairs], [view.gain for view, _ in pairs])
-    out = [_distance_and_gain(rho, len(pairs))] if math.isfinite(rho) else []
+    rho = _rank_correlation([d for _, d in pairs], [view.gain for view, _ in pairs])
+    out = [] if rho is None else [_distance_and_gain(rho, len(pairs))]
     pairs.sort(key=lambda pair: pair[1])
     third = len(pairs) // 3
     near, far = [v for v, _ in pairs[:third]], [v for v, _ in pairs[-third:]]
@@ -179,6 +179,15 @@ def _why(views: Sequence[ClientView]) -> list[str]:
             f"{_mean_rate(near):.2g} and {_mean_rate(far):.2g} (geometric means)."
         )
     return out
+
+
+def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation; None if one of the two is constant."""
+    if min(len(set(first)), len(set(second))) < 2:
+        return None
+    from scipy import stats
+
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def _distance_and_gain(rho: float, clients: int) -> str:

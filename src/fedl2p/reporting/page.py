@@ -21,10 +21,8 @@ from fedl2p.reporting.client_views import (
     rival_of,
 )
 from fedl2p.reporting.comparison import flatten
-from fedl2p.reporting.curves import curve
-from fedl2p.reporting.dot_strips import strips
+from fedl2p.reporting.figures import gain_strips, learning_curve, strategy_maps
 from fedl2p.reporting.method_names import method_name
-from fedl2p.reporting.strategy_panels import gutter, strategy_panels
 from fedl2p.runs.files import damaged, write_atomically
 from fedl2p.runs.privacy_spent import epsilon_words
 from fedl2p.runs.reading import RoundLine, RunFolder, read_run
@@ -78,18 +76,23 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         "failures": _failures(run),
         "kind": kind_key(run),
         "has_pools": len({view.pool for view in views}) == 2,
-        "gains": strips(
-            groups, lambda view: view.gain, label=f"gain of each client under {label(method)}"
+        "gains": gain_strips(
+            groups,
+            lambda view: view.gain,
+            name="gains",
+            label=f"Gain of each client under {label(method)}, one row per group",
         ),
         "rival": label(rival) if rival else None,
         "against_sentence": findings.against_sentence(method, rival, views) if rival else "",
-        "against": strips(
-            groups, lambda view: view.against, label="difference of each client to the rival"
+        "against": gain_strips(
+            groups,
+            lambda view: view.against,
+            name="against",
+            label=f"{label(method)} minus {label(rival)}, one dot per client, one row per group",
         )
         if rival
-        else "",
-        "gutter": gutter(groups),
-        "panels": strategy_panels(groups) if focus else [],
+        else None,
+        "strategies": strategy_maps(groups) if focus else [],
         "with_strategy": sum(view.strategy is not None for view in views),
         "with_mix": any(view.strategy and view.strategy.mix for view in views),
         "stages": _stages(run.rounds),
@@ -214,7 +217,7 @@ _STAGE_NAMES = {
 
 def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
     """Return the curves of every stage of several rounds."""
-    out = []
+    out: list[dict[str, Any]] = []
     for stage, lines in _by_stage(rounds).items():
         if _trained(lines) < 2:
             continue
@@ -241,9 +244,21 @@ def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "note": note,
-                "loss": curve(xs, losses, label=f"{name}: loss by round", percent=False, best=best),
-                "accuracy": curve(
-                    xs, accuracies, label=f"{name}: accuracy by round", percent=True, best=marked
+                "loss": learning_curve(
+                    xs,
+                    losses,
+                    name=f"loss-{len(out)}",
+                    label=f"{name}: loss by round",
+                    percent=False,
+                    best=best,
+                ),
+                "accuracy": learning_curve(
+                    xs,
+                    accuracies,
+                    name=f"accuracy-{len(out)}",
+                    label=f"{name}: accuracy by round",
+                    percent=True,
+                    best=marked,
                 ),
             }
         )
@@ -326,6 +341,13 @@ def _clients(views: Sequence[ClientView]) -> list[dict[str, Any]]:
             "after": view.row.accuracy,
             "gain": view.gain,
             "against": view.against,
+            "divergence": _two_digits(view.distance),
+            "mix": "" if view.mean_mix is None else f"{view.mean_mix:.2f}",
+            "rate": _two_digits(view.mean_rate),
         }
         for view in sorted(views, key=lambda view: (-view.gain, view.name))
     ]
+
+
+def _two_digits(value: float | None) -> str:
+    return "" if value is None else number_formats.short_number(value)

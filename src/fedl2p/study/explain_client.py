@@ -20,8 +20,8 @@ from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
 from fedl2p.data.npz import read_npz_client
 from fedl2p.data.population import Population
-from fedl2p.explain.attribution import TOLERANCE, attribute, median_profile
-from fedl2p.explain.explanation import Explanation, entries_of, mean_of, moved_of
+from fedl2p.explain.attribution import attribute, median_profile
+from fedl2p.explain.explanation import Explanation, explained, profile_entries
 from fedl2p.explain.page import render_explanation
 from fedl2p.explain.sentences import text
 from fedl2p.runs.files import damaged, read_json, write_atomically
@@ -40,7 +40,7 @@ READS = {
 
 
 @dataclass(frozen=True)
-class Explained:
+class ClientExplanation:
     """An explanation and the files that were written."""
 
     explanation: Explanation
@@ -60,8 +60,7 @@ def explain_client(
     out: str | Path | None = None,
     device: str = "auto",
     model: str | None = None,
-    tolerance: float = TOLERANCE,
-) -> Explained:
+) -> ClientExplanation:
     """Explain the hyperparameters of one client, and write a page and the numbers.
 
     The client is compared with a typical one, whose profile is the median, entry by entry, of the
@@ -88,12 +87,10 @@ def explain_client(
     model
         The run's model, if it is none of :mod:`fedl2p.models.registry`: see
         :func:`fedl2p.study.new_client.load_run`.
-    tolerance
-        How far the parts may fail to add up, as a fraction of all movement of a hyperparameter.
 
     Returns
     -------
-    Explained
+    ClientExplanation
         Its ``page`` and ``numbers`` are ``NAME.html`` and ``NAME.json``.
 
     Raises
@@ -122,7 +119,7 @@ def explain_client(
     # The new client's file is read before the profiles of many others are looked at.
     profile = world.profile(client) if client is not None else world.new_profile(Path(str(data)))
     name = client if client is not None else Path(str(data)).stem
-    explanation = _explain(world, metanets, profile, name, client is None, tolerance)
+    explanation = _explain(world, metanets, profile, name, client is None)
     # A new client may be called like one of the run.
     usual = run / FOLDER if client is not None else run / FOLDER / "new"
     return _write(explanation, usual if out is None else Path(out))
@@ -225,42 +222,37 @@ def _recorded(path: Path, sites: Sites) -> Profile:
 
 
 def _explain(
-    world: _World, metanets: MetaNets, profile: Profile, name: str, new: bool, tolerance: float
+    world: _World, metanets: MetaNets, profile: Profile, name: str, new: bool
 ) -> Explanation:
     seen = world.seen
     if not seen:
         raise damaged(world.run / "population.json", "it names no seen client to compare with")
     typical = median_profile([world.profile(one) for one in seen])
-    found = attribute(metanets, profile, typical, tolerance=tolerance)
-    mixes, rates = moved_of(found)
-    mean_rate = mean_of(rates)
-    assert mean_rate is not None, "a model without parameters has no sites"
+    attribution = attribute(metanets, profile, typical)
+    mixes, rates = explained(attribution)
     return Explanation(
         client=name,
         pool="new" if new else "seen" if world.pools[name] == "seen" else "unseen",
         about={} if new else world.about[name],
         recipe=world.study.recipe,
         seed=world.study.seed,
-        compared=len(seen),
-        reads=READS[metanets.config.form],
-        entries=entries_of(profile, typical),
+        num_typical=len(seen),
+        path=READS[metanets.config.form],
+        entries=profile_entries(profile, typical),
         mixes=mixes,
         rates=rates,
-        mean_mix=mean_of(mixes),
-        mean_rate=mean_rate,
-        points=found.points,
-        gap=found.gap,
-        tolerance=tolerance,
+        steps=attribution.steps,
+        gap=attribution.gap,
     )
 
 
-def _write(explanation: Explanation, out: Path) -> Explained:
+def _write(explanation: Explanation, out: Path) -> ClientExplanation:
     # A client may be called anything; its files stay inside the folder.
     stem = quote(explanation.client, safe=" ")
-    done = Explained(explanation, out / f"{stem}.html", out / f"{stem}.json")
+    done = ClientExplanation(explanation, out / f"{stem}.html", out / f"{stem}.json")
     # Both are made before either is written.
     page = render_explanation(explanation)
-    numbers = json.dumps(explanation.as_json(), indent=1, ensure_ascii=False) + "\n"
+    numbers = json.dumps(explanation.to_dict(), indent=1, ensure_ascii=False) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(done.numbers, numbers)
