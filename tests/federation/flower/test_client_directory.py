@@ -23,7 +23,7 @@ from fedl2p.federation.clients.node import Handler, kept
 from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower.client_directory import Frozen, Nodes, in_process
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.rounds import draw_cohort, federate
+from fedl2p.federation.sampling import draw_cohort, federate
 from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model, same
 
