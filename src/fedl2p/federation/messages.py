@@ -46,7 +46,7 @@ DTYPES = {
 
 
 class FederationError(RuntimeError):
-    """The rounds cannot go on: too many in a row brought too few good answers, or no worker runs."""
+    """The rounds cannot go on: too many in a row had too few good answers, or no worker runs."""
 
 
 class UnknownModelError(LookupError):
@@ -257,5 +257,5 @@ def _tensor_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     array = torch.empty(0, dtype=torch.float32 if dtype in HALF else dtype).numpy()
     buffer = BytesIO()
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(buffer, header)
     return len(buffer.getvalue()) + int(np.prod(shape, dtype=np.int64)) * array.dtype.itemsize

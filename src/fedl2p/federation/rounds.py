@@ -389,9 +389,7 @@ def _flowers_rule(rounds: Rounds) -> Rule:
     return robust_rule(rounds)
 
 
-def _combine(
-    progress: Progress, tally: Tally, optimizer: ServerOptimizer, rounds: Rounds
-) -> None:
+def _combine(progress: Progress, tally: Tally, optimizer: ServerOptimizer, rounds: Rounds) -> None:
     """Make the next state of the answers, or keep the old one if they are too few.
 
     Under central privacy the state moves by noise at least: whether it moved must not tell who took

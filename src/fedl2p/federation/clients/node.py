@@ -145,10 +145,10 @@ class ClientNode:
                             updates = _in_order(clients, method.validate(model, state, clients))
                             answers = [self._validated(question, u) for u in updates]
                         case "personalize":
-                            outcomes = _in_order(
-                                clients, method.personalize(model, state, clients)
-                            )
-                            answers = [self._personalized(question, model, state, o) for o in outcomes]
+                            outcomes = _in_order(clients, method.personalize(model, state, clients))
+                            answers = [
+                                self._personalized(question, model, state, o) for o in outcomes
+                            ]
                 except Exception as error:
                     if len(names) > 1:
                         size = self.stack_size if len(names) > self.stack_size else 1

@@ -187,7 +187,9 @@ class ServerOptimizer:
         match rounds.strategy:
             case "fedavgm":
                 sgd(
-                    *([param], [gradient], [remembered("momentum")]),
+                    [param],
+                    [gradient],
+                    [remembered("momentum")],
                     weight_decay=0.0,
                     momentum=rounds.server_beta1,
                     lr=rate,
@@ -198,7 +200,10 @@ class ServerOptimizer:
                 )
             case "fedadagrad":
                 adagrad(
-                    *([param], [gradient], [remembered("squares")], step),
+                    [param],
+                    [gradient],
+                    [remembered("squares")],
+                    step,
                     lr=rate,
                     weight_decay=0.0,
                     lr_decay=0.0,
@@ -207,9 +212,13 @@ class ServerOptimizer:
                     foreach=False,
                 )
             case "fedadam":
-                first, second = remembered("first"), remembered("second")
                 adam(
-                    *([param], [gradient], [first], [second], [], step),
+                    [param],
+                    [gradient],
+                    [remembered("first")],
+                    [remembered("second")],
+                    [],
+                    step,
                     amsgrad=False,
                     beta1=rounds.server_beta1,
                     beta2=rounds.server_beta2,
