@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.functional.precision import computing, recorder_of
+from fedl2p.core.functional.precision import computing
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode, OnPersonalized
@@ -45,11 +45,9 @@ def device_of(study: Study) -> torch.device:
     Raises
     ------
     ValueError
-        If there is no such device, Ray's workers are given none of it, or the study wants CUDA
-        graphs on another one.
+        If there is no such device, or Ray's workers are given none of it.
     """
     device, share = find_device(study.device), study.ray.gpus_per_worker
-    recorder_of(study.compute, device)  # refuses CUDA graphs without CUDA
     if study.engine != "ray":
         return device
     if study.device == "cuda" and not share:
