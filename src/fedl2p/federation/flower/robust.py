@@ -76,7 +76,7 @@ class _Tensor(Array):
     array: np.ndarray[Any, Any]
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.__dict__["array"] = array
+        self.__dict__.update(array=array, data=b"")
 
     def numpy(self) -> np.ndarray[Any, Any]:
         return self.array

@@ -157,10 +157,15 @@ class ServerOptimizer:
         new = dict(mean)
         for name, old in state.items() if self._rounds.strategy != "fedavg" else ():
             if old.is_floating_point() and name not in self._buffers:
-                new[name] = like(self._stepped(name, old, mean[name], memory), old)
+                try:
+                    new[name] = like(self._stepped(name, old, mean[name], memory), old)
+                except RuntimeError as error:  # a rate that the tensor's dtype does not hold
+                    raise ArithmeticError(
+                        f"the combined answers overflow in tensor {name!r}"
+                    ) from error
         memory["steps"] = memory["steps"] + 1
-        if (name_ := not_finite(new) or not_finite(memory)) is not None:
-            raise ArithmeticError(f"the combined answers overflow in tensor {name_!r}")
+        if (overflown := not_finite(new) or not_finite(memory)) is not None:
+            raise ArithmeticError(f"the combined answers overflow in tensor {overflown!r}")
         self.memory = memory
         return {name: t.clamp(min=0) if name in self._variances else t for name, t in new.items()}
 
