@@ -12,9 +12,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedl2p import app, methods, models, recipes
-from fedl2p.deploy import server as serving
 from fedl2p.core.functional.precision import computing
 from fedl2p.core.settings import Compute
+from fedl2p.deploy import server as serving
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower.clients import OnFlower

@@ -30,7 +30,8 @@ from fedl2p.federation.listeners import CsvListener, FailuresListener
 from fedl2p.federation.messages import WEIGHT, Clients, one_line
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
-from fedl2p.federation.rounds import FederationError, federate
+from fedl2p.federation.messages import FederationError
+from fedl2p.federation.rounds import federate
 from fedl2p.federation.server.aggregation import ServerOptimizer
 from fedl2p.federation.server.answer_checks import objection, overweight
 from fedl2p.federation.settings import Robust, Rounds, Strategy

@@ -18,7 +18,9 @@ from fedl2p.federation.flower.encoded import Encoded
 from fedl2p.federation.messages import Clients
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
-from fedl2p.federation.rounds import FederationError, draw_cohort, federate
+from fedl2p.federation.messages import FederationError
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.sampling import draw_cohort
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method
 from fedl2p.seeds import derive_seed
@@ -369,4 +371,6 @@ def test_personalize_reaches_unseen_clients_and_reads_what_clients_keep() -> Non
     )
     assert [o.client for o in some] == ["c3", "c0"]
     with pytest.raises(ValueError, match="there is no client 'c9'"):
-        personalize_all(method, model(), done.state, population, seed=0, clients=clients, names=["c9"])
+        personalize_all(
+            method, model(), done.state, population, seed=0, clients=clients, names=["c9"]
+        )

@@ -24,7 +24,8 @@ from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower.client_directory import Nodes, in_process
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.privacy.settings import Privacy
-from fedl2p.federation.sampling import draw_cohort, federate
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.sampling import draw_cohort
 from fedl2p.federation.server.aggregation import Aggregator
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update

@@ -69,9 +69,7 @@ class Reading(NodeGrid):
             assert not reply.has_error(), reply.error.reason
             node = reply.metadata.src_node_id
             kind = reply.metadata.message_type
-            self.said.append(
-                Said(names[(node - 3) // 7], kind, questions[node], reply.content)
-            )
+            self.said.append(Said(names[(node - 3) // 7], kind, questions[node], reply.content))
         return replies
 
 

@@ -123,7 +123,7 @@ def federate(
         buffers=[name for name, _ in model.named_buffers()],
         variances=_variances(model),
     )
-    new_mean = _mean_of(rounds, size)
+    new_mean = mean_of(rounds, size)
     job = _job(stage, method, seed, rounds, names, frozen)
     progress = None
     if checkpoint is not None and resume:
@@ -365,7 +365,7 @@ def spending(
     )
 
 
-def _mean_of(rounds: Rounds, size: int) -> Callable[[State, Gaussian], Mean]:
+def mean_of(rounds: Rounds, size: int) -> Callable[[State, Gaussian], Mean]:
     """Return what makes a round's mean, from the state that is sent and a source of noise."""
     privacy = rounds.privacy
     if privacy.central:

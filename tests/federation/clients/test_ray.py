@@ -17,17 +17,18 @@ from typing import Any
 
 import pytest
 import torch
+from fedl2p.federation.checkpoints import load_newest
+from fedl2p.federation.clients.ray_settings import Ray
 from torch import nn
 
 from fedl2p import recipes
 from fedl2p.core.settings import InnerLoop
-from fedl2p.federation.checkpoints import load_newest
 from fedl2p.federation.clients.in_process import InProcessGrid
 from fedl2p.federation.clients.node import Handler
 from fedl2p.federation.clients.ray import RayGrid
-from fedl2p.federation.clients.ray_settings import Ray
 from fedl2p.federation.flower.client_directory import Nodes
-from fedl2p.federation.rounds import FederationError, federate
+from fedl2p.federation.messages import FederationError
+from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update
 from fedl2p.runs.layout import load_tensors

@@ -61,10 +61,10 @@ def encode_state(state: State) -> ArrayRecord:
     """
     record = ArrayRecord()
     for name, tensor in state.items():
-        array = tensor.detach().cpu()
+        dtype, array = dtype_name(tensor.dtype), tensor.detach().cpu()
         array = (array.float() if array.dtype in HALF else array).contiguous()
         data = Array(array.numpy()).data
-        record[name] = Array(dtype_name(tensor.dtype), tuple(tensor.shape), _NUMPY, data)
+        record[name] = Array(dtype, tuple(tensor.shape), _NUMPY, data)
     return record
 
 
