@@ -27,10 +27,9 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.listeners import CsvListener, FailuresListener
-from fedl2p.federation.messages import WEIGHT, Clients, one_line
+from fedl2p.federation.messages import WEIGHT, Clients, FederationError, one_line
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
-from fedl2p.federation.messages import FederationError
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.server.aggregation import ServerOptimizer
 from fedl2p.federation.server.answer_checks import objection, overweight

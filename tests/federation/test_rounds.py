@@ -15,10 +15,9 @@ from fedl2p.core.settings import Compute
 from fedl2p.federation.clients.in_process import InProcess, in_process
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower.encoded import Encoded
-from fedl2p.federation.messages import Clients
+from fedl2p.federation.messages import Clients, FederationError
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
-from fedl2p.federation.messages import FederationError
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.sampling import draw_cohort
 from fedl2p.federation.settings import Rounds
