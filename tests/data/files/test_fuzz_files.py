@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedl2p.federation.checkpoints import Checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -23,7 +22,8 @@ from safetensors.torch import save, save_file
 from fedl2p import MetaNets, MetaNetsConfig, models
 from fedl2p.core.sites import find_sites
 from fedl2p.data.npz import NpzFolder, read_npz_client
-from fedl2p.federation import checkpoints
+from fedl2p.federation import progress as checkpoints
+from fedl2p.federation.progress import Checkpoint
 from fedl2p.reporting.page import write_page
 from fedl2p.runs.layout import load_tensors
 from fedl2p.study.new_client import load_run

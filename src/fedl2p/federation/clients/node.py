@@ -12,7 +12,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from fedl2p.core.clientdata import ClientData
 from fedl2p.core.functional.precision import compute_of
 from fedl2p.data.pools.opened import KEEP_BYTES, Opened, size_of
 from fedl2p.data.population import Population
@@ -258,19 +257,17 @@ class ClientNode:
     def _failed(self, question: Question, name: str, reason: str) -> Answer:
         """Return the answer of a client that failed."""
         if question.action == "personalize":
-            return Answer(client=name, outcome=failed_outcome(name, reason, *self._counts(name)))
+            try:
+                data = self._open(name)
+            except Exception:  # then that is the reason, and its examples are not known
+                return Answer(client=name, failure=reason)
+            tested = 0 if data.test is None else len(data.test.y)
+            outcome = failed_outcome(name, reason, len(data.train.y), tested)
+            return Answer(client=name, outcome=outcome)
         if question.method in self._local:  # no metric and no reason may leave the client
             log.warning("client %s failed: %s", name, reason)
             reason = "it failed; under local privacy the reason stays on the node"
         return Answer(client=name, failure=reason)
-
-    def _counts(self, name: str) -> tuple[int, int]:
-        """Return how many training and test examples a client has, 0 where it cannot be opened."""
-        try:
-            data: ClientData = self._open(name)
-        except Exception:  # then that is why it failed
-            return 0, 0
-        return len(data.train.y), 0 if data.test is None else len(data.test.y)
 
 
 def failed_outcome(client: str, reason: str, num_train: int = 0, num_test: int = 0) -> Outcome:
