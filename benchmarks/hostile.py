@@ -35,8 +35,8 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.data.digits import Digits
-from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.messages import FederationError
+from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Robust, Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update

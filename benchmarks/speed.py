@@ -330,9 +330,8 @@ def rows_of(case: Case) -> list[Row]:
 
 def idle(engine: str) -> Work:
     """Return rounds of clients that do nothing, on an engine; their states are small ones."""
-    encoded = "encoded" in engine
-    nodes = engines.here(100, cohort=1, live=not encoded)
-    return lambda: engines.milliseconds(nodes, 100, engines.SIZES[0], rounds=1)
+    where = engines.here(100, encoded="encoded" in engine)
+    return lambda: engines.milliseconds(where, 100, engines.SIZES[0], rounds=1)
 
 
 def measured(work: Work, floor: Work, repeats: int, seconds: float) -> tuple[float, float, float]:

@@ -136,7 +136,7 @@ _CHANGES = (
         },
         watched=True,
     ),
-    Row("server: FedYogi", changes={LEARN + "strategy": "fedyogi"}),
+    Row("server: FedAdagrad", changes={LEARN + "strategy": "fedadagrad"}),
     Row(
         "server: plain average, clients step by SGD 0.01",
         changes={
@@ -249,10 +249,11 @@ def fingerprint(row: Row, seed: int) -> str:
     What changes a result by rounding alone (engine, cohorts, held graphs) is left out.
     """
     plain = to_plain(dataclasses.replace(row.study(seed), methods=(row.method,)))
-    for field in ("engine", "device", "cohort", "ray"):
+    for field in ("engine", "device", "ray"):
         del plain[field]
+    del plain["compute"]["stack_size"]
     del plain["settings"]["meta"]["hypergradient"]["segment"]
-    if plain["compute"] == to_plain(Compute()):  # results from before there was a choice
+    if row.study(seed).compute == Compute():  # results from before there was a choice
         del plain["compute"]
     key = [plain, row.profiles, row.watched, *([True] if row.cheats else [])]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -31,6 +31,7 @@ from fedl2p.federation.clients.received_models import ReceivedModels
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.runs.config import to_plain
 from fedl2p.study.new_client import personalize_new_client
+from support import flower_grid  # noqa: F401
 
 pytest.importorskip("sklearn")
 
