@@ -66,7 +66,7 @@ class LocalClients:
     def has_model(self, key: str) -> list[str] | None:
         """Return the clients that have a model, sorted; None for all."""
         names = self._has_model.get(key, set())
-        return None if names is None else sorted(names)
+        return None if names is None or len(names) == len(self._names) else sorted(names)
 
     def set_has_model(self, key: str, names: Sequence[str] | None) -> None:
         """Set which clients have a model; None for all."""
