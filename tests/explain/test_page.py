@@ -73,7 +73,6 @@ def explained(
         entries=ENTRIES,
         mixes=mixes,
         rates=rates,
-        steps=256,
         gap=0.002,
     )
     return dataclasses.replace(made, **changes)
@@ -131,7 +130,7 @@ def test_the_terminal_says_who_what_and_why() -> None:
     assert "The mean mix is 0.72 against 0.62, a change of +0.095" in flat
     assert "The rate of w is 0.09 against 0.05, a change of x1.80, mostly because of" in flat
     assert re.search(r"^  mix of norm2 +0\.91 +0\.75 +\+0\.16   input sd of conv1", said, re.M)
-    assert "within 0.2 % of all movement (256 steps)" in flat
+    assert "within 0.2 % of all movement" in flat
     assert "bound" not in said
     assert all(len(line) <= 100 for line in lines if not line.startswith("  "))
 

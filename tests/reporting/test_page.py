@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,6 +257,18 @@ def test_a_damaged_file_is_named(
         write_page(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib", "scipy"])
+def test_a_missing_package_is_named_with_its_remedy(
+    usual: Path, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(usual, tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").unlink()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {package}.*fedl2p\[report\]"):
+        write_page(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "report.html").exists()
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 Integrated gradients (Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017,
 section 3): along the straight path from a typical profile to the client's, the gradient of an
-output by an entry, times the entry's difference. The parts of one output add up to the whole
-difference of that output (completeness), which is measured here and bounds the numerical error.
+output with respect to an entry, times the entry's difference. The attributions of one output add up
+to its difference (completeness); how far they do not is measured, and bounds the numerical error.
 
 The path is straight in what the nets read (``MetaNets.prepared``), for example in the logarithm of
-a divergence, so that a dead channel of thousands of nats does not use up the path. Each such input
-stands for one entry of the profile, so a part belongs to that entry.
-
-Rates are explained in log space where the nets write them so: a part is then a factor on the rate.
+a divergence, so that a dead channel of thousands of nats does not use up the path. Rates are
+explained in log space where the nets write them so: an attribution is then a factor on the rate.
 All outputs are explained before their bounds; a bound would hide what moved them.
 """
 
@@ -26,106 +24,12 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 
-TOLERANCE = 0.01
-FEWEST_POINTS, MOST_POINTS = 256, 4096
+STEPS = 1024
+"""Points of the path. A power of two: Captum keeps the weight of a point, 1 / STEPS, in float32."""
+ROWS = 8192
+"""Most inputs in memory at once."""
 LEAST = 1e-12
-"""Movements below this are rounding, in float64: there is nothing to explain."""
-
-
-@dataclass(frozen=True)
-class Integrated:
-    """Integrated gradients of O outputs by E inputs.
-
-    Parameters
-    ----------
-    parts
-        Shape (O, E), in the unit of the outputs: what each input added to each output.
-    start, end
-        Shape (O,): the outputs at both ends of the path.
-    points
-        Points of the path at which the gradient was taken.
-    gap
-        How far the parts fail to add up to ``end - start``: the largest over the outputs, as a
-        fraction of the sum of the output's absolute parts.
-    """
-
-    parts: Tensor
-    start: Tensor
-    end: Tensor
-    points: int
-    gap: float
-
-
-def integrated_gradients(
-    outputs: Callable[[Tensor], Tensor],
-    start: Tensor,
-    end: Tensor,
-    *,
-    tolerance: float = TOLERANCE,
-    fewest: int = FEWEST_POINTS,
-    most: int = MOST_POINTS,
-) -> Integrated:
-    """Attribute the change of some outputs along a straight path to the inputs.
-
-    Parameters
-    ----------
-    outputs
-        Maps inputs (N, E) to outputs (N, O), row by row; differentiable almost everywhere.
-    start, end
-        The ends of the path, shape (E,), of one floating type.
-    tolerance
-        The points are doubled until the gap is at most this fraction.
-    fewest, most
-        The first number of points, and the number at which doubling stops whatever the gap is: the
-        caller finds it in the result.
-
-    Raises
-    ------
-    ValueError
-        If a setting makes no sense, or an output or its gradient is not finite.
-    """
-    if not (0 < tolerance < 1 and 1 <= fewest <= most):
-        raise ValueError(
-            f"tolerance {tolerance} must be in (0, 1) and points from {fewest} to {most} a range "
-            "that starts at 1 or more"
-        )
-    with torch.no_grad():
-        first, last = outputs(torch.stack([start, end]))
-    points = fewest
-    while True:
-        parts = _mean_gradient(outputs, start, end, points) * (end - start)
-        if not bool(torch.stack([parts.sum(1), first, last]).isfinite().all()):
-            raise ValueError(
-                "the outputs or their gradients are not finite between the two profiles; check the "
-                "weights of the meta-nets and the profiles"
-            )
-        gap = _gap(parts, last - first)
-        if gap <= tolerance or 2 * points > most:
-            return Integrated(parts, first, last, points, gap)
-        points *= 2
-
-
-def _mean_gradient(
-    outputs: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, points: int
-) -> Tensor:
-    """Return the mean over the midpoints of equal pieces of the path, shape (O, E)."""
-    along = (torch.arange(points, dtype=start.dtype, device=start.device) + 0.5) / points
-    path = start + along[:, None] * (end - start)
-    # A shift common to all points: its gradient is the sum over them.
-    shift = torch.zeros_like(start).requires_grad_()
-    with torch.enable_grad():
-        means = outputs(path + shift).mean(0)
-        rows = [
-            torch.autograd.grad(one, shift, retain_graph=True, materialize_grads=True)[0]
-            for one in means
-        ]
-    return torch.stack(rows) if rows else start.new_zeros(0, len(start))
-
-
-def _gap(parts: Tensor, change: Tensor) -> float:
-    missing = (parts.sum(1) - change).abs()
-    size = torch.maximum(parts.abs().sum(1), change.abs())
-    return float(torch.where(size > LEAST, missing / size, 0.0).max()) if len(size) else 0.0
+"""Movement below this is rounding, in float64: there is nothing to explain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +51,8 @@ class Attribution:
         ``outputs`` and ``typical_outputs``.
     log_rates
         Whether the attribution of a rate is the logarithm of a factor on it.
-    steps
-        Points of the path at which the gradient was taken.
     gap
-        How far the rows fail to add up: the largest over the outputs, as a fraction of the sum of
+        How far the rows do not add up: the largest over the outputs, as a fraction of the sum of
         the output's absolute attributions.
     """
 
@@ -160,8 +62,56 @@ class Attribution:
     typical_outputs: Tensor
     attributions: Tensor
     log_rates: bool
-    steps: int
     gap: float
+
+
+def integrated_gradients(
+    function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor
+) -> tuple[Tensor, float]:
+    """Return the integrated gradients of a function's outputs, and how far they do not add up.
+
+    Parameters
+    ----------
+    function
+        Maps inputs (N, E) to outputs (N, O), row by row; differentiable almost everywhere.
+    start, end
+        The ends of the straight path, shape (E,).
+
+    Returns
+    -------
+    attributions
+        Shape (O, E).
+    gap
+        The largest over the outputs, as a fraction of the sum of absolute attributions.
+
+    Raises
+    ------
+    ValueError
+        If an output or its gradient is not finite.
+    ModuleNotFoundError
+        If Captum is not installed.
+    """
+    from captum.attr import IntegratedGradients
+
+    count = function(start[None]).shape[1]
+    attributions, missing = IntegratedGradients(function).attribute(
+        end.expand(count, -1),
+        start.expand(count, -1),
+        target=torch.arange(count),
+        n_steps=STEPS,
+        method="riemann_middle",
+        internal_batch_size=max(ROWS, count),
+        return_convergence_delta=True,
+    )
+    attributions, missing = attributions.detach(), missing.detach().abs()
+    if not bool(torch.cat([attributions.flatten(), missing]).isfinite().all()):
+        raise ValueError(
+            "the outputs or their gradients are not finite between the two profiles; check the "
+            "weights of the meta-nets and the profiles"
+        )
+    movement = attributions.abs().sum(1)
+    size = torch.maximum(movement, missing)
+    return attributions, float(torch.where(size > LEAST, missing / size, 0.0).max())
 
 
 def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribution:
@@ -198,16 +148,16 @@ def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribu
     with torch.no_grad():
         hyperparams, typical_hyperparams = nets(profile), nets(typical)
         end, start = (torch.cat(nets.prepared(p), dim=-1) for p in (profile, typical))
-    found = integrated_gradients(outputs, start, end)
+        ours, typical_outputs = outputs(torch.stack([end, start]))
+    attributions, gap = integrated_gradients(outputs, start, end)
     return Attribution(
         hyperparams=hyperparams,
         typical=typical_hyperparams,
-        outputs=found.end,
-        typical_outputs=found.start,
-        attributions=found.parts,
+        outputs=ours,
+        typical_outputs=typical_outputs,
+        attributions=attributions,
         log_rates=nets.config.form != "published",
-        steps=found.points,
-        gap=found.gap,
+        gap=gap,
     )
 
 

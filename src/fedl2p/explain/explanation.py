@@ -121,8 +121,8 @@ class Explanation:
         The profile, in the order of all attributions.
     mixes, rates
         Every hyperparameter; a model without batch-norm has no mixes.
-    steps, gap
-        Of the integral, see :class:`fedl2p.explain.attribution.Attribution`.
+    gap
+        How exact the attributions are, see :class:`fedl2p.explain.attribution.Attribution`.
     """
 
     client: str
@@ -135,7 +135,6 @@ class Explanation:
     entries: Sequence[Entry]
     mixes: Sequence[Explained]
     rates: Sequence[Explained]
-    steps: int
     gap: float
 
     @cached_property
@@ -178,7 +177,6 @@ class Explanation:
             "baseline": f"median profile of {self.num_typical} seen clients",
             "path": f"straight in {self.path}",
             "rates_as": "logarithm" if self.rates[0].log else "rate",
-            "steps": self.steps,
             "gap": self.gap,
             "profile": {
                 entry.name: {"value": entry.value, "typical": entry.typical, "share": share}

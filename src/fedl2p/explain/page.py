@@ -19,13 +19,7 @@ from fedl2p.reporting.page import render
 
 
 def render_explanation(explanation: Explanation) -> str:
-    """Return the page as HTML. It loads nothing from outside itself.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If Jinja2 or Matplotlib is not installed; the line says how to install it.
-    """
+    """Return the page as HTML. It loads nothing from outside itself."""
     every = (*explanation.mixes, *explanation.rates)
     return render(
         "explanation.html",

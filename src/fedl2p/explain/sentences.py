@@ -162,7 +162,7 @@ def value_words(explained: Explained, *, typical: bool = False) -> str:
 
 def exactness(explanation: Explanation) -> str:
     """Return how exactly the attributions add up."""
-    gap = f"{100 * explanation.gap:.2g} % of all movement ({explanation.steps} steps)"
+    gap = f"{100 * explanation.gap:.2g} % of all movement"
     if explanation.gap > WANTED_GAP:
         return f"Not exact: attributions miss the changes by up to {gap}; read a direction only."
     return f"Attributions add up to the changes within {gap}."

@@ -47,13 +47,20 @@ def write_page(folder: str | Path) -> Path:
     ValueError
         In one line that names the file and what to do, if a file is missing or damaged.
     ModuleNotFoundError
-        If jinja2 is not installed; the line says how to install it.
+        If Jinja2, Matplotlib or SciPy is not installed; the line says how to install it.
     """
     run = read_run(folder)
     if not run.report.methods:
         raise damaged(run.path / "clients.csv", "it has no client with a result")
     path = run.path / "report.html"
-    write_atomically(path, render("report.html", page_content(run)))
+    try:
+        page = render("report.html", page_content(run))
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} needs {error.name}, which is not installed; run pip install 'fedl2p[report]'",
+            name=error.name,
+        ) from None
+    write_atomically(path, page)
     return path
 
 
@@ -105,20 +112,10 @@ def page_content(run: RunFolder) -> dict[str, Any]:
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """Return a page made of one of the templates.
+    """Return a page made of one of the templates."""
+    import jinja2
+    from markupsafe import Markup
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If jinja2 is not installed; the line says how to install it.
-    """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the page needs {error.name}, which is not installed; run pip install 'fedl2p[report]'"
-        ) from None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fedl2p.reporting", "templates"),
         autoescape=True,

@@ -241,7 +241,6 @@ def _explain(
         entries=profile_entries(profile, typical),
         mixes=mixes,
         rates=rates,
-        steps=attribution.steps,
         gap=attribution.gap,
     )
 
