@@ -15,7 +15,13 @@ from fedl2p.core.profiles import Profile, profile
 from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.core.sites import Sites, find_sites
 from fedl2p.explain import attribution
-from fedl2p.explain.attribution import STEPS, attribute, integrated_gradients, median_profile
+from fedl2p.explain.attribution import (
+    STEPS,
+    Attribution,
+    attribute,
+    integrated_gradients,
+    median_profile,
+)
 from support.core_nets import examples, mlp, settled
 
 pytest.importorskip("captum")
@@ -53,6 +59,12 @@ def nets(config: MetaNetsConfig, sites: Sites = SITES, *, size: float = 0.1) -> 
                 else:
                     tensor.add_(spread)
     return made
+
+
+def matrix(found: Attribution, field: str) -> Tensor:
+    """Return one field of all hyperparameters, mixes before rates."""
+    rows = [getattr(one, field) for one in (*found.mixes, *found.rates)]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 # ------------------------------------------------------------ any function
@@ -134,11 +146,12 @@ def test_parts_add_up_to_the_change_before_the_bounds(config: MetaNetsConfig) ->
     metanets, here, there = nets(config), made_up(1), made_up(2)
     found = attribute(metanets, here, there)
     assert found.gap <= 0.01
-    parts, change = found.attributions, found.outputs - found.typical_outputs
+    outputs, parts = matrix(found, "output"), matrix(found, "attributions")
+    change = outputs - matrix(found, "typical_output")
     assert parts.shape == (NORMS + len(SITES.params), ENTRIES)
     assert ((parts.sum(1) - change).abs() <= 0.01 * parts.abs().sum(1)).all()
     assert (change.abs() > 1e-6).all()
-    mix, rate = found.outputs.split([NORMS, len(SITES.params)])
+    mix, rate = outputs.split([NORMS, len(SITES.params)])
     # Within the bounds these are the very hyperparameters that the client gets.
     wanted = metanets(here)
     assert torch.allclose(mix.clamp(0, 1), wanted.mix.double(), atol=1e-5)
@@ -147,7 +160,9 @@ def test_parts_add_up_to_the_change_before_the_bounds(config: MetaNetsConfig) ->
     else:
         bounded = rate.clamp_min(0)
     assert torch.allclose(bounded, wanted.rate.double(), rtol=1e-4)
-    assert torch.allclose(found.hyperparams.rate, wanted.rate.double(), rtol=1e-4)
+    assert torch.allclose(
+        matrix(found, "value"), torch.cat([wanted.mix, wanted.rate]).double(), rtol=1e-4
+    )
 
 
 def raw_entries(p: Profile) -> Tensor:
@@ -189,7 +204,7 @@ def test_parts_agree_with_finite_differences_in_the_raw_profile(name: str) -> No
         slope = (outputs(middle + move) - outputs(middle - move)) / (2 * h[:, None])
         parts.append((slope * steps[:, i, None]).sum(0))
     found = attribute(metanets, here, there)
-    ours = found.attributions
+    ours = matrix(found, "attributions")
     size = ours.abs().sum(1, keepdim=True)
     assert (size > 1e-6).all()
     assert ((torch.stack(parts, dim=1) - ours).abs() < 2e-3 * size).all()
@@ -216,7 +231,7 @@ def test_linear_nets_have_a_closed_form() -> None:
     logs = ((here.divergence + 1e-3) / (there.divergence + 1e-3)).log()
     apart = torch.cat([logs, (here.moments - there.moments).flatten()])
     assert torch.allclose(
-        found.attributions[:NORMS], weight * scales * apart, rtol=1e-9, atol=1e-12
+        matrix(found, "attributions")[:NORMS], weight * scales * apart, rtol=1e-9, atol=1e-12
     )
 
 
@@ -227,7 +242,7 @@ def test_an_entry_that_the_nets_ignore_has_no_part_and_a_push_has_its_sign() -> 
     farther = Profile(here.divergence.clone(), here.moments, 10, SITES)
     farther.divergence[1] = 50.0 * there.divergence[1]
     found = attribute(linear_nets(weight), farther, there)
-    mixes = found.attributions[:NORMS]
+    mixes = matrix(found, "attributions")[:NORMS]
     assert mixes[0, 1] > 0.5
     assert mixes[1, 1] < -0.5
     mixes[:, 1] = 0
@@ -236,7 +251,7 @@ def test_an_entry_that_the_nets_ignore_has_no_part_and_a_push_has_its_sign() -> 
 
 def test_nets_that_read_their_own_inputs_ignore_the_others() -> None:
     found = attribute(nets(FORMS["published"]), made_up(1), made_up(2))
-    mixes, rates = found.attributions.split([NORMS, len(SITES.params)])
+    mixes, rates = matrix(found, "attributions").split([NORMS, len(SITES.params)])
     assert (mixes[:, NORMS:] == 0).all()
     assert (rates[:, :NORMS] == 0).all()
     assert (mixes[:, :NORMS] != 0).any()
@@ -250,10 +265,10 @@ def test_a_bound_hides_nothing() -> None:
     far = Profile(here.divergence.clone(), here.moments, 10, SITES)
     far.divergence[1] = 50.0 * there.divergence[1]
     found = attribute(linear_nets(weight), far, there)
-    assert found.hyperparams.mix[0] == 1.0
-    assert found.outputs[0] > 5.0
-    change = found.outputs[0] - found.typical_outputs[0]
-    assert found.attributions[0, 1] == pytest.approx(float(change))
+    assert found.mixes[0].value == 1.0
+    assert found.mixes[0].output > 5.0
+    assert found.mixes[0].at_bound
+    assert found.mixes[0].attributions[1] == pytest.approx(found.mixes[0].change)
 
 
 def test_a_model_without_norms_has_rates_only() -> None:
@@ -261,8 +276,9 @@ def test_a_model_without_norms_has_rates_only() -> None:
     sites = find_sites(model)
     here, there = (profile(model, [examples(20, 4, seed=s)[0] * s]) for s in (1, 2))
     found = attribute(nets(FORMS["default"], sites), here, there)
-    assert found.attributions.shape == (len(sites.params), 2 * len(sites.layers))
-    assert (found.attributions != 0).any()
+    assert not found.mixes
+    assert matrix(found, "attributions").shape == (len(sites.params), 2 * len(sites.layers))
+    assert (matrix(found, "attributions") != 0).any()
     assert found.gap <= 0.01
 
 

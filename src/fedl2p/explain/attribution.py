@@ -14,13 +14,14 @@ All outputs are explained before their bounds; a bound would hide what moved the
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 
@@ -32,86 +33,86 @@ LEAST = 1e-12
 """Movement below this is rounding, in float64: there is nothing to explain."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a profile, e.g. ``divergence of norm1``, of the client and of a typical one."""
+
+    name: str
+    value: float
+    typical: float
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One hyperparameter, or the mean of one kind, and its attributions.
+
+    Parameters
+    ----------
+    kind, name
+        mix and a norm layer, or rate and a parameter tensor.
+    log
+        Whether outputs and attributions are natural logarithms of rates.
+    value, typical
+        Of the client and of the typical client, within the bounds.
+    output, typical_output
+        Of the meta-nets, before the bounds.
+    attributions
+        What each profile entry added to ``output - typical_output``.
+    """
+
+    kind: Literal["mix", "rate"]
+    name: str
+    log: bool
+    value: float
+    typical: float
+    output: float
+    typical_output: float
+    attributions: Sequence[float]
+
+    @property
+    def change(self) -> float:
+        """The difference that the attributions add up to."""
+        return self.output - self.typical_output
+
+    @property
+    def movement(self) -> float:
+        """The sum of the absolute attributions."""
+        return math.fsum(map(abs, self.attributions))
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether the client's value is not what the nets put out, but a bound."""
+        output = self.unbounded(self.output)
+        return not math.isclose(self.value, output, rel_tol=1e-9, abs_tol=1e-12)
+
+    def unbounded(self, output: float) -> float:
+        """Return an output as a mix or a learning rate."""
+        if not self.log:
+            return output
+        return math.exp(output) if output < 700 else math.inf
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attribution:
     """What moved one client's hyperparameters away from those of a typical client.
 
-    B norms, P parameter tensors and L layers give O = B + P outputs, the mixes before the rates,
-    and E = B + 2L profile entries: the divergence of every norm, then mean and standard deviation
-    of every layer's input in turn.
-
     Parameters
     ----------
-    hyperparams, typical
-        What the nets write for the client's and for the typical profile, within the bounds.
-    outputs, typical_outputs
-        Shape (O,): the same before the bounds, rates as logarithms if ``log_rates``.
-    attributions
-        Shape (O, E): what each entry added to each output. A row adds up to the difference of
-        ``outputs`` and ``typical_outputs``.
-    log_rates
-        Whether the attribution of a rate is the logarithm of a factor on it.
+    entries
+        The profile: the divergence of every norm, then mean and standard deviation (sd) of every
+        layer's input.
+    mixes, rates
+        One per norm and per parameter tensor; their attributions are in the order of the entries.
     gap
-        How far the rows do not add up: the largest over the outputs, as a fraction of the sum of
-        the output's absolute attributions.
+        How far attributions do not add up: the largest over the hyperparameters, as a fraction of
+        the sum of its absolute attributions.
     """
 
-    hyperparams: Hyperparams
-    typical: Hyperparams
-    outputs: Tensor
-    typical_outputs: Tensor
-    attributions: Tensor
-    log_rates: bool
+    entries: Sequence[Entry]
+    mixes: Sequence[Explained]
+    rates: Sequence[Explained]
     gap: float
-
-
-def integrated_gradients(
-    function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor
-) -> tuple[Tensor, float]:
-    """Return the integrated gradients of a function's outputs, and how far they do not add up.
-
-    Parameters
-    ----------
-    function
-        Maps inputs (N, E) to outputs (N, O), row by row; differentiable almost everywhere.
-    start, end
-        The ends of the straight path, shape (E,).
-
-    Returns
-    -------
-    attributions
-        Shape (O, E).
-    gap
-        The largest over the outputs, as a fraction of the sum of absolute attributions.
-
-    Raises
-    ------
-    ValueError
-        If an output or its gradient is not finite.
-    ModuleNotFoundError
-        If Captum is not installed.
-    """
-    from captum.attr import IntegratedGradients
-
-    count = function(start[None]).shape[1]
-    attributions, missing = IntegratedGradients(function).attribute(
-        end.expand(count, -1),
-        start.expand(count, -1),
-        target=torch.arange(count),
-        n_steps=STEPS,
-        method="riemann_middle",
-        internal_batch_size=max(ROWS, count),
-        return_convergence_delta=True,
-    )
-    attributions, missing = attributions.detach(), missing.detach().abs()
-    if not bool(torch.cat([attributions.flatten(), missing]).isfinite().all()):
-        raise ValueError(
-            "the outputs or their gradients are not finite between the two profiles; check the "
-            "weights of the meta-nets and the profiles"
-        )
-    movement = attributions.abs().sum(1)
-    size = torch.maximum(movement, missing)
-    return attributions, float(torch.where(size > LEAST, missing / size, 0.0).max())
 
 
 def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribution:
@@ -140,33 +141,79 @@ def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribu
     if profile.divergence.dim() != 1 or typical.divergence.dim() != 1:
         raise ValueError("attribute explains one client against one profile; index the stack")
     nets = copy.deepcopy(metanets).double().cpu().eval()
-    norms = len(nets.sites.norms)
+    sites = nets.sites
+    norms = len(sites.norms)
 
     def outputs(inputs: Tensor) -> Tensor:
         return torch.cat(nets.unbounded(inputs[..., :norms], inputs[..., norms:]), dim=-1)
 
     with torch.no_grad():
-        hyperparams, typical_hyperparams = nets(profile), nets(typical)
+        values = [torch.cat([h.mix, h.rate]) for h in (nets(profile), nets(typical))]
         end, start = (torch.cat(nets.prepared(p), dim=-1) for p in (profile, typical))
-        ours, typical_outputs = outputs(torch.stack([end, start]))
+        values += outputs(torch.stack([end, start]))
     attributions, gap = integrated_gradients(outputs, start, end)
+    rows = zip(*(column.tolist() for column in (*values, attributions)), strict=True)
+    log = nets.config.form != "published"
     return Attribution(
-        hyperparams=hyperparams,
-        typical=typical_hyperparams,
-        outputs=ours,
-        typical_outputs=typical_outputs,
-        attributions=attributions,
-        log_rates=nets.config.form != "published",
+        entries=_entries(profile, typical),
+        mixes=[Explained("mix", name, False, *next(rows)) for name in sites.norms],
+        rates=[Explained("rate", name, log, *next(rows)) for name in sites.params],
         gap=gap,
     )
+
+
+def integrated_gradients(
+    function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor
+) -> tuple[Tensor, float]:
+    """Return the integrated gradients of a function's outputs, and how far they do not add up.
+
+    Parameters
+    ----------
+    function
+        Maps inputs (N, E) to outputs (N, O), row by row; differentiable almost everywhere.
+    start, end
+        The ends of the straight path, shape (E,).
+
+    Returns
+    -------
+    attributions
+        Shape (O, E).
+    gap
+        See :class:`Attribution`.
+
+    Raises
+    ------
+    ValueError
+        If an output or its gradient is not finite.
+    ModuleNotFoundError
+        If Captum is not installed.
+    """
+    from captum.attr import IntegratedGradients
+
+    count = function(start[None]).shape[1]
+    attributions, missing = IntegratedGradients(function).attribute(
+        end.expand(count, -1),
+        start.expand(count, -1),
+        target=torch.arange(count),
+        n_steps=STEPS,
+        method="riemann_middle",
+        internal_batch_size=max(ROWS, count),
+        return_convergence_delta=True,
+    )
+    attributions, missing = attributions.detach(), missing.detach().abs()
+    if not bool(torch.cat([attributions.flatten(), missing]).isfinite().all()):
+        raise ValueError(
+            "the outputs or their gradients are not finite between the two profiles; check the "
+            "weights of the meta-nets and the profiles"
+        )
+    size = torch.maximum(attributions.abs().sum(1), missing)
+    return attributions, float(torch.where(size > LEAST, missing / size, 0.0).max())
 
 
 def median_profile(profiles: Sequence[Profile]) -> Profile:
     """Return the profile of a typical client: the median of every entry over clients.
 
-    A mean would follow the one client whose dead channel makes thousands of nats. The median is
-    also the same whether divergences are looked at in nats or, as the nets read them, in their
-    logarithms (up to the midpoint between the middle two of an even number).
+    A mean would follow the one client whose dead channel makes thousands of nats.
 
     Raises
     ------
@@ -177,20 +224,26 @@ def median_profile(profiles: Sequence[Profile]) -> Profile:
         raise ValueError("there is no profile to take the median of; give at least one")
     if any(p.sites != profiles[0].sites for p in profiles):
         raise ValueError("the profiles belong to different models; give those of one model")
-    many = Profile.stack([Profile(*_on_cpu(p), p.num_examples, p.sites) for p in profiles])
     return Profile(
-        _median(many.divergence),
-        _median(many.moments),
-        round(many.num_examples / len(profiles)),
-        many.sites,
+        _median([p.divergence for p in profiles]),
+        _median([p.moments for p in profiles]),
+        round(sum(p.num_examples for p in profiles) / len(profiles)),
+        profiles[0].sites,
     )
 
 
-def _median(values: Tensor) -> Tensor:
-    """Return the median over the first dimension, also of no entries at all."""
-    ordered = values.sort(dim=0).values
-    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+def _median(many: Sequence[Tensor]) -> Tensor:
+    """Return the median in float64, the mean of the middle two of an even number."""
+    values = torch.stack([one.detach().double().cpu() for one in many]).sort(dim=0).values
+    return (values[(len(many) - 1) // 2] + values[len(many) // 2]) / 2
 
 
-def _on_cpu(profile: Profile) -> tuple[Tensor, Tensor]:
-    return profile.divergence.detach().double().cpu(), profile.moments.detach().double().cpu()
+def _entries(profile: Profile, typical: Profile) -> list[Entry]:
+    sites = profile.sites
+    names = [(f"divergence of {name}", " nats") for name in sites.norms]
+    names += [(f"input {what} of {name}", "") for name in sites.layers for what in ("mean", "sd")]
+    values = [[*p.divergence.tolist(), *p.moments.flatten().tolist()] for p in (profile, typical)]
+    return [
+        Entry(name, value, other, unit)
+        for (name, unit), value, other in zip(names, *values, strict=True)
+    ]
