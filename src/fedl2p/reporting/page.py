@@ -10,6 +10,7 @@ from typing import Any
 from fedl2p.reporting import findings, number_formats
 from fedl2p.reporting.client_views import (
     ClientView,
+    baseline_of,
     best_method,
     client_views,
     describe_about,
@@ -18,7 +19,6 @@ from fedl2p.reporting.client_views import (
     kind_key,
     label,
     main_pool,
-    rival_of,
 )
 from fedl2p.reporting.comparison import flatten
 from fedl2p.reporting.figures import gain_strips, learning_curve, strategy_maps
@@ -68,8 +68,8 @@ def page_content(run: RunFolder) -> dict[str, Any]:
     """Return everything that the template shows, in words, numbers and markup."""
     focus = focus_of(run)
     method = focus or best_method(run)
-    rival = rival_of(run, method)
-    views = client_views(run, method, rival=rival)
+    baseline = baseline_of(run, method)
+    views = client_views(run, method, baseline=baseline)
     groups = group_views(views)
     return {
         "report": run.report,
@@ -89,15 +89,15 @@ def page_content(run: RunFolder) -> dict[str, Any]:
             name="gains",
             label=f"Gain of each client under {label(method)}, one row per group",
         ),
-        "rival": label(rival) if rival else None,
-        "against_sentence": findings.against_sentence(method, rival, views) if rival else "",
-        "against": gain_strips(
+        "baseline": findings.lower(label(baseline)) if baseline else None,
+        "compared": findings.compared(method, baseline, views) if baseline else "",
+        "over_baseline": gain_strips(
             groups,
-            lambda view: view.against,
-            name="against",
-            label=f"{label(method)} minus {label(rival)}, one dot per client, one row per group",
+            lambda view: view.over_baseline,
+            name="over-baseline",
+            label=f"{label(method)} minus {label(baseline)} for each client, one row per group",
         )
-        if rival
+        if baseline
         else None,
         "strategies": strategy_maps(groups) if focus else [],
         "with_strategy": sum(view.strategy is not None for view in views),
@@ -337,7 +337,7 @@ def _clients(views: Sequence[ClientView]) -> list[dict[str, Any]]:
             "before": view.row.accuracy_before,
             "after": view.row.accuracy,
             "gain": view.gain,
-            "against": view.against,
+            "over_baseline": view.over_baseline,
             "divergence": _two_digits(view.distance),
             "mix": "" if view.mean_mix is None else f"{view.mean_mix:.2f}",
             "rate": _two_digits(view.mean_rate),
