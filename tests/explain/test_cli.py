@@ -138,7 +138,7 @@ def test_a_bound_is_said_to_be_active(run: Path, capsys: pytest.CaptureFixture[s
     nets.save(run / "metanets")
     told = explain(run, "seen-00", run / "out")
     assert "3 of 14 hyperparameters are at a bound" in " ".join(capsys.readouterr().out.split())
-    assert all(one["bound"] == "upper" for one in told["mix"].values())
+    assert all(one["value"] == 1.0 for one in told["mix"].values())
     assert all(one["before_bounds"] > 1 for one in told["mix"].values())
     assert any(abs(part) > 1e-4 for part in told["mix"]["norm1"]["attributions"].values())
 

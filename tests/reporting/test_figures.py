@@ -33,7 +33,7 @@ matplotlib = pytest.importorskip("matplotlib")
 
 def groups_of(folder: Path, **options: object) -> tuple[Group, ...]:
     make_run(folder, **options)
-    return group_views(client_views(read_run(folder), "fedl2p", rival=None))
+    return group_views(client_views(read_run(folder), "fedl2p", baseline=None))
 
 
 def element(figure: str | None) -> ElementTree.Element:

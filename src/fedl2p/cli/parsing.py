@@ -19,6 +19,7 @@ _EXTRAS = {
     "scipy": "report",
     "jinja2": "report",
     "matplotlib": "report",
+    "captum": "explain",
     "tyro": "cli",
     "rich": "cli",
 }

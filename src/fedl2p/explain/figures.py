@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedl2p.explain.explanation import Explained, Explanation
-from fedl2p.explain.sentences import amount
+from fedl2p.explain.attribution import Explained
+from fedl2p.explain.explanation import Explanation
+from fedl2p.explain.sentences import amount, entry_numbers
 from fedl2p.reporting.heat_maps import BLUE_TO_ORANGE, HeatMap, Rows, draw_maps, head_height
 from fedl2p.reporting.svg import (
     COLOURS,
@@ -27,8 +28,7 @@ ROW = 20.0
 def attribution_map(explanation: Explanation) -> str:
     """Return heat maps of the attributions to mixes and to rates, and each entry's share."""
     rows = _row_entries(explanation)
-    kinds = [kind for kind in (explanation.mixes, explanation.rates) if kind]
-    maps = [_heat_map(kind, [entries for _, entries in rows]) for kind in kinds]
+    maps = [_heat_map(kind, [entries for _, entries in rows]) for kind in explanation.kinds]
     head = max(head_height(one.columns) for one in maps)
     layout = Rows([name for name, _ in rows], [len(rows)], ROW)
     figure, left = draw_maps(maps, layout, head=head, width=WIDTH, beside=130.0)
@@ -54,8 +54,8 @@ def _row_entries(explanation: Explanation) -> list[tuple[str, list[int]]]:
     """Return each row's name and entries, the largest share first and the smallest as one row."""
     rows = []
     for i in explanation.ranking[:MOST_ROWS]:
-        entry = explanation.entries[i]
-        rows.append((f"{shorten(entry.name, LONGEST_NAME + 8)}: {entry.numbers}", [i]))
+        entry = explanation.attribution.entries[i]
+        rows.append((f"{shorten(entry.name, LONGEST_NAME + 8)}: {entry_numbers(entry)}", [i]))
     rest = explanation.ranking[MOST_ROWS:]
     return [*rows, (f"{len(rest)} other entries", rest)] if rest else rows
 

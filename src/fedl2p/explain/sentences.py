@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
 
-from fedl2p.explain.explanation import Entry, Explained, Explanation
+from fedl2p.explain.attribution import Attribution, Entry, Explained
+from fedl2p.explain.explanation import Explanation
 from fedl2p.reporting.client_views import describe_about
 from fedl2p.reporting.number_formats import MINUS, short_number, signed
 from fedl2p.runs.text_table import columns
@@ -17,8 +17,6 @@ NOTHING = 0.0001
 MOST_REASONS = 2
 SMALL_REASON = 0.5
 """An attribution below this fraction of the largest is not named."""
-CANCELLED = 0.1
-"""A change below this fraction of all movement came about by pushes that cancel."""
 WANTED_GAP = 0.01
 """Attributions that miss their sum by more, as a fraction of all movement, are called inexact."""
 MOST_ROWS = 8
@@ -26,28 +24,25 @@ MOST_ROWS = 8
 
 HEADS = ("hyperparameter", "client", "typical", "change", "mostly because of")
 
+_VERBS = {
+    "mix": [f"mixes in {how} of its own statistics" for how in ("as much", "more", "less")],
+    "rate": [f"fine-tunes {how}" for how in ("as fast", "faster", "slower")],
+}
+
 
 def text(explanation: Explanation) -> str:
     """Return an explanation for a terminal: sentences, and a table of what changed most."""
-    kinds = (explanation.mixes, explanation.rates)
-    shown = [sorted(kind, key=lambda one: -abs(one.change))[:MOST_ROWS] for kind in kinds]
-    rows = [row(one, explanation.entries) for kind in shown for one in kind]
-    # The last column is the only one of words.
-    head, rule, *lines = columns([HEADS[:-1], *(cells[:-1] for cells in rows)])
-    paragraph = " ".join(sentences(explanation))
-    return "\n".join(
-        [
-            *_wrapped(f"{known(explanation)}, compared with {typical_client(explanation)}"),
-            "",
-            *_wrapped(paragraph),
-            "",
-            f"{head}   {HEADS[-1]}",
-            f"{rule}{'-' * (3 + len(HEADS[-1]))}",
-            *(f"{line}   {cells[-1]}" for line, cells in zip(lines, rows, strict=True)),
-            "",
-            *_wrapped(exactness(explanation)),
-        ]
-    )
+    found = explanation.attribution
+    rows: list[tuple[str, ...]] = [HEADS]
+    for kind in explanation.kinds:
+        most = sorted(kind, key=lambda one: -abs(one.change))[:MOST_ROWS]
+        rows += [row(one, found) for one in most]
+    widest = max(len(cells[-1]) for cells in rows)
+    table = columns([(*cells[:-1], cells[-1].ljust(widest)) for cells in rows])
+    who = f"{known(explanation)}, compared with {typical_client(explanation)}"
+    paragraphs = [who, " ".join(sentences(explanation)), exactness(explanation)]
+    first, second, last = ("\n".join(textwrap.wrap(words, 100)) for words in paragraphs)
+    return "\n\n".join([first, second, "\n".join(table), last])
 
 
 def known(explanation: Explanation) -> str:
@@ -58,112 +53,106 @@ def known(explanation: Explanation) -> str:
 
 def typical_client(explanation: Explanation) -> str:
     """Return whose profile is typical."""
-    if explanation.num_typical == 1:
-        return "the run's only seen client"
-    return f"the median profile of the run's {explanation.num_typical} seen clients"
+    return f"the median profile of the run's seen clients ({explanation.num_typical})"
 
 
 def headline(explanation: Explanation) -> str:
     """Return the result as one sentence."""
     said = []
     for mean in explanation.means:
-        more, less, same = (
-            ("mixes in more", "mixes in less", "mixes in as much")
-            if mean.kind == "mix"
-            else ("fine-tunes faster", "fine-tunes slower", "fine-tunes as fast")
-        )
-        value, typical = _number(mean, mean.value), _number(mean, mean.typical)
-        verb = same if value == typical else more if mean.value > mean.typical else less
-        link = "as" if verb == same else "than"
-        what = " of its own statistics" if mean.kind == "mix" else ""
-        said.append(
-            f"{verb}{what} {link} a typical client (mean {mean.kind} {value} against {typical})"
-        )
-    return f"{explanation.client} {' and '.join(said)}."
+        value, typical = number(mean, mean.value), number(mean, mean.typical)
+        verb = _VERBS[mean.kind][0 if value == typical else 1 if mean.value > mean.typical else 2]
+        said.append(f"{verb} (mean {mean.kind} {value} against {typical})")
+    return f"Next to a typical client, {explanation.client} {' and '.join(said)}."
 
 
 def sentences(explanation: Explanation) -> list[str]:
     """Return why the means and the hyperparameters that changed most are what they are."""
-    chosen = list(explanation.means)
-    for kind in (explanation.mixes, explanation.rates):
-        if len(kind) > 1:
-            chosen.append(max(kind, key=lambda one: abs(one.change)))
+    found = explanation.attribution
+    most = [max(kind, key=lambda one: abs(one.change)) for kind in explanation.kinds]
     out = []
-    for one in chosen:
+    for one in (*explanation.means, *most):
         name = f"mean {one.kind}" if one.name == "mean" else f"{one.kind} of {one.name}"
-        reasons = because(one, explanation.entries, numbers=True)
+        value, typical = value_words(one), value_words(one, typical=True)
         out.append(
-            f"The {name} is {value_words(one)} against {value_words(one, typical=True)}, "
-            f"a change of {amount(one, one.change)}, mostly because of {reasons}."
+            f"The {name} is {value} against {typical}, a change of {amount(one, one.change)}, "
+            f"mostly because of {because(one, found, numbers=True)}."
         )
-    share = explanation.shares
-    if explanation.ranking and share[i := explanation.ranking[0]] > 0:
-        out.append(f"The {explanation.entries[i].name} has {100 * share[i]:.0f} % of all movement.")
-    if not explanation.mixes:
+    if not found.mixes:
         out.append("The model has no batch-norm layer, so there is no mix, only rates.")
-    every = (*explanation.mixes, *explanation.rates)
-    if bound := sum(one.bound is not None for one in every):
+    every = (*found.mixes, *found.rates)
+    if count := sum(one.at_bound for one in every):
         out.append(
-            f"{bound} of {len(every)} hyperparameters are at a bound; their outputs before it "
-            "stand in brackets, and changes are changes of outputs."
+            f"{count} of {len(every)} hyperparameters are at a bound; the nets' outputs stand in "
+            "brackets, and changes are changes of outputs."
         )
     return out
 
 
-def because(explained: Explained, entries: Sequence[Entry], *, numbers: bool = False) -> str:
+def because(one: Explained, attribution: Attribution, *, numbers: bool = False) -> str:
     """Return the largest attributions; with ``numbers`` the values of their entries too."""
-    parts = explained.attributions
-    order = sorted(range(len(entries)), key=lambda i: -abs(parts[i]))
-    named = [i for i in order if abs(parts[i]) >= SMALL_REASON * abs(parts[order[0]])]
-    small = 1e-6 if explained.log or explained.kind == "mix" else 1e-6 * abs(explained.typical)
-    if not named or explained.movement <= small:
+    parts = one.attributions
+    order = sorted(range(len(parts)), key=lambda i: -abs(parts[i]))
+    small = 1e-6 if one.log or one.kind == "mix" else 1e-6 * abs(one.typical)
+    if one.movement <= small:
         return "no profile entry"
     said = []
-    for i in named[:MOST_REASONS]:
-        value = f" ({entries[i].numbers})" if numbers else ""
-        said.append(f"{entries[i].name}{value} {amount(explained, parts[i])}")
-    cancel = abs(explained.change) < CANCELLED * explained.movement
-    return ("pushes that cancel, " if cancel else "") + ", ".join(said)
+    for i in order[:MOST_REASONS]:
+        if abs(parts[i]) >= SMALL_REASON * abs(parts[order[0]]):
+            entry = attribution.entries[i]
+            value = f" ({entry_numbers(entry)})" if numbers else ""
+            said.append(f"{entry.name}{value} {amount(one, parts[i])}")
+    return ", ".join(said)
 
 
-def row(explained: Explained, entries: Sequence[Entry]) -> tuple[str, ...]:
+def row(one: Explained, attribution: Attribution) -> tuple[str, ...]:
     """Return the cells of a hyperparameter under :data:`HEADS`."""
     return (
-        f"{explained.kind} of {explained.name}",
-        value_words(explained),
-        value_words(explained, typical=True),
-        amount(explained, explained.change),
-        because(explained, entries),
+        f"{one.kind} of {one.name}",
+        value_words(one),
+        value_words(one, typical=True),
+        amount(one, one.change),
+        because(one, attribution),
     )
 
 
-def amount(explained: Explained, part: float) -> str:
+def amount(one: Explained, part: float) -> str:
     """Return a change, or a part of one: a difference of mixes, a factor on a rate."""
-    if explained.log:
+    if one.log:
         return TIMES + _factor(part)
-    if explained.kind == "rate":
+    if one.kind == "rate":
         return signed(part, ".3g")
     if abs(part) < NOTHING:
         return "0"
     return signed(part, ".2f" if abs(part) >= 0.0995 else ".2g")
 
 
-def value_words(explained: Explained, *, typical: bool = False) -> str:
+def value_words(one: Explained, *, typical: bool = False) -> str:
     """Return a value; the output before the bound stands in brackets if that differs."""
-    value, output = (
-        (explained.typical, explained.typical_output)
-        if typical
-        else (explained.value, explained.output)
-    )
-    words = _number(explained, value)
-    before = _number(explained, explained.unbounded(output))
+    value, output = (one.typical, one.typical_output) if typical else (one.value, one.output)
+    words, before = number(one, value), number(one, one.unbounded(output))
     return words if before == words else f"{words} ({before})"
+
+
+def entry_numbers(entry: Entry) -> str:
+    """Return the client's and the typical number, with as many digits as tell them apart."""
+    for digits in (2, 3, 4, 5):
+        value, typical = short_number(entry.value, digits), short_number(entry.typical, digits)
+        if value != typical or entry.value == entry.typical:
+            break
+    return f"{value}{entry.unit}, typical {typical}".replace("-", MINUS)
+
+
+def number(one: Explained, value: float) -> str:
+    """Return a mix or a rate with the digits that matter."""
+    words = f"{value:.2f}" if one.kind == "mix" else short_number(value)
+    return words.replace("-", MINUS)
 
 
 def exactness(explanation: Explanation) -> str:
     """Return how exactly the attributions add up."""
-    gap = f"{100 * explanation.gap:.2g} % of all movement ({explanation.steps} steps)"
-    if explanation.gap > WANTED_GAP:
+    gap = f"{100 * explanation.attribution.gap:.2g} % of all movement"
+    if explanation.attribution.gap > WANTED_GAP:
         return f"Not exact: attributions miss the changes by up to {gap}; read a direction only."
     return f"Attributions add up to the changes within {gap}."
 
@@ -176,12 +165,3 @@ def _factor(log: float) -> str:
         decimals = 2 if abs(log) >= 0.0995 else 3 if abs(log) >= 0.00095 else 4
         return f"{math.exp(log):.{decimals}f}"
     return short_number(math.exp(min(log, 700.0)))
-
-
-def _number(explained: Explained, value: float) -> str:
-    words = f"{value:.2f}" if explained.kind == "mix" else short_number(value)
-    return words.replace("-", MINUS)
-
-
-def _wrapped(words: str) -> list[str]:
-    return textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False)

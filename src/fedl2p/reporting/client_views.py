@@ -26,7 +26,7 @@ class ClientView:
     about: Mapping[str, str | float]
     row: Row
     gain: float
-    against: float | None
+    over_baseline: float | None
     strategy: Strategy | None
 
     @property
@@ -101,17 +101,17 @@ def kind_key(run: RunFolder) -> str | None:
     return None
 
 
-def client_views(run: RunFolder, method: str, *, rival: str | None) -> tuple[ClientView, ...]:
+def client_views(run: RunFolder, method: str, *, baseline: str | None) -> tuple[ClientView, ...]:
     """Join the files by client, for the clients on which ``method`` has a tested result.
 
     Parameters
     ----------
     method
         The method whose gains are shown.
-    rival
-        The method that ``against`` subtracts, or None.
+    baseline
+        The method that ``over_baseline`` subtracts, or None.
     """
-    rivals = {r.client: r for r in run.report.rows if r.method == rival and _tested(r)}
+    others = {r.client: r.accuracy for r in run.report.rows if r.method == baseline and _tested(r)}
     rows = [r for r in run.report.rows if r.method == method and _tested(r)]
     kinds = _kinds(run, rows)
     strategies = run.strategies.get(method, {})
@@ -123,7 +123,7 @@ def client_views(run: RunFolder, method: str, *, rival: str | None) -> tuple[Cli
             about=run.about[row.client],
             row=row,
             gain=row.accuracy - row.accuracy_before,
-            against=row.accuracy - rivals[row.client].accuracy if row.client in rivals else None,
+            over_baseline=row.accuracy - others[row.client] if row.client in others else None,
             strategy=strategies.get(row.client),
         )
         for row in rows
@@ -155,19 +155,11 @@ def describe_about(about: Mapping[str, str | float]) -> str:
     )
 
 
-def describe(view: ClientView) -> str:
-    """Return one line on a client, for tooltips."""
-    numbers = f"{100 * view.row.accuracy_before:.1f} → {100 * view.row.accuracy:.1f} %"
-    return " · ".join(
-        part for part in (view.name, view.pool, describe_about(view.about), numbers) if part
-    )
-
-
-def rival_of(run: RunFolder, method: str) -> str | None:
+def baseline_of(run: RunFolder, method: str) -> str | None:
     """Return the method that per-client results are set against: today's usual strategy."""
     ran = {row.method for row in run.report.rows if row.failure is None}
-    wanted = ("finetuning-client", "finetuning-global", "bestfixed", "fedavg")
-    return next((m for m in wanted if m in ran and m != method), None)
+    usual = ("finetuning-client", "finetuning-global", "bestfixed", "fedavg")
+    return next((m for m in usual if m in ran and m != method), None)
 
 
 def label(method: str) -> str:

@@ -154,7 +154,7 @@ def learning_curve(
     percent
         Whether the values are written in percent.
     best
-        Index of the point to mark, or None.
+        Index of the point to mark, if its value is finite, or None.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -171,7 +171,7 @@ def learning_curve(
     axes.tick_params("y", labelsize=SMALL, labelcolor=COLOURS["quiet"])
     axes.set_xlabel("rounds of training", fontsize=SMALL, color=COLOURS["quiet"])
     axes.grid(axis="y")
-    if best is not None:
+    if best is not None and math.isfinite(shown[best]):
         axes.plot(
             [xs[best]],
             [shown[best]],
@@ -185,7 +185,7 @@ def learning_curve(
     unit = " %" if percent else " nats"
     said = [f"{y:.3g}{unit} after {x:g}" for x, y in (finite[0], finite[-1])]
     description = f"From {said[0]} to {said[1]} rounds."
-    if best is not None:
+    if best is not None and math.isfinite(shown[best]):
         description += f" Marked: {shown[best]:.3g}{unit} after {xs[best]:g} rounds."
     return inline_svg(figure, name=name, label=label, description=description)
 

@@ -180,9 +180,9 @@ def inline_svg(figure: Figure, *, name: str, label: str, description: str) -> st
         "aria-label": label,
         "style": f"--natural: {width:g}px",
     }
-    told = ElementTree.Element("desc")
-    told.text = description
-    root.insert(0, told)
+    desc = ElementTree.Element("desc")
+    desc.text = description
+    root.insert(0, desc)
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -21,7 +21,7 @@ from fedl2p.core.sites import Sites
 from fedl2p.data.npz import read_npz_client
 from fedl2p.data.population import Population
 from fedl2p.explain.attribution import attribute, median_profile
-from fedl2p.explain.explanation import Explanation, explained, profile_entries
+from fedl2p.explain.explanation import Explanation
 from fedl2p.explain.page import render_explanation
 from fedl2p.explain.sentences import text
 from fedl2p.runs.files import damaged, read_json, write_atomically
@@ -32,11 +32,6 @@ from fedl2p.study.settings import Study
 METHOD = methods.METANETS
 FOLDER = "explain"
 BATCH = 256
-READS = {
-    "published": "the profile as it is",
-    "default": "log(0.001 + divergence) and the moments",
-}
-"""In what the path is straight, by the form of the meta-nets."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +223,6 @@ def _explain(
     if not seen:
         raise damaged(world.run / "population.json", "it names no seen client to compare with")
     typical = median_profile([world.profile(one) for one in seen])
-    attribution = attribute(metanets, profile, typical)
-    mixes, rates = explained(attribution)
     return Explanation(
         client=name,
         pool="new" if new else "seen" if world.pools[name] == "seen" else "unseen",
@@ -237,12 +230,7 @@ def _explain(
         recipe=world.study.recipe,
         seed=world.study.seed,
         num_typical=len(seen),
-        path=READS[metanets.config.form],
-        entries=profile_entries(profile, typical),
-        mixes=mixes,
-        rates=rates,
-        steps=attribution.steps,
-        gap=attribution.gap,
+        attribution=attribute(metanets, profile, typical),
     )
 
 
