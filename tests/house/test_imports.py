@@ -29,7 +29,10 @@ def run_python(code: str) -> str:
 # None in sys.modules makes an import fail as if the package were not there.
 WITHOUT_EXTRAS = """
     import sys
-    for name in ("flwr", "ray", "sklearn", "rich", "tyro", "jinja2"):
+    for name in (
+        *("flwr", "ray", "sklearn", "rich", "tyro", "jinja2"),
+        *("scipy", "matplotlib", "captum"),
+    ):
         sys.modules[name] = None
 """
 
