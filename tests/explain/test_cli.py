@@ -200,18 +200,18 @@ def test_an_unknown_client_gets_similar_names(
     capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
     line = refused(capsys, "explain", "--run", run, "--client", "unseen-2")
-    assert "has no client 'unseen-2'; there are unseen-02, " in line
+    assert "has no client 'unseen-2'; among its 10 clients are unseen-02, " in line
     assert line.endswith("for a new client give its file by --data")
     line = refused(capsys, "explain", "--run", run, "--client", "../../x")
-    assert "there are seen-00, seen-01, seen-02 and 7 more" in line
+    assert "are seen-00, seen-01, seen-02; " in line
     assert not (run / "explain").exists()
 
 
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        (["fedavg", "local"], "learned no meta-nets: its methods are fedavg, local; explain a run"),
-        (["fedavg", "fedl2p-constant"], "one strategy for all clients (fedl2p-constant)"),
+        (["fedavg", "local"], "its methods are fedavg, local; explain a run of the method fedl2p"),
+        (["fedavg", "fedl2p-constant"], "learned no meta-nets that read profiles"),
     ],
 )
 def test_a_run_without_fedl2p(
@@ -225,7 +225,7 @@ def test_constant_meta_nets(capsys: pytest.CaptureFixture[str], run: Path) -> No
     sites = MetaNets.load(run / "metanets").sites
     MetaNets(sites, config=MetaNetsConfig(constant=True)).save(run / "metanets")
     line = refused(capsys, "explain", "--run", run, "--client", "seen-00")
-    assert "are constant: every client gets the same hyperparameters" in line
+    assert "write the same hyperparameters for every client" in line
 
 
 @pytest.mark.parametrize("name", RUN_FILES)

@@ -58,13 +58,10 @@ def explain_client(
 ) -> ClientExplanation:
     """Explain the hyperparameters of one client, and write a page and the numbers.
 
-    The client is compared with a typical one, whose profile is the median, entry by entry, of the
-    seen clients' profiles. Divergence 0, a client exactly like the global model, would be the other
-    choice; but a few dozen examples of the global distribution itself diverge from it, so the nets
-    have never been asked about such a client, and its moments are not known.
-
-    This reads the profiles of all seen clients, so it is for whoever holds the run's folder or its
-    data. In a federation of many machines profiles stay with their clients.
+    The baseline of the attribution is the median, entry by entry, of the seen clients' profiles.
+    (Divergence 0 is none: a few dozen examples of the global distribution itself diverge from it.)
+    So this needs the profiles of all seen clients: the run's folder, or its data. In a federation
+    of many machines profiles stay with their clients.
 
     Parameters
     ----------
@@ -101,13 +98,12 @@ def explain_client(
             "give one of --client NAME, a client of the run, and --data FILE.npz, a new client"
         )
     where = find_device(device)
-    _check_learned(run, Study.load(run))
-    study, net, metanets = load_run(run, model=model)
-    if metanets.config.constant:
+    if METHOD not in (names := Study.load(run).methods):
         raise ValueError(
-            f"the meta-nets of {run} are constant: every client gets the same hyperparameters, no "
-            "profile moves them; explain a run whose nets read profiles"
+            f"{run} learned no meta-nets that read profiles: its methods are {', '.join(names)}; "
+            f"explain a run of the method {METHOD}"
         )
+    study, net, metanets = load_run(run, model=model)
     world = _World(run, study, net.to(where), metanets.sites)
     if client is not None:
         world.check_client(client)
@@ -146,12 +142,10 @@ class _World:
         """Refuse the name of no client, and suggest similar ones."""
         if name in self.pools:
             return
-        close = difflib.get_close_matches(name, self.pools, n=3)
-        some = close or list(self.pools)[:3]
-        more = f" and {len(self.pools) - len(some)} more" if len(self.pools) > len(some) else ""
+        some = difflib.get_close_matches(name, self.pools, n=3) or list(self.pools)[:3]
         raise ValueError(
-            f"{self.run} has no client {name!r}; there are {', '.join(some)}{more}; for a new "
-            "client give its file by --data"
+            f"{self.run} has no client {name!r}; among its {len(self.pools)} clients are "
+            f"{', '.join(some)}; for a new client give its file by --data"
         )
 
     def profile(self, name: str) -> Profile:
@@ -185,20 +179,6 @@ class _World:
     def profiler(self) -> Profiler:
         """One copy of the global model for all clients."""
         return Profiler(self.model)
-
-
-def _check_learned(run: Path, study: Study) -> None:
-    if METHOD in study.methods:
-        return
-    if f"{METHOD}-constant" in study.methods:
-        raise ValueError(
-            f"{run} learned one strategy for all clients ({METHOD}-constant), which no profile "
-            f"moves; explain a run of the method {METHOD}"
-        )
-    raise ValueError(
-        f"{run} learned no meta-nets: its methods are {', '.join(study.methods)}; explain a run of "
-        f"the method {METHOD}"
-    )
 
 
 def _recorded(path: Path, sites: Sites) -> Profile:
