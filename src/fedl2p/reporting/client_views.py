@@ -45,7 +45,7 @@ class ClientView:
         """Plain mean over norm layers; None if it is not known or there are none."""
         if self.strategy is None:
             return None
-        values = [v for v in self.strategy.mix.values() if math.isfinite(v)]
+        values = _finite(self.strategy.mix.values())
         return sum(values) / len(values) if values else None
 
     @property
@@ -167,9 +167,13 @@ def label(method: str) -> str:
     return method_name(method).label
 
 
-def _geometric_mean(values: Iterable[float]) -> float | None:
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _geometric_mean(values: Iterable[float | None]) -> float | None:
     """Return the geometric mean of the positive finite values; None if there are none."""
-    logs = [math.log(v) for v in values if 0 < v < math.inf]
+    logs = [math.log(value) for value in _finite(values) if value > 0]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 

@@ -239,12 +239,13 @@ def strategy_maps(groups: Sequence[Group]) -> list[str]:
 
 
 def _heat_map(
-    title: str, unit: str, table: Sequence[Mapping[str, float]], colours: Sequence[str]
+    title: str, unit: str, table: Sequence[Mapping[str, float | None]], colours: Sequence[str]
 ) -> HeatMap:
     from matplotlib.colors import Normalize
 
     columns = tuple(dict.fromkeys(name for line in table for name in line))
-    values = [[line.get(name, math.nan) for name in columns] for line in table]
+    cells = [[line.get(name) for name in columns] for line in table]
+    values = [[math.nan if cell is None else cell for cell in line] for line in cells]
     if colours == BLUE_TO_ORANGE:
         norm, ends = Normalize(0.0, 1.0), ("0, global", "1, own")
     else:
