@@ -36,7 +36,7 @@ from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.privacy import accounting
 from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.federation.rounds import federate, spending
-from fedl2p.methods.base.personalizing import with_state
+from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.recipes import digits
 from fedl2p.study.settings import Study
 
@@ -86,7 +86,7 @@ def pretrained(seed: int) -> nn.Module:
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=seed)
     fedavg = methods.build("fedavg", study.settings)
     done = federate(fedavg, model, population, rounds=study.pretrain, seed=seed, stage="pretrain")
-    return with_state(model, done.state)
+    return model_with_state(model, done.state)
 
 
 def privacy_of(trial: Trial) -> Privacy:

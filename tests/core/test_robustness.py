@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import EpochBatches
+from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import finetune
-from fedl2p.core.finetuning.stacking import evaluate, resident
 from fedl2p.core.functional.mixed_norm import with_mixed_norms
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
@@ -41,7 +42,7 @@ def test_float64_data_fine_tunes_and_judges_a_float32_model_as_float32_data_does
     hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.05)
     tuned = [finetune(model, hyper, (data, y), epochs=1) for data in (x, x.float())]
     assert same(*tuned)
-    net = Net(model)
+    net = FunctionalModel(model)
     judged = [
         evaluate(net, net.start(1), torch.zeros(1, 6), [Examples(data, y)])
         for data in (x, x.float())
@@ -79,14 +80,14 @@ def test_a_profile_too_large_for_float16_is_an_error() -> None:
 
 def test_working_copies_are_made_anew_when_the_model_changes() -> None:
     model = nested_net()
-    first = resident(model)
-    assert resident(model) is first
+    first = working_copies(model)
+    assert working_copies(model) is first
     with torch.no_grad():
         model.head.bias.add_(1.0)
-    second = resident(model)
+    second = working_copies(model)
     assert second is not first
     model.head.bias.requires_grad_(False)
-    third = resident(model)
+    third = working_copies(model)
     assert third is not second
     assert "head.bias" in second.net.sites.params
     assert "head.bias" not in third.net.sites.params
@@ -203,7 +204,7 @@ class NormOfOnesOwnDefaults(nn.BatchNorm1d):
 
 def test_a_batch_norm_with_a_forward_of_its_own_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 5), NormWithActivation(5), nn.Linear(5, 3))
-    for use in (find_sites, with_mixed_norms, Net):
+    for use in (find_sites, with_mixed_norms, FunctionalModel):
         with pytest.raises(ValueError, match=r"norm layer '1' is a NormWithActivation"):
             use(model)
     # Without running statistics nothing is mixed, so nothing is replaced.

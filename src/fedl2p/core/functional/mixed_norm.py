@@ -1,4 +1,4 @@
-"""Batch-norm that mixes global and client statistics, and how it gets into and out of a model.
+"""Batch-norm that mixes global and client statistics; putting it into a model and folding it back.
 
 A model is copied, every batch-norm layer of the copy is replaced by :class:`MixedBatchNorm`, the
 copy is fine-tuned, and :func:`fold` writes the result into plain batch-norm layers of another copy.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedl2p.core.functional.fused_norm import fused_mixed_norm
-from fedl2p.core.functional.precision import forget
+from fedl2p.core.functional.precision import remove_compute
 from fedl2p.core.sites import check_norms, is_mixable_norm
 
 Fused = Literal["single", "stacked"]
@@ -28,7 +28,7 @@ _EXPECTED_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,
 
 
 class MixedBatchNorm(nn.Module):
-    """A batch-norm layer whose statistics are a mix of the global model's and the client's.
+    """Batch-norm whose statistics are a mix of the global model's and the client's.
 
     In training mode it normalises with ``(1 - mix) global + mix batch`` (biased batch variance) and
     updates the client's running statistics; in evaluation mode with
@@ -64,7 +64,7 @@ class MixedBatchNorm(nn.Module):
         super().__init__()
         self.kind = type(norm).__name__
         self.fused: Fused | None = None
-        self.once = False
+        self.first_order = False
         self.eps = norm.eps
         self.momentum = 0.1 if norm.momentum is None else norm.momentum
         self.num_features = norm.num_features
@@ -97,7 +97,7 @@ class MixedBatchNorm(nn.Module):
             return self._fused(x)
         per_channel = (-1,) + (1,) * (x.dim() - 2)
         if self.training:
-            mean, var, x = self._observe(x, per_channel)
+            mean, var, x = self._batch_statistics(x, per_channel)
             offset = mean  # what x is centred at from here on
         else:
             mean, var = self.client_statistics()
@@ -111,8 +111,10 @@ class MixedBatchNorm(nn.Module):
             shift = shift + self.bias
         return x * scale.to(x.dtype).view(per_channel) + shift.to(x.dtype).view(per_channel)
 
-    def _observe(self, x: Tensor, per_channel: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch's mean and biased variance and the centred batch; let them enter.
+    def _batch_statistics(
+        self, x: Tensor, per_channel: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Update the running statistics; return the batch's mean, biased variance and centred form.
 
         Two passes of plain means cost half of ``torch.var_mean`` over several dimensions on CPU,
         and the centred batch is needed anyway.
@@ -122,15 +124,15 @@ class MixedBatchNorm(nn.Module):
         var = _channel_mean(centred.square())
         # norms may hold another dtype than the activations (bfloat16 inputs, float32 statistics)
         var, mean = var.to(self.client_var.dtype), mean.to(self.client_mean.dtype)
-        self._enter(mean, var, x.numel() // x.shape[1])
+        self._update_statistics(mean, var, x.numel() // x.shape[1])
         return mean, var, centred
 
-    def _enter(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Let a batch's mean and biased variance enter the client's running statistics."""
+    def _update_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Update the client's running statistics by a batch's mean and biased variance."""
         if count > 1:
-            # Assigned, never written in place: who puts buffers in (Net, or
+            # Assigned, never written in place: whoever put the buffers in (FunctionalModel,
             # torch.func.functional_call) finds the new ones there and keeps the old ones.
-            values = self._buffers  # not as attributes: those of modules are felt in small nets
+            values = self._buffers  # not as attributes, whose look-up costs time in small nets
             m, unbiased = self.momentum, var * (count / (count - 1))
             client_mean, client_var, weight = (
                 values["client_mean"],
@@ -143,7 +145,7 @@ class MixedBatchNorm(nn.Module):
             values["client_weight"] = torch.lerp(weight, torch.ones_like(weight), m)
 
     def _fusible(self, x: Tensor) -> bool:
-        """Tell whether the fused norm computes what is wanted here."""
+        """Tell whether the fused norm can compute this batch."""
         return (
             self.fused is not None
             and self.training
@@ -157,9 +159,9 @@ class MixedBatchNorm(nn.Module):
         y, mean, var = fused_mixed_norm(
             *(x, self.weight, self.bias, running, self.mix, self.eps),
             stacked=self.fused == "stacked",
-            once=self.once,
+            first_order=self.first_order,
         )
-        self._enter(mean, var, x.numel() // x.shape[1])
+        self._update_statistics(mean, var, x.numel() // x.shape[1])
         return y
 
     def client_statistics(self) -> tuple[Tensor, Tensor]:
@@ -178,13 +180,13 @@ def _channel_mean(x: Tensor) -> Tensor:
 
 
 def client_statistics(
-    mean: Tensor, var: Tensor, weight: Tensor, unseen: tuple[Tensor, Tensor]
+    mean: Tensor, var: Tensor, weight: Tensor, default: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Divide running sums by the weight of the data in them; ``unseen`` where that is zero."""
+    """Divide running sums by the weight of the data in them; ``default`` where that is zero."""
     seen = weight > 0
     safe = torch.where(seen, weight, torch.ones_like(weight)).unsqueeze(-1)
     seen = seen.unsqueeze(-1)
-    return torch.where(seen, mean / safe, unseen[0]), torch.where(seen, var / safe, unseen[1])
+    return torch.where(seen, mean / safe, default[0]), torch.where(seen, var / safe, default[1])
 
 
 def with_mixed_norms(model: nn.Module) -> nn.Module:
@@ -195,7 +197,7 @@ def with_mixed_norms(model: nn.Module) -> nn.Module:
     Raises
     ------
     ValueError
-        If a batch-norm layer computes in a way of its own, see
+        If a batch-norm layer has a forward of its own, see
         :func:`~fedl2p.core.sites.check_norms`.
     """
     check_norms(model)
@@ -237,7 +239,7 @@ def fold(
         ``(1 - mix) global + mix client``; dtype, device and training flags are those of ``model``.
     """
     folded = copy.deepcopy(model)
-    forget(folded)
+    remove_compute(folded)
     values = dict(folded.named_parameters())
     modules = dict(folded.named_modules())
     with torch.no_grad():

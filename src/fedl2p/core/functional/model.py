@@ -1,7 +1,7 @@
-"""A model as a pure function of named tensors, for one client or for a cohort at once.
+"""A torch.nn.Module as a function of named tensors, for one client or for a stack of clients.
 
-Shapes: C clients, B norm layers, n examples, K classes. Every tensor of a cohort has a leading
-dimension C; one client is a cohort with C = 1. With C > 1 the forward pass runs under
+Shapes: C clients, B norm layers, n examples, K classes. Every tensor of a stack has a leading
+dimension C; one client is a stack with C = 1. With C > 1 the forward pass runs under
 ``torch.func.vmap``; gradients are taken outside of it, of the sum of the clients' losses, which
 leaves each client its own gradient because no client's loss depends on another's parameters.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ _Place = tuple[dict[str, Any], str]
 
 
 @dataclass(frozen=True)
-class NetState:
+class ModelState:
     """What fine-tuning changes: parameters and the client's running statistics, by name.
 
     ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
@@ -47,47 +47,47 @@ class NetState:
     params: dict[str, Tensor]
     stats: dict[str, Tensor]
 
-    def detach(self) -> NetState:
+    def detach(self) -> ModelState:
         """Return the same values outside of any graph."""
-        return NetState(
+        return ModelState(
             {k: v.detach() for k, v in self.params.items()},
             {k: v.detach() for k, v in self.stats.items()},
         )
 
-    def take(self, members: Sequence[int]) -> NetState:
+    def take(self, members: Sequence[int]) -> ModelState:
         """Return the tensors of some clients."""
         rows = torch.as_tensor(members, device=next(iter(self.params.values())).device)
-        return NetState(
+        return ModelState(
             {k: v.index_select(0, rows) for k, v in self.params.items()},
             {k: v.index_select(0, rows) for k, v in self.stats.items()},
         )
 
-    def squeezed(self) -> NetState:
+    def squeezed(self) -> ModelState:
         """Return one client's tensors without the client dimension."""
-        return NetState(
+        return ModelState(
             {k: v.squeeze(0) for k, v in self.params.items()},
             {k: v.squeeze(0) for k, v in self.stats.items()},
         )
 
-    def unsqueezed(self) -> NetState:
+    def unsqueezed(self) -> ModelState:
         """Return one client's tensors with the client dimension that they lack."""
-        return NetState(
+        return ModelState(
             {k: v.unsqueeze(0) for k, v in self.params.items()},
             {k: v.unsqueeze(0) for k, v in self.stats.items()},
         )
 
-    def leaves(self) -> NetState:
+    def leaves(self) -> ModelState:
         """Return the same values as leaves of a new graph."""
-        return NetState(
+        return ModelState(
             {k: v.detach().requires_grad_() for k, v in self.params.items()},
             {k: v.detach().requires_grad_() for k, v in self.stats.items()},
         )
 
 
-class _Copy:
+class _Workspace:
     """A copy of the model with mixed norms, into which named tensors are put for a call.
 
-    It is changed during a call, so that every thread has its own.
+    It is changed during a call, so every thread has its own.
     """
 
     def __init__(self, model: nn.Module, sites: Sites) -> None:
@@ -98,10 +98,10 @@ class _Copy:
             norm = modules[name]
             assert isinstance(norm, MixedBatchNorm)
             self.norms[name] = norm
-        self._norms_run: tuple[Fused, bool] | None = None
+        self._norm_mode: tuple[Fused, bool] | None = None
         by_id = {id(p): name for name, p in self.module.named_parameters()}
-        ours = {id(b) for norm in self.norms.values() for b in norm.buffers()}
-        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in ours}
+        of_norms = {id(b) for norm in self.norms.values() for b in norm.buffers()}
+        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in of_norms}
         other = {id(b): name for name, b in self._others.items()}
         # A tensor that several layers share has one name in sites.params but several places.
         self._params: dict[str, list[_Place]] = {name: [] for name in sites.params}
@@ -127,14 +127,14 @@ class _Copy:
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
 
-    def set(self, training: bool, fused: Fused, *, once: bool) -> None:
-        """Set how the next calls run; ``once``: gradients will be taken once only."""
+    def set_mode(self, training: bool, fused: Fused, *, first_order: bool) -> None:
+        """Set how the next calls run; ``first_order``: no gradient of a gradient will be taken."""
         if self.module.training != training:
             self.module.train(training)
-        if self._norms_run != (fused, once):
-            self._norms_run = fused, once
+        if self._norm_mode != (fused, first_order):
+            self._norm_mode = fused, first_order
             for norm in self.norms.values():
-                norm.fused, norm.once = fused, once
+                norm.fused, norm.first_order = fused, first_order
 
     def __call__(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
@@ -149,21 +149,21 @@ class _Copy:
     def _put(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
     ) -> list[tuple[dict[str, Any], str, Any]]:
-        """Put tensors in place; return what was there."""
+        """Put tensors into the module; return those that were in their places."""
         # What torch.func.functional_call does, at places looked up once: for a small net that call
         # takes a tenth of a step.
         before = [(values, leaf, values[leaf]) for values, leaf in self._places]
         for name, places in self._params.items():
             for values, leaf in places:
                 values[leaf] = params[name]
-        self._renew()
+        self._renew_buffers()
         for norm, part in zip(self.norms.values(), mix.unbind(0), strict=True):
             norm._buffers["mix"] = part.to(norm.running_mean.dtype)
         for name, (values, leaf) in self._stats.items():
             values[leaf] = stats[name]
         return before
 
-    def _renew(self) -> None:
+    def _renew_buffers(self) -> None:
         # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
         # one call change the next, nor one client another.
         for name, places in self._buffers.items():
@@ -177,22 +177,22 @@ class _Copy:
             values[leaf] = value
 
     def stats(self) -> dict[str, Tensor]:
-        """Return the running statistics that are in place."""
+        """Return the running statistics in the module."""
         return {k: values[leaf] for k, (values, leaf) in self._stats.items()}
 
     @contextmanager
-    def holding(
+    def bind(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
     ) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Leave one client's tensors in place for many calls, which return logits.
+        """Leave one client's tensors in the module for many calls, which return logits.
 
         The running statistics go on from call to call (:meth:`stats`), outside of any graph. Other
-        calls may come in between: they put back what they found.
+        calls may come in between: they put back the tensors that they replaced.
         """
         before = self._put(params, stats, mix)
 
         def call(x: Tensor) -> Tensor:
-            self._renew()
+            self._renew_buffers()
             logits: Tensor = self.module(x)
             for values, leaf in self._stats.values():
                 if values[leaf].requires_grad:  # where the norm could not run fused
@@ -205,10 +205,10 @@ class _Copy:
             self._put_back(before)
 
 
-class Net:
+class FunctionalModel:
     """A private copy of a model with mixed norms, called as a function of its named tensors.
 
-    Several threads may call one net at a time.
+    Several threads may call it at a time.
 
     Parameters
     ----------
@@ -222,17 +222,18 @@ class Net:
         self._compute = compute_of(model)
         self.stack_size = self._compute.stack_size
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        self._draws = any(
+        self._has_dropout = any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
         )
         # torch's vmap does not autocast convolutions (pytorch/functorch issue 305)
-        self.stackable = self._compute.precision == "full" and not self._draws
-        own = _Copy(model, self.sites)
-        self._copies = threading.local()
-        self._copies.own = own
-        self._norms = own.norms
-        wanted = set(self.sites.params)
-        self._theta = {k: p.detach() for k, p in own.module.named_parameters() if k in wanted}
+        self.stackable = self._compute.precision == "full" and not self._has_dropout
+        workspace = _Workspace(model, self.sites)
+        self._per_thread = threading.local()
+        self._per_thread.workspace = workspace
+        self._norms = workspace.norms
+        names = set(self.sites.params)
+        parameters = workspace.module.named_parameters()
+        self._theta = {k: p.detach() for k, p in parameters if k in names}
         self.graph_bytes: dict[tuple[int, ...], int] = {}
         """Bytes that the graph of one inner step holds, by the shape of its inputs."""
 
@@ -247,10 +248,11 @@ class Net:
         return self.num_parameters <= SMALL
 
     @property
-    def _copy(self) -> _Copy:
-        made: _Copy | None = getattr(self._copies, "own", None)
+    def _workspace(self) -> _Workspace:
+        """The workspace of the current thread."""
+        made: _Workspace | None = getattr(self._per_thread, "workspace", None)
         if made is None:
-            made = self._copies.own = _Copy(self.plain, self.sites)
+            made = self._per_thread.workspace = _Workspace(self.plain, self.sites)
         return made
 
     @property
@@ -263,7 +265,7 @@ class Net:
         """The dtype of the first trainable parameter."""
         return next(iter(self._theta.values())).dtype
 
-    def start(self, clients: int, statistics: Statistics = "corrected") -> NetState:
+    def start(self, clients: int, statistics: Statistics = "corrected") -> ModelState:
         """Return the global model's parameters and fresh client statistics for C clients.
 
         Parameters
@@ -287,16 +289,16 @@ class Net:
             for part, value in zip(("mean", "var", "weight"), first, strict=True):
                 stats[_join(name, f"client_{part}")] = value.expand(clients, *value.shape)
         params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
-        return NetState(params, stats)
+        return ModelState(params, stats)
 
     def logits(
         self,
-        state: NetState,
+        state: ModelState,
         mix: Tensor,
         x: Tensor,
         *,
         training: bool,
-        noise: int = 0,
+        dropout_seed: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model.
 
@@ -327,9 +329,11 @@ class Net:
         """
         if len(x) > 1:
             return self.stacked(state.params, state.stats, mix, x, training=training)
-        # squeezed, not indexed: the way back through an index fills and copies every tensor
+        # squeezed, not indexed: the backward of an index fills and copies every tensor
         one, mix, x = state.squeezed(), mix.squeeze(0), x.squeeze(0)
-        y, stats = self.single(one.params, one.stats, mix, x, training=training, noise=noise)
+        y, stats = self.single(
+            one.params, one.stats, mix, x, training=training, dropout_seed=dropout_seed
+        )
         return y.unsqueeze(0), {k: v.unsqueeze(0) for k, v in stats.items()}
 
     def single(
@@ -340,7 +344,7 @@ class Net:
         x: Tensor,
         *,
         training: bool,
-        noise: int = 0,
+        dropout_seed: int = 0,
         first_order: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model for one client: as :meth:`logits`, without the client dimension.
@@ -348,27 +352,23 @@ class Net:
         ``first_order`` says that gradients will be taken once at most, and only of the logits, so
         that the norms may save time.
         """
-        run = self._copy
-        run.set(training, "single", once=first_order)
-        if training and self._draws:
-            with _drawing_from(noise, x.device), autocast(self._compute, x.device):
-                y, stats = run(params, stats, mix, self._cast(x))
-        else:
-            with autocast(self._compute, x.device):
-                y, stats = run(params, stats, mix, self._cast(x))
+        workspace = self._workspace
+        workspace.set_mode(training, "single", first_order=first_order)
+        with self._context(x.device, dropout_seed if training else None):
+            y, stats = workspace(params, stats, mix, self._cast(x))
         return y.to(self.dtype), stats
 
     @contextmanager
-    def holding(
+    def bind(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
-    ) -> Iterator[Held]:
-        """Leave one client's tensors in place for many training calls, in this thread.
+    ) -> Iterator[BoundModel]:
+        """Leave one client's tensors in the model for many training calls, in this thread.
 
         ``params`` may be changed in place between the calls; no tensor has a client dimension.
         """
-        copied = self._copy
-        with copied.holding(params, stats, mix) as call:
-            yield Held(self, copied, call)
+        workspace = self._workspace
+        with workspace.bind(params, stats, mix) as call:
+            yield BoundModel(self, workspace, call)
 
     def stacked(
         self,
@@ -386,15 +386,24 @@ class Net:
                 f"{len(x)} clients came stacked, but in {self._compute.precision} clients "
                 "run one at a time"
             )
-        if training and self._draws:
+        if training and self._has_dropout:
             raise ValueError(
                 f"the model has dropout, whose masks belong to one client, but {len(x)} "
                 "clients came stacked; run them one at a time"
             )
-        run = self._copy
-        run.set(training, "stacked", once=first_order)
-        y, stats = vmap(run)(params, stats, mix, self._cast(x))
+        workspace = self._workspace
+        workspace.set_mode(training, "stacked", first_order=first_order)
+        y, stats = vmap(workspace)(params, stats, mix, self._cast(x))
         return y, stats
+
+    def _context(
+        self, device: torch.device, dropout_seed: int | None
+    ) -> AbstractContextManager[object]:
+        """Return the context of a call: its precision and, given a seed, its dropout masks."""
+        precision = autocast(self._compute, device)
+        if dropout_seed is None or not self._has_dropout:
+            return precision
+        return _seeded(dropout_seed, device, precision)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self._inputs) if x.is_floating_point() else x
@@ -415,38 +424,39 @@ class Net:
         return folded
 
 
-class Held:
-    """One client's tensors in place; see :meth:`Net.holding`."""
+class BoundModel:
+    """A model with one client's tensors in it; see :meth:`FunctionalModel.bind`."""
 
-    def __init__(self, net: Net, copied: _Copy, call: Callable[[Tensor], Tensor]) -> None:
-        self._net, self._copied, self._call = net, copied, call
+    def __init__(
+        self, net: FunctionalModel, workspace: _Workspace, call: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._net, self._workspace, self._call = net, workspace, call
 
-    def logits(self, x: Tensor, *, noise: int = 0) -> Tensor:
+    def logits(self, x: Tensor, *, dropout_seed: int = 0) -> Tensor:
         """Return logits, for gradients of first order; the batch enters the statistics."""
-        self._copied.set(True, "single", once=True)
+        self._workspace.set_mode(True, "single", first_order=True)
         net = self._net
-        if not net._draws:
-            with autocast(net._compute, x.device):
-                y = self._call(net._cast(x))
-        else:
-            with _drawing_from(noise, x.device), autocast(net._compute, x.device):
-                y = self._call(net._cast(x))
+        with net._context(x.device, dropout_seed):
+            y = self._call(net._cast(x))
         return y.to(net.dtype)
 
     def stats(self) -> dict[str, Tensor]:
-        """Return the running statistics so far."""
-        return self._copied.stats()
+        """Return the current running statistics."""
+        return self._workspace.stats()
 
 
 @contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(
+    seed: int, device: torch.device, inner: AbstractContextManager[object]
+) -> Iterator[None]:
     """Let layers that use the global generators draw from a seed; then put these back."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        yield
+        with inner:
+            yield
 
 
 def _join(prefix: str, name: str) -> str:

@@ -40,23 +40,26 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from fedl2p.core.finetuning.batches import Batches, Part
-from fedl2p.core.finetuning.inner_loop import on
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients import at_end
-from fedl2p.core.hypergradients import unrolled as unrolling
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
+from fedl2p.core.hypergradients.unrolled import unrolled
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.settings import MODES, HypergradientConfig, Mode, Statistics
+from fedl2p.core.settings import HypergradientConfig, Mode, Statistics
 
-__all__ = [
-    "MODES",
-    "Hypergradient",
-    "HypergradientConfig",
-    "Mode",
-    "cohort_hypergradient",
-    "hypergradient",
-]
+UNEQUAL_SIZES: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
+"""Modes whose stacks may have clients with unequally many examples; the others take second
+derivatives on one batch of all clients."""
+
+_ESTIMATORS: dict[Mode, Callable[[Problem, HypergradientConfig], Hypergradient]] = {
+    "published": at_end.published,
+    "last-step": at_end.last_step,
+    "trajectory": at_end.trajectory,
+    "implicit": at_end.implicit,
+    "truncated": unrolled,
+    "unrolled": unrolled,
+}
 
 
 def hypergradient(
@@ -90,7 +93,7 @@ def hypergradient(
         The training batch after the last inner step, at which ``published`` and ``implicit`` take
         their second derivatives; by default the last inner batch again.
     statistics
-        How running statistics start, see :class:`fedl2p.core.finetuning.inner_loop.InnerLoop`.
+        How running statistics start, see :class:`fedl2p.core.settings.InnerLoop`.
 
     Returns
     -------
@@ -109,65 +112,32 @@ def hypergradient(
         )
     if config is None:
         config = HypergradientConfig() if mode is None else HypergradientConfig(mode=mode)
-    net = Net(model)
+    net = FunctionalModel(model)
     if hyperparams.sites != net.sites:
         raise ValueError(
             "the hyperparameters were made for another model: their names of norm layers or "
             "parameter tensors differ from this model's"
         )
-    result = cohort_hypergradient(
-        net,
-        on(net, Hyperparams.stack([hyperparams])),
-        [(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
-        (validation[0].unsqueeze(0), validation[1].unsqueeze(0)),
-        config=config,
-        following=None if following is None else (following[0][None], following[1][None]),
+    stacked = Hyperparams.stack([hyperparams]).to(net.device, net.dtype)
+    problem = Problem(
+        net=net,
+        mix=stacked.mix.detach(),
+        rate=stacked.rate.detach(),
+        batches=[(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
+        validation=[StackBatch(validation[0].unsqueeze(0), validation[1].unsqueeze(0))],
         statistics=statistics,
+        following=None if following is None else (following[0][None], following[1][None]),
     )
+    result = stack_hypergradient(problem, config)
     return {
         "mix": dict(zip(net.sites.norms, result.mix[0].tolist(), strict=True)),
         "rate": dict(zip(net.sites.params, result.rate[0].tolist(), strict=True)),
     }
 
 
-def cohort_hypergradient(
-    net: Net,
-    hyperparams: Hyperparams,
-    batches: Batches,
-    validation: tuple[Tensor, Tensor] | Sequence[Part],
-    *,
-    config: HypergradientConfig,
-    following: tuple[Tensor, Tensor] | None = None,
-    statistics: Statistics = "corrected",
-) -> Hypergradient:
-    """Return dL_val/dh of C clients; arguments as in :func:`hypergradient`, stacked.
+def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Return dL_val/dh of a stack of clients.
 
-    Clients may hold unequally many examples under the modes of :data:`RAGGED`; their batches must
-    share the last step (``align="end"``).
+    Clients may have unequally many examples under the modes of :data:`UNEQUAL_SIZES`.
     """
-    if isinstance(validation, tuple):
-        validation = [Part(*validation)]
-    problem = Problem(
-        net,
-        hyperparams.mix.detach(),
-        hyperparams.rate.detach(),
-        batches,
-        following,
-        validation,
-        statistics,
-    )
     return _ESTIMATORS[config.mode](problem, config)
-
-
-RAGGED: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
-"""Modes whose stacks may hold clients of unequal sizes; the others take second derivatives on one
-batch of all clients."""
-
-_ESTIMATORS: dict[str, Callable[[Problem, HypergradientConfig], Hypergradient]] = {
-    "published": at_end.published,
-    "last-step": at_end.last_step,
-    "trajectory": at_end.trajectory,
-    "implicit": at_end.implicit,
-    "truncated": unrolling.truncated,
-    "unrolled": unrolling.unrolled,
-}
