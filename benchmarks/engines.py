@@ -50,7 +50,7 @@ class Idle(Method):
     def of(cls, size: int) -> Idle:
         return cls(name=f"idle-{size}", size=size)
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         return {f"part{i}": torch.zeros(self.size // 10) for i in range(10)}
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:

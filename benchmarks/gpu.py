@@ -2,8 +2,8 @@
 
 The floor is plain PyTorch, one client after another, eager: K steps of the network with
 ``torch.nn.BatchNorm2d`` and ``torch.optim.SGD`` on batches that are on the device already. Ours
-does the same K steps with mixed norms, in every way there is: clients one after another, recorded
-as CUDA graphs, in bfloat16 with channels last, stacked (vmap), and side by side on streams.
+does the same K steps with mixed norms, in every way there is: clients one after another, in
+bfloat16 with channels last, stacked (vmap), and side by side on streams.
 
     python benchmarks/gpu.py                            # ResNet-18 at CIFAR shape, batch 32, K = 30
     python benchmarks/gpu.py --peak 989 --out benchmarks/results/gpu.md
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import speed
@@ -32,7 +31,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedl2p.core.finetuning.batches import Part
-from fedl2p.core.finetuning.in_place_sgd import down
+from fedl2p.core.finetuning.in_place_sgd import Descent
 from fedl2p.core.finetuning.inner_loop import on
 from fedl2p.core.finetuning.stacking import resident
 from fedl2p.core.functional.model import Net
@@ -65,7 +64,7 @@ def tuning(net: Net, clients: int) -> Callable[[Sequence[Part]], None]:
     hyper = on(net, Hyperparams.stack([one] * clients))
 
     def tune(parts: Sequence[Part]) -> None:
-        with down(net, net.start(clients), hyper.mix, hyper.rate) as way:
+        with Descent(net, net.start(clients), hyper.mix, hyper.rate) as way:
             for part in parts:
                 way.step(part)
 
@@ -82,11 +81,6 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
     cuda = device == "cuda"
     fast = Compute(precision="bfloat16", channels_last=True)
     nets = {"": Compute(), ", bfloat16, channels last": fast}
-    if cuda:
-        nets |= {
-            ", CUDA graphs": Compute(graphs=True),
-            ", bfloat16, channels last, CUDA graphs": replace(fast, graphs=True),
-        }
     made: dict[str, Work] = {"plain, eager": lambda: [speed.plain(trained, b) for b in plain]}
     for name, compute in nets.items():
         noted = computing(model, compute)
@@ -94,7 +88,7 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
         made[f"one after another{name}"] = _loop(noted, net, own)
         if clients > 1 and net.stackable:
             made[f"stacked{name}"] = _stacked(noted, net, clients, parts)
-        if clients > 1 and cuda and not compute.graphs:
+        if clients > 1 and cuda:
             made[f"{STREAMS} streams{name}"] = _streams(noted, net, own)
     return made
 

@@ -69,8 +69,8 @@ class Attacked(Method):
     hostile: frozenset[str]
     factor: float
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
-        return self.inner.start(model, seed=seed, prepared=prepared)
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
+        return self.inner.start(model, seed=seed)
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         return [self._sent(state, u) for u in self.inner.train(model, state, clients)]

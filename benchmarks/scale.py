@@ -100,7 +100,6 @@ def measure(registered: int, rounds: int, learn: int) -> dict[str, Any]:
         if not count:
             continue
         method = methods.build(name, settings)
-        assert method.preparation is None
         population.first = None
         began = time.perf_counter()
         handler = Handler(
@@ -135,7 +134,7 @@ def measure(registered: int, rounds: int, learn: int) -> dict[str, Any]:
 class Moved(Method):
     """Every client answers the state plus one."""
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         return {f"part{i}": torch.zeros(NUMBERS // 10) for i in range(10)}
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:

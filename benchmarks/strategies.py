@@ -126,7 +126,6 @@ _CHANGES = (
     Row("running statistics as published", changes={INNER + "statistics": "published"}),
     Row("inputs: raw", changes={NETS + "inputs": "raw"}),
     Row("inputs: log1p, learnable scale", changes={NETS + "inputs": "scaled"}),
-    Row("inputs: standardised over clients", changes={NETS + "inputs": "standardised"}),
     Row("each net reads its own half", changes={NETS + "reads": "own"}),
     Row("initialisation as published", changes={NETS + "initial": "published"}),
     Row("rates linear instead of log", changes={NETS + "rates": "linear", NETS + "max_rate": 10.0}),
@@ -330,18 +329,9 @@ def learn(
     if method.rounds == "none":
         state = method.start(model, seed=derive_seed(seed, "start", method.name))
         return state, [], time.perf_counter() - began
-    prepared = None
-    if method.preparation is not None:
-        first = methods.build(method.preparation, study.settings)
-        stage = first.name
-        prepared = federate(
-            first, model, population, rounds=ONE_ROUND, seed=seed, stage=stage
-        ).state
     rounds = {"one": ONE_ROUND, "pretrain": study.pretrain, "learn": study.learn}[method.rounds]
     stage = {"fedl2p": "learn", "fedavg": "pretrain"}.get(method.name, method.name)
-    done = federate(
-        method, model, population, rounds=rounds, seed=seed, stage=stage, prepared=prepared
-    )
+    done = federate(method, model, population, rounds=rounds, seed=seed, stage=stage)
     return done.state, [r.loss for r in done.records], time.perf_counter() - began
 
 

@@ -140,20 +140,11 @@ class Method(ABC):
         """
         return "learn"
 
-    @property
-    def preparation(self) -> str | None:
-        """The name of a method whose one round must come first, or None.
-
-        Its final state is handed to :meth:`start`.
-        """
-        return None
-
     @abstractmethod
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return the state that travels in the first round.
 
-        ``model`` is only read; ``seed`` is the source of all randomness here; ``prepared`` is the
-        final state of :attr:`preparation`, if there is one.
+        ``model`` is only read; ``seed`` is the source of all randomness here.
         """
 
     @abstractmethod

@@ -31,7 +31,6 @@ FORMS: dict[str, MetaNetsConfig] = {
     "published": MetaNetsConfig.published(),
     "raw log": MetaNetsConfig(inputs="raw"),
     "log1p": MetaNetsConfig(inputs="log1p", clamp="straight-through"),
-    "standardised": MetaNetsConfig(inputs="standardised", hidden=8),
     "published log": MetaNetsConfig(initial="published"),
     "linear": MetaNetsConfig(rates="linear", max_rate=10.0),
     "constant": MetaNetsConfig(constant=True),
@@ -288,7 +287,7 @@ def test_the_constant_ablation_ignores_the_profile(rates: str) -> None:
     assert {name for name, _ in nets.named_parameters()} == {"base_mix", "base"}
 
 
-@pytest.mark.parametrize("inputs", ["log1p", "log", "scaled", "standardised"])
+@pytest.mark.parametrize("inputs", ["log1p", "log", "scaled"])
 def test_a_dead_channel_does_not_run_away(inputs: str) -> None:
     nets = MetaNets(find_sites(nested_net()), inputs=inputs)
     ours = nets(made_up(nets.sites, divergence=2500.0))

@@ -26,7 +26,6 @@ FORMS: dict[str, MetaNetsConfig] = {
     "own": MetaNetsConfig(gain=1.0, reads="own"),
     "raw": MetaNetsConfig(gain=1.0, inputs="raw"),
     "scaled": MetaNetsConfig(gain=1.0, inputs="scaled", rates="linear", max_rate=1e3),
-    "standardised": MetaNetsConfig(gain=1.0, inputs="standardised"),
     "published": MetaNetsConfig.published(base_rate=0.01),
 }
 

@@ -298,12 +298,12 @@ def test_only_bad_rounds_in_a_row_end_a_run() -> None:
     assert [r.failures for r in done.records] == [2, 0, 2, 0, 2, 0, 0]
 
 
-def test_what_was_prepared_and_a_seed_reach_the_start() -> None:
-    given: list[Any] = []
+def test_a_seed_reaches_the_start() -> None:
+    given: list[int] = []
 
     class Noting(Toward):
-        def start(self, model: Any, *, seed: int = 0, prepared: Any = None) -> Any:
-            given.append((seed, prepared))
+        def start(self, model: Any, *, seed: int = 0) -> Any:
+            given.append(seed)
             return super().start(model)
 
     federate(
@@ -313,9 +313,8 @@ def test_what_was_prepared_and_a_seed_reach_the_start() -> None:
         rounds=Rounds(rounds=0),
         seed=4,
         stage="learn",
-        prepared={"w": torch.ones(1)},
     )
-    assert given == [(derive_seed(4, "start", "toward"), {"w": torch.ones(1)})]
+    assert given == [derive_seed(4, "start", "toward")]
 
 
 def test_a_population_that_is_too_small_is_refused() -> None:

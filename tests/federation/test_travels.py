@@ -296,19 +296,6 @@ def test_the_model_travels_once_to_each_node_and_then_the_meta_nets(
 # --- the readers above find what they look for --------------------------------------------------
 
 
-def test_standardised_inputs_show_profiles_and_the_reader_sees_it() -> None:
-    study = small(methods=("fedl2p",))
-    meta = study.settings.meta
-    nets = dataclasses.replace(meta.nets, inputs="standardised")
-    study = dataclasses.replace(
-        study,
-        settings=dataclasses.replace(study.settings, meta=dataclasses.replace(meta, nets=nets)),
-    )
-    grid, hidden = conversation(study)
-    seen = {what for said in grid.said for what in revealed(said.answer, hidden[said.client])}
-    assert {"log divergences", "moments"} <= seen
-
-
 @pytest.mark.parametrize(
     ("answer", "strange"),
     [

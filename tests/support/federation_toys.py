@@ -55,8 +55,8 @@ class Toward(Method):
     bad: tuple[str, ...] = ()
     how: str = "failure"
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
-        return prepared or {
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
+        return {
             "point": torch.zeros(2, dtype=torch.float64),
             "half": torch.zeros(3, dtype=torch.bfloat16),
             "count": torch.tensor(0),

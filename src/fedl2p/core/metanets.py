@@ -73,11 +73,6 @@ class MetaNets(nn.Module):
         Of the initial weights.
     """
 
-    divergence_mean: Tensor
-    divergence_sd: Tensor
-    moments_mean: Tensor
-    moments_sd: Tensor
-
     def __init__(
         self,
         sites: Sites,
@@ -101,10 +96,6 @@ class MetaNets(nn.Module):
             if self.config.inputs in ("log", "scaled"):
                 self.divergence_scale = _InputScale(norms)
                 self.moments_scale = _InputScale(2 * layers)
-            if self.config.inputs == "standardised":
-                for name, entries in (("divergence", norms), ("moments", 2 * layers)):
-                    self.register_buffer(f"{name}_mean", torch.zeros(entries))
-                    self.register_buffer(f"{name}_sd", torch.ones(entries))
             self._initialise(torch.Generator().manual_seed(seed))
         base, speed = self.config.base_rate, self.config.speed
         base = base if self.config.rates == "linear" else math.log(base)
@@ -209,9 +200,6 @@ class MetaNets(nn.Module):
             divergence = divergence.log1p()
         if self.config.inputs in ("log", "scaled"):
             return self.divergence_scale(divergence), self.moments_scale(moments)
-        if self.config.inputs == "standardised":
-            divergence = (divergence - self.divergence_mean) / self.divergence_sd
-            moments = (moments - self.moments_mean) / self.moments_sd
         return divergence, moments
 
     def per_client(self, weights: Mapping[str, Tensor], profile: Profile) -> Hyperparams:

@@ -143,9 +143,7 @@ class MetaNetsConfig:
         learnable shift and scale per entry, which lives in the nets, so that no profile leaves a
         client. log (default): log(0.001 + x) + 1.5 instead, then the same; divergences vary over
         orders of magnitude, and this has about mean 0 and deviation 1 over the clients of the
-        embedded data without anybody having looked at them. standardised: log1p, then the mean
-        and standard deviation over clients, which one round of averaging must collect first (it
-        shows the server the clients' profiles).
+        embedded data without anybody having looked at them.
     reads
         own: BNNet reads the divergences, LRNet the moments (published). whole: both read
         both. A shift that leaves the moments of whole tensors as they are, such as a rotated
@@ -183,7 +181,7 @@ class MetaNetsConfig:
     """
 
     hidden: int = 100
-    inputs: Literal["raw", "log1p", "log", "scaled", "standardised"] = "log"
+    inputs: Literal["raw", "log1p", "log", "scaled"] = "log"
     reads: Literal["own", "whole"] = "whole"
     rates: Literal["linear", "log"] = "log"
     clamp: Literal["straight-through", "inward"] = "inward"
@@ -259,17 +257,10 @@ class Compute:
         Whether weights, and with them activations, of 2-d convolutions are laid out with channels
         last. It changes results by rounding, and only clients that run alone: stacked ones lie side
         by side as channels.
-    graphs
-        Whether inner steps are recorded as CUDA graphs and replayed, which spares launching their
-        kernels one by one; needs a GPU. The first step of each shape of batches is recorded, which
-        takes as long as some steps. It changes no result. Not recorded are models with dropout,
-        whose masks come from seeds of each step, those whose norms hold another dtype than their
-        weights, and steps of a part of a stack.
     """
 
     precision: Precision = "full"
     channels_last: bool = False
-    graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

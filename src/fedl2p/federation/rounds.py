@@ -58,7 +58,6 @@ def federate(
     seed: int,
     stage: str,
     nodes: Nodes | None = None,
-    prepared: State | None = None,
     listeners: Sequence[Listener] = (),
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -84,8 +83,6 @@ def federate(
         column of the records.
     nodes
         Where the clients are; None for this process, all clients of a round in one call.
-    prepared
-        The final state of ``method.preparation``, handed to ``method.start``.
     listeners
         Told of the start, every round and the end.
     checkpoint
@@ -136,7 +133,7 @@ def federate(
         ),
         folder=checkpoint,
     )
-    position = (stage_run.resumed() if resume else None) or stage_run.started(model, prepared)
+    position = (stage_run.resumed() if resume else None) or stage_run.started(model)
     for listener in listeners:
         listener.on_start(stage, rounds.rounds, position.records)
     try:
@@ -209,7 +206,7 @@ class _StageRun:
             "model": self.model.key,
         }
 
-    def started(self, model: nn.Module, prepared: State | None) -> Position:
+    def started(self, model: nn.Module) -> Position:
         if self.folder is not None and checkpoints.exist(self.folder):
             raise ValueError(
                 f"{self.folder} holds checkpoints already; resume, or use another folder"
@@ -217,7 +214,7 @@ class _StageRun:
         # A study may use the same nodes for several runs: nobody keeps anything of an earlier one.
         self.nodes.restore(self.method.name, {}, model=self.model)
         start_seed = derive_seed(self.seed, "start", self.method.name)
-        state = self.method.start(model, seed=start_seed, prepared=prepared)
+        state = self.method.start(model, seed=start_seed)
         state = {name: tensor.detach().cpu() for name, tensor in state.items()}
         return Position(state=state, finished=self.rounds.rounds == 0)
 

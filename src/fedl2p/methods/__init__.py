@@ -18,17 +18,17 @@ from fedl2p.method import Method
 from fedl2p.methods.base.settings import Settings
 
 
-def _found(table: str) -> dict[str, Callable[[Settings], Method]]:
+def _found() -> dict[str, Callable[[Settings], Method]]:
     found: dict[str, Callable[[Settings], Method]] = {}
     for module in pkgutil.iter_modules(__path__):
         if not module.ispkg:
-            found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), table, {}))
+            found.update(importlib.import_module(f"{__name__}.{module.name}").METHODS)
     return found
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all methods, sorted."""
-    return tuple(sorted(_found("METHODS")))
+    return tuple(sorted(_found()))
 
 
 def title(name: str, settings: Settings) -> str:
@@ -54,7 +54,7 @@ def build(name: str, settings: Settings) -> Method:
     ValueError
         If there is no such method, or it is not one that can be used.
     """
-    known = {**_found("METHODS"), **_found("PREPARATIONS")}
+    known = _found()
     if user_code.is_own(name):
         return _own(name, settings, taken=known.keys())
     if name not in known:

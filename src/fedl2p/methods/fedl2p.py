@@ -237,11 +237,6 @@ class FedL2P(Method):
     meta: MetaLearning
     inner: InnerLoop
 
-    @property
-    def preparation(self) -> str | None:
-        """Standardised profile inputs need the profiles' moments over clients first."""
-        return "fedl2p-profiles" if self.meta.nets.inputs == "standardised" else None
-
     def metanets(self, sites: Sites, state: State | None = None, *, seed: int = 0) -> MetaNets:
         """Return meta-nets, with the weights of ``state`` if given."""
         nets = MetaNets(sites, config=self.meta.nets, seed=derive_seed(seed, "metanets"))
@@ -249,16 +244,10 @@ class FedL2P(Method):
             nets.load_state_dict(state)
         return nets
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return the initial meta-nets."""
         nets = self.metanets(resident(model).net.sites, seed=seed)
-        state = {k: v.detach().clone() for k, v in nets.state_dict().items()}
-        for name in ("divergence", "moments") if prepared else ():
-            assert prepared is not None
-            mean, square = prepared[f"{name}.mean"], prepared[f"{name}.square"]
-            state[f"{name}_mean"] = mean
-            state[f"{name}_sd"] = (square - mean**2).clamp_min(0).sqrt().clamp_min(1e-3)
-        return state
+        return {k: v.detach().clone() for k, v in nets.state_dict().items()}
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Take every client's outer steps from the received meta-nets."""
@@ -330,57 +319,6 @@ def _failure(weights: State, metrics: dict[str, float]) -> str | None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProfileMoments(Method):
-    """One round that averages the profile entries and their squares over clients.
-
-    Only for standardised profile inputs. It shows the server every client's profile: use it with
-    secure aggregation or not at all; the default inputs (``scaled``) do without.
-    """
-
-    meta: MetaLearning
-
-    @property
-    def rounds(self) -> Literal["one"]:
-        """One round in which every seen client takes part."""
-        return "one"
-
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
-        """Return zeros."""
-        sites = resident(model).net.sites
-        sizes = {"divergence": len(sites.norms), "moments": 2 * len(sites.layers)}
-        return {f"{k}.{m}": torch.zeros(n) for k, n in sizes.items() for m in ("mean", "square")}
-
-    def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Return every client's entries and their squares."""
-        work = resident(model)
-        updates = []
-        for client in clients:
-            profile = profile_of(work, client)
-            entries = {
-                "divergence": profile.divergence.log1p().cpu(),
-                "moments": profile.moments.flatten().cpu(),
-            }
-            shared = {f"{k}.mean": v for k, v in entries.items()}
-            shared |= {f"{k}.square": v**2 for k, v in entries.items()}
-            updates.append(
-                Update(
-                    client.name,
-                    shared={k: v.to(state[k]) for k, v in shared.items()},
-                    kept=kept_profile(profile),
-                    weight=1.0,
-                    metrics=metrics_of(0.0, 0.0),
-                )
-            )
-        return updates
-
-    def personalize(
-        self, model: nn.Module, state: State, clients: Sequence[Client]
-    ) -> list[Outcome]:
-        """Refuse: it prepares another method."""
-        raise ValueError("fedl2p-profiles only prepares fedl2p; personalize with fedl2p")
-
-
 def _fedl2p(settings: Settings, name: str = "fedl2p", *, constant: bool = False) -> FedL2P:
     meta = settings.meta
     if constant:
@@ -392,4 +330,3 @@ METHODS = {
     "fedl2p": _fedl2p,
     "fedl2p-constant": lambda s: _fedl2p(s, "fedl2p-constant", constant=True),
 }
-PREPARATIONS = {"fedl2p-profiles": lambda s: ProfileMoments(name="fedl2p-profiles", meta=s.meta)}

@@ -56,7 +56,7 @@ class FineTuning(WithoutRounds):
     inner: InnerLoop
     only: Part = "all"
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return an empty state, once the model is seen to have the part."""
         self._trains(resident(model).net)
         return {}

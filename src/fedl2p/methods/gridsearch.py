@@ -123,7 +123,7 @@ class BestFixed(GridSearch):
         """One round in which every seen client takes part."""
         return "one"
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return a loss and an accuracy of 0 for each grid point."""
         points = len(self.grid.points)
         return {"loss": torch.zeros(points), "accuracy": torch.zeros(points)}

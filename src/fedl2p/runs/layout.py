@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedl2p.version import __version__
-from fedl2p.runs.config import differences, from_plain, to_plain
-from fedl2p.data.population import Population
 from fedl2p.atomic_files import remove_unfinished
+from fedl2p.data.population import Population
+from fedl2p.runs.config import differences, from_plain, to_plain
 from fedl2p.runs.files import MADE_BY, read_config, write_atomically
+from fedl2p.version import __version__
 
 log = logging.getLogger(__name__)
 

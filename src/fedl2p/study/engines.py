@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedl2p import methods, models
-from fedl2p.core.functional.precision import computing, recorder_of
+from fedl2p.core.functional.precision import computing
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import InProcessGrid
 from fedl2p.federation.clients.node import Handler, Keeper
@@ -44,11 +44,9 @@ def device_of(study: Study) -> torch.device:
     Raises
     ------
     ValueError
-        If there is no such device, Ray's workers are given none of it, or the study wants CUDA
-        graphs on another one.
+        If there is no such device, or Ray's workers are given none of it.
     """
     device, share = find_device(study.device), study.ray.gpus_per_worker
-    recorder_of(study.compute, device)  # refuses CUDA graphs without CUDA
     if study.engine != "ray":
         return device
     if study.device == "cuda" and not share:
@@ -97,7 +95,6 @@ def handler_of(
     opened = study.data.open(study.seed) if population is None else population
     names = dict.fromkeys(("fedavg", *study.methods))
     built = [methods.build(name, study.settings) for name in names]
-    built += [methods.build(m.preparation, study.settings) for m in built if m.preparation]
     return Handler(
         build=lambda: computing(
             models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),

@@ -74,13 +74,6 @@ def learn(
                 "give it one"
             )
     population = InMemory(clients)
-    prepared = None
-    if method.preparation is not None:
-        first = methods.build(method.preparation, settings or Settings())
-        one = Rounds(rounds=1, keep="last")
-        prepared = federate(
-            first, model, population, rounds=one, seed=seed, stage=first.name, listeners=listeners
-        ).state
     done = federate(
         method,
         model,
@@ -88,7 +81,6 @@ def learn(
         rounds=rounds,
         seed=seed,
         stage="learn",
-        prepared=prepared,
         listeners=listeners,
     )
     return method.metanets(find_sites(model), done.state)

@@ -118,8 +118,7 @@ class Study:
         """How many stages the run has: rounds of pre-training and methods, personalizations."""
         built = [methods.build(name, self.settings) for name in self.methods]
         rounds = [m for m in built if m.rounds != "none" and m.name != "fedavg"]
-        preparations = [m for m in rounds if m.preparation is not None]
-        return (self.pretrained is None) + len(rounds) + len(preparations) + len(built)
+        return (self.pretrained is None) + len(rounds) + len(built)
 
     @classmethod
     def load(cls, folder: str | Path) -> Study:

@@ -146,8 +146,6 @@ def _stages_of(
     settings = {"pretrain": job.study.pretrain, "learn": job.study.learn}
     for name in dict.fromkeys(record.stage for record in learned.records):
         rounds = settings.get(method.rounds, _ONE_ROUND)
-        if name == method.preparation:
-            rounds = _ONE_ROUND
         travels = bool(learned.state)
         out.append(spending.Stage.of(name, rounds, learned.records, travels=travels))
     return out
@@ -175,20 +173,12 @@ def learn(job: Job, method: Method, model: nn.Module, pretrained: Pretrained) ->
         return Learned(pretrained.state)
     if method.rounds == "none":
         return Learned(method.start(model, seed=derive_seed(job.study.seed, "start", method.name)))
-    records: tuple[RoundRecord, ...] = ()
-    prepared: State | None = None
-    if method.preparation is not None:
-        first = methods.build(method.preparation, job.study.settings)
-        done = _federate(job, first, model, rounds=_ONE_ROUND, stage=first.name)
-        prepared, records = done.state, done.records
     rounds = {"one": _ONE_ROUND, "pretrain": job.study.pretrain, "learn": job.study.learn}
     stage = "learn" if method.name == "fedl2p" else method.name
-    done = _federate(
-        job, method, model, rounds=rounds[method.rounds], stage=stage, prepared=prepared
-    )
+    done = _federate(job, method, model, rounds=rounds[method.rounds], stage=stage)
     if isinstance(method, FedL2P) and stage == "learn":
         method.metanets(find_sites(model), done.state).save(job.folder.file("metanets"))
-    return Learned(done.state, records + done.records)
+    return Learned(done.state, done.records)
 
 
 def _federate(
@@ -198,7 +188,6 @@ def _federate(
     *,
     rounds: Rounds,
     stage: str,
-    prepared: State | None = None,
 ) -> Federated:
     """Run one stage of rounds, or what is left of it."""
     return federate(
@@ -208,7 +197,6 @@ def _federate(
         rounds=rounds,
         seed=job.study.seed,
         stage=stage,
-        prepared=prepared,
         nodes=job.nodes,
         listeners=job.listeners,
         checkpoint=job.folder.file("checkpoint") / stage,

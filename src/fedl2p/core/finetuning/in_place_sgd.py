@@ -5,7 +5,7 @@ Shapes: C clients, P parameter tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -22,7 +22,6 @@ from fedl2p.core.finetuning.sgd_step import (
     plain_gradient,
 )
 from fedl2p.core.functional.model import Held, Net, NetState
-from fedl2p.core.functional.precision import Recorder
 
 
 class Gradient(Protocol):
@@ -67,8 +66,6 @@ class Descent:
         Shapes (C, B) and (C, P).
     wanted
         Names of the parameters to differentiate by; None for all.
-    record
-        If given, steps of all clients are recorded, one for each shape of batches, and replayed.
     """
 
     def __init__(
@@ -79,12 +76,8 @@ class Descent:
         rate: Tensor,
         *,
         wanted: Collection[str] | None = None,
-        record: Recorder | None = None,
     ) -> None:
-        self._net, self._mix = net, mix if record is None else mix.clone()
-        self._record = record
-        self._recorded: dict[torch.Size, tuple[Tensor, Tensor, Callable[[], None], list[Tensor]]]
-        self._recorded = {}
+        self._net, self._mix = net, mix
         self._alone = len(mix) == 1
         self._names = [k for k in start.params if wanted is None or k in wanted]
         rates = per_tensor(rate, start.params)
@@ -97,15 +90,11 @@ class Descent:
         self._stats = {k: v.detach().clone() for k, v in start.stats.items()}
         # one number each, which is what a client alone has, is added fastest without dimensions
         self._rates = {k: rates[k].view(()) if self._alone else rates[k] for k in self._names}
-        if record is not None:
-            self._rates = {k: v.clone() for k, v in self._rates.items()}
         self._held: Held | None = None
-        self.in_use = False
         self._open = ExitStack()
 
     def __enter__(self) -> Descent:
         """Put the tensors of a client alone in place."""
-        self.in_use = True
         if self._alone:
             self._held = self._open.enter_context(
                 self._net.holding(self._params, self._stats, self._mix.squeeze(0))
@@ -117,21 +106,17 @@ class Descent:
         self._stats = self._now()
         self._held = None
         self._open.close()
-        self.in_use = False
 
     def step(self, part: Part) -> dict[str, Tensor]:
         """Let the clients of ``part`` take a step; return their gradients, of shape (c, ...)."""
         if part.members is not None:
             return self._some(part, part.members)
-        if self._record is None:
-            grads = self._plain(part.x, part.y, part.noise)
-        else:
-            grads = self._replayed(part, self._record)
+        grads = self._plain(part.x, part.y, part.noise)
         if self._alone:
             grads = [g.unsqueeze(0) for g in grads]
         return dict(zip(self._names, grads, strict=True))
 
-    def _plain(self, x: Tensor, y: Tensor, noise: int = 0) -> list[Tensor]:
+    def _plain(self, x: Tensor, y: Tensor, noise: int) -> list[Tensor]:
         """Take a step of all clients; return their gradients."""
         with torch.enable_grad():
             if self._held is not None:
@@ -149,47 +134,6 @@ class Descent:
                 # one call, as torch's own optimizers do it
                 torch._foreach_addcmul_(self._at, list(self._rates.values()), grads, value=-1)
         return grads
-
-    def _replayed(self, part: Part, record: Recorder) -> list[Tensor]:
-        """Take a step of all clients by a recorded one, which the first of its shape makes."""
-        known = self._recorded.get(part.x.shape)
-        if known is None:
-            x, y = part.x.clone(), part.y.clone()
-            now = [*self._at, *self._stats.values()]
-            before = [t.detach().clone() for t in now]
-            replay, grads = record(lambda: self._in_place(x, y))
-            with torch.no_grad():
-                for tensor, value in zip(now, before, strict=True):
-                    tensor.copy_(value)
-            known = self._recorded[part.x.shape] = x, y, replay, grads
-        x, y, replay, grads = known
-        x.copy_(part.x)
-        y.copy_(part.y)
-        replay()
-        return grads
-
-    def _in_place(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Take a step that leaves the running statistics where they were."""
-        stats = self._stats
-        grads = self._plain(x, y)
-        for name, value in self._now().items():
-            stats[name].copy_(value)
-        self._stats = stats
-        if self._held is not None:
-            self._held.put(stats)
-        return grads
-
-    def load(self, start: NetState, mix: Tensor, rate: Tensor) -> None:
-        """Begin anew with other values."""
-        rates = per_tensor(rate, start.params)
-        self._mix.copy_(mix)
-        with torch.no_grad():
-            for name, tensor in self._params.items():
-                if name in self._rates:
-                    tensor.copy_(start.params[name].view_as(tensor))
-                    self._rates[name].copy_(rates[name].view_as(self._rates[name]))
-            for name, tensor in self._stats.items():
-                tensor.copy_(start.stats[name].view_as(tensor))
 
     def _some(self, part: Part, members: tuple[int, ...]) -> dict[str, Tensor]:
         """Take the step of some clients, in a stack of their own."""
@@ -221,9 +165,6 @@ class Descent:
         """The state now. Its parameters are views, which the next step changes."""
         params = {k: v.detach() for k, v in self._params.items()}
         stats = self._now()
-        if self._record is not None:  # these tensors serve others afterwards
-            params = {k: v.clone() for k, v in params.items()}
-            stats = {k: v.clone() for k, v in stats.items()}
         if self._alone:
             params = {k: v.unsqueeze(0) for k, v in params.items()}
             stats = {k: v.unsqueeze(0) for k, v in stats.items()}
@@ -239,33 +180,6 @@ class Descent:
 
     def _now(self) -> dict[str, Tensor]:
         return self._stats if self._held is None else self._held.stats()
-
-
-def down(
-    net: Net,
-    start: NetState,
-    mix: Tensor,
-    rate: Tensor,
-    *,
-    wanted: Collection[str] | None = None,
-) -> Descent:
-    """Return a descent; one that was recorded before, if the net records and has none in use."""
-    record = net.recorder
-    if record is None:
-        return Descent(net, start, mix, rate, wanted=wanted)
-    known, names = net.recorded, frozenset(start.params if wanted is None else wanted)
-    # those that do not move are not copied into the recorded tensors: they must be the net's own
-    theirs = {k for k, v in start.params.items() if k not in names}
-    if any(start.params[k].data_ptr() != net.own(k).data_ptr() for k in theirs):
-        return Descent(net, start, mix, rate, wanted=wanted)
-    way = known.get((len(mix), names))
-    if way is None:
-        way = known[len(mix), names] = Descent(net, start, mix, rate, wanted=wanted, record=record)
-    elif way.in_use:
-        return Descent(net, start, mix, rate, wanted=wanted)
-    else:
-        way.load(start, mix, rate)
-    return way
 
 
 def moving(start: NetState, rate: Tensor) -> frozenset[str]:

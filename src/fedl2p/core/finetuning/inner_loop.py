@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, parts_of
-from fedl2p.core.finetuning.in_place_sgd import down, moving
+from fedl2p.core.finetuning.in_place_sgd import Descent, moving
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.hyperparams import Hyperparams
@@ -45,7 +45,7 @@ def run_inner_loop(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = start_of(net, len(mix), statistics, steps=len(batches))
-    with down(net, start, mix, rate, wanted=moving(start, rate)) as way:
+    with Descent(net, start, mix, rate, wanted=moving(start, rate)) as way:
         for step in range(len(batches)):
             for part in parts_of(batches, step):
                 way.step(part)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from fedl2p.core.functional.mixed_norm import (
     client_statistics,
     with_mixed_norms,
 )
-from fedl2p.core.functional.precision import Recorder, autocast, compute_of, recorder_of
+from fedl2p.core.functional.precision import autocast, compute_of
 from fedl2p.core.settings import Statistics
 from fedl2p.core.sites import Sites, find_sites
 
@@ -241,25 +241,6 @@ class Net:
         return sum(p.numel() for p in self._theta.values())
 
     @property
-    def recorder(self) -> Recorder | None:
-        """What records inner steps; None where they are not to be, or cannot."""
-        record = recorder_of(self._compute, self.device)
-        same = all(norm.running_mean.dtype == self.dtype for norm in self._norms.values())
-        return record if same and not self._draws else None
-
-    @property
-    def recorded(self) -> dict[Hashable, Any]:
-        """Recorded descents of this thread, to be used again."""
-        made: dict[Hashable, Any] | None = getattr(self._copies, "recorded", None)
-        if made is None:
-            made = self._copies.recorded = {}
-        return made
-
-    def own(self, name: str) -> Tensor:
-        """Return the global model's parameter of that name."""
-        return self._theta[name]
-
-    @property
     def small(self) -> bool:
         """Whether several of it at a time leave room: at most a million parameters."""
         return self.num_parameters <= SMALL
@@ -454,11 +435,6 @@ class Held:
     def stats(self) -> dict[str, Tensor]:
         """Return the running statistics so far."""
         return self._copied.stats()
-
-    def put(self, stats: dict[str, Tensor]) -> None:
-        """Go on from these running statistics."""
-        for name, (values, leaf) in self._copied._stats.items():
-            values[leaf] = stats[name]
 
 
 @contextmanager

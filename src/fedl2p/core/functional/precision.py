@@ -7,12 +7,11 @@ not part of its weights, and personalized models do not carry it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedl2p.core.settings import Compute
 
@@ -32,50 +31,6 @@ def computing(model: nn.Module, compute: Compute) -> nn.Module:
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
     noted.__dict__[_NOTE] = compute
     return noted
-
-
-Work = Callable[[], list[Tensor]]
-"""Reads and writes tensors that stay where they are, and returns tensors."""
-
-Recorder = Callable[[Work], tuple[Callable[[], None], list[Tensor]]]
-"""Makes of work a replay that does it again, and the tensors that each replay fills.
-
-To make it, the work may be done any number of times.
-"""
-
-
-def record_cuda(work: Work) -> tuple[Callable[[], None], list[Tensor]]:
-    """Record work as a CUDA graph."""
-    # Three times before it is captured, on a stream of its own, as torch's notes on CUDA graphs ask
-    # for: what libraries allocate at first must not be part of the graph.
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        filled = work()
-    return graph.replay, filled
-
-
-def recorder_of(compute: Compute, device: torch.device) -> Recorder | None:
-    """Return what records inner steps, None where they are not to be.
-
-    Raises
-    ------
-    ValueError
-        If they are to be, on a device that is no GPU.
-    """
-    if not compute.graphs:
-        return None
-    if device.type != "cuda":
-        raise ValueError(
-            f"compute.graphs is for CUDA, but the device is {device.type}; leave it out, or use "
-            "device cuda"
-        )
-    return record_cuda
 
 
 def compute_of(model: nn.Module) -> Compute:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.finetuning.batches import Batches, Part
-from fedl2p.core.finetuning.in_place_sgd import Descent, down
+from fedl2p.core.finetuning.in_place_sgd import Descent
 from fedl2p.core.finetuning.inner_loop import start_of
 from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional.model import Net, NetState
@@ -74,7 +74,7 @@ def begin(problem: Problem) -> NetState:
 
 def descending(problem: Problem, start: NetState) -> Descent:
     """Return the way down the inner loop without a graph."""
-    return down(problem.net, start, problem.mix, problem.rate)
+    return Descent(problem.net, start, problem.mix, problem.rate)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class LocalSGD(Method):
         """Return the names of the tensors that never travel."""
         return frozenset()
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return the initial values of all tensors that travel."""
         net = resident(model).net
         stays = self.stays(net)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import EpochBatches, parts_of
-from fedl2p.core.finetuning.in_place_sgd import down, moving
+from fedl2p.core.finetuning.in_place_sgd import Descent, moving
 from fedl2p.core.finetuning.inner_loop import (
     batches_of,
     finite,
@@ -131,7 +131,7 @@ def _stopped_early(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     best = start_of(net, len(mix), inner.statistics, steps=len(batches))
     lowest = losses(best)
-    with down(net, best, mix, rate, wanted=moving(best, rate)) as way:
+    with Descent(net, best, mix, rate, wanted=moving(best, rate)) as way:
         for begin in range(0, len(batches), batches.per_epoch):
             for step in range(begin, begin + batches.per_epoch):
                 for part in parts_of(batches, step):
@@ -305,7 +305,7 @@ class WithoutRounds(Method):
         """It has no federated training."""
         return "none"
 
-    def start(self, model: nn.Module, *, seed: int = 0, prepared: State | None = None) -> State:
+    def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return an empty state."""
         return {}
 
