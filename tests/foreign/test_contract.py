@@ -216,7 +216,7 @@ def test_a_stack_of_clients_equals_each_alone(case: Case) -> None:
 
 def learned(case: Case, model: nn.Module) -> dict[str, Tensor]:
     data = {c.name: c.data for c in clients(case)}
-    nets = learn(model, data, rounds=Rounds(rounds=1), settings=SETTINGS, seed=1)
+    nets = learn(model, data, rounds=Rounds(rounds=1, keep="last"), settings=SETTINGS, seed=1)
     return nets.state_dict()
 
 
@@ -250,7 +250,7 @@ def test_nothing_of_the_callers_is_touched(case: Case) -> None:
     mine = finetune(model, hyper, (x, y), epochs=1, batch_size=SIZE)
     hypergradient(model, hyper, [(x, y)], (x, y))
     data = {c.name: c.data for c in clients(case)}
-    nets = learn(model, data, rounds=Rounds(rounds=1), settings=SETTINGS)
+    nets = learn(model, data, rounds=Rounds(rounds=1, keep="last"), settings=SETTINGS)
     got = personalize(model, nets, (x, y), epochs=1)
 
     assert seen.num_examples == 10

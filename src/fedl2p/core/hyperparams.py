@@ -44,12 +44,27 @@ class Hyperparams:
                     f"{name} has shape {tuple(tensor.shape)}, but the model has {len(names)} "
                     f"entries for it; give shape ({len(names)},), or (clients, {len(names)})"
                 )
+        self._check_values()
         if self.mix.dim() != self.rate.dim():
             raise ValueError("mix and rate must both be for one client or both for a cohort")
         if self.mix.shape[:-1] != self.rate.shape[:-1]:
             raise ValueError(
                 f"mix is for {len(self.mix)} clients, but rate for {len(self.rate)}; give both for "
                 "the same clients"
+            )
+
+    def _check_values(self) -> None:
+        mix, rate = self.mix.detach(), self.rate.detach()
+        if not bool(((mix >= 0) & (mix <= 1)).all()):  # NaN is outside, too
+            worst = mix[~((mix >= 0) & (mix <= 1))][0]
+            raise ValueError(
+                f"a mix is {float(worst):g}, but must be in [0, 1]: 0 = global, 1 = client "
+                "statistics"
+            )
+        if not bool(((rate >= 0) & (rate < torch.inf)).all()):
+            worst = rate[~((rate >= 0) & (rate < torch.inf))][0]
+            raise ValueError(
+                f"a rate is {float(worst):g}, but a learning rate must be >= 0 and finite"
             )
 
     @classmethod
@@ -61,12 +76,6 @@ class Hyperparams:
         ValueError
             If ``mix`` is outside [0, 1] or ``rate`` is negative or not finite.
         """
-        if not 0.0 <= mix <= 1.0:
-            raise ValueError(
-                f"mix is {mix}, but must be in [0, 1]: 0 = global, 1 = client statistics"
-            )
-        if not 0.0 <= rate < float("inf"):
-            raise ValueError(f"rate is {rate}, but a learning rate must be >= 0 and finite")
         return cls(
             torch.full((len(sites.norms),), float(mix)),
             torch.full((len(sites.params),), float(rate)),

@@ -20,6 +20,7 @@ from fedl2p.core.finetuning.sgd_step import (
     gradients,
     per_tensor,
     plain_gradient,
+    stepped,
 )
 from fedl2p.core.functional.model import Held, Net, NetState
 
@@ -87,6 +88,7 @@ class Descent:
         for name in self._names:
             self._params[name] = self._params[name].clone().requires_grad_()
         self._at = [self._params[k] for k in self._names]
+        self._one_dtype = all(t.dtype == rate.dtype for t in self._at)
         self._stats = {k: v.detach().clone() for k, v in start.stats.items()}
         # one number each, which is what a client alone has, is added fastest without dimensions
         self._rates = {k: rates[k].view(()) if self._alone else rates[k] for k in self._names}
@@ -131,8 +133,12 @@ class Descent:
             grads = gradients(loss, self._at)
         if grads:
             with torch.no_grad():
-                # one call, as torch's own optimizers do it
-                torch._foreach_addcmul_(self._at, list(self._rates.values()), grads, value=-1)
+                rates = list(self._rates.values())
+                if self._one_dtype:  # one call, as torch's own optimizers do it
+                    torch._foreach_addcmul_(self._at, rates, grads, value=-1)
+                else:
+                    for tensor, one, grad in zip(self._at, rates, grads, strict=True):
+                        tensor.copy_(stepped(tensor, one, grad))
         return grads
 
     def _some(self, part: Part, members: tuple[int, ...]) -> dict[str, Tensor]:
@@ -154,7 +160,7 @@ class Descent:
         )
         with torch.no_grad():
             for name, grad in grads.items():
-                after = torch.addcmul(own.params[name], of(self._rates[name]), grad, value=-1)
+                after = stepped(own.params[name], of(self._rates[name]), grad)
                 self._params[name].index_copy_(0, rows, after)
             for name, value in stats.items():
                 self._stats[name].index_copy_(0, rows, value)

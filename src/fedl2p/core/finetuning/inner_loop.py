@@ -161,7 +161,7 @@ def folded(net: Net, state: NetState, mix: Tensor, client: int) -> nn.Module:
     """
     return fold(
         net.plain,
-        {k: v[client] for k, v in state.params.items()},
+        {k: v[client] for k, v in state.params.items()} | net.buffers_of(state.stats, client),
         dict(zip(net.sites.norms, mix[client], strict=True)),
         net.client_stats(state.stats, client),
     )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import together
 from fedl2p.core.finetuning.sgd_step import cross_entropy
+from fedl2p.core.functional.inspection import structure
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.profiles import Profiler
 
@@ -51,21 +52,25 @@ class Resident:
 
     net: Net
     profiler: Profiler
-    version: tuple[tuple[int, int, bool], ...]
+    version: Hashable
 
 
 _residents: WeakKeyDictionary[nn.Module, Resident] = WeakKeyDictionary()
 
 
 def resident(model: nn.Module) -> Resident:
-    """Return the working copies of ``model``; made anew when its tensors have changed.
+    """Return the working copies of ``model``; made anew when its tensors or its build have changed.
 
-    A change is seen by torch's version counter, by a tensor's place in memory and by its
-    ``requires_grad``. Writing in place through ``tensor.data`` leaves no trace in these and is not
+    A change of a tensor is seen by torch's version counter, by its place in memory and by its
+    ``requires_grad``; one of the build by modes, hooks and plain settings of the modules. Writing
+    in place through ``tensor.data`` leaves no trace in these and is not
     seen: write under ``torch.no_grad()`` instead, or into a new model.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    version = tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors)
+    version = (
+        tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors),
+        structure(model),
+    )
     known = _residents.get(model)
     if known is None or known.version != version:
         known = Resident(Net(model), Profiler(model), version)
@@ -81,9 +86,8 @@ def stacks(
     Those of a stack have equally many examples or, if ``ragged``, about equally many.
     Large inputs and models are not stacked on a CPU, and in smaller stacks on a GPU
     (:data:`STACK_VALUES`, :data:`STACK_VALUES_GPU`); fewer than
-    :data:`~fedl2p.core.finetuning.batches.FEWEST` clients take less time alone. A model with
-    dropout runs one client at a time, since its random masks would otherwise depend on who else is
-    in the stack; so does one that computes in bfloat16, which vmap does not do.
+    :data:`~fedl2p.core.finetuning.batches.FEWEST` clients take less time alone. Some models run one
+    client at a time, see :meth:`~fedl2p.core.functional.model.Net.stackable`.
     """
     sizes = [_most(net, d.train.x, size) for d in data]
     order = list(range(len(data)))
@@ -97,12 +101,13 @@ def stacks(
 
 def _most(net: Net, x: Tensor, size: int) -> int:
     """Return how many clients with inputs like ``x``, of shape (n, ...), a stack may have."""
-    if not net.stackable:
-        return 1
     values = max(1, x[:1].numel())
     if net.device.type != "cpu":
-        return max(1, min(size, STACK_VALUES_GPU // values))
-    return size if net.small and values <= STACK_VALUES else 1
+        most = max(1, min(size, STACK_VALUES_GPU // values))
+    else:
+        most = size if net.small and values <= STACK_VALUES else 1
+    net.examine(x)
+    return most if most > 1 and net.stackable(x) else 1
 
 
 def _equal(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int]]:

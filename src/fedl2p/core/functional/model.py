@@ -8,10 +8,11 @@ leaves each client its own gradient because no client's loss depends on another'
 
 from __future__ import annotations
 
-import copy
+import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +20,31 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedl2p.core.functional.mixed_norm import (
-    Fused,
-    MixedBatchNorm,
-    client_statistics,
-    with_mixed_norms,
+from fedl2p.core.functional.copies import duplicate
+from fedl2p.core.functional.inspection import (
+    ROWS,
+    Findings,
+    examine,
+    known,
+    remember,
 )
+from fedl2p.core.functional.kernels import attention_in_plain_operations
+from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
+from fedl2p.core.functional.randomness import drawing_from
+from fedl2p.core.functional.workspace import Workspace, join
 from fedl2p.core.settings import Statistics
-from fedl2p.core.sites import Sites, find_sites
+from fedl2p.core.sites import find_sites
 
 SMALL = 1_000_000
 """Parameters of a small model."""
 
-_Place = tuple[dict[str, Any], str]
-"""A dictionary of a module's parameters or buffers, and a key of it."""
+FEW_ROWS = 4
+"""Examples per client on which stacking is tried."""
+
+_NOTHING = nullcontext()
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,9 @@ class NetState:
     """What fine-tuning changes: parameters and the client's running statistics, by name.
 
     ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
-    ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,).
+    ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,), and
+    under their own names the other buffers that training changes, which are constants to every
+    derivative.
     """
 
     params: dict[str, Tensor]
@@ -77,132 +90,16 @@ class NetState:
         )
 
     def leaves(self) -> NetState:
-        """Return the same values as leaves of a new graph."""
+        """Return the same values as leaves of a new graph; other buffers stay constants."""
         return NetState(
             {k: v.detach().requires_grad_() for k, v in self.params.items()},
-            {k: v.detach().requires_grad_() for k, v in self.stats.items()},
+            {k: _leaf(k, v) for k, v in self.stats.items()},
         )
 
 
-class _Copy:
-    """A copy of the model with mixed norms, into which named tensors are put for a call.
-
-    It is changed during a call, so that every thread has its own.
-    """
-
-    def __init__(self, model: nn.Module, sites: Sites) -> None:
-        self.module = with_mixed_norms(model)
-        modules = dict(self.module.named_modules())
-        self.norms: dict[str, MixedBatchNorm] = {}
-        for name in sites.norms:
-            norm = modules[name]
-            assert isinstance(norm, MixedBatchNorm)
-            self.norms[name] = norm
-        self._norms_run: tuple[Fused, bool] | None = None
-        by_id = {id(p): name for name, p in self.module.named_parameters()}
-        ours = {id(b) for norm in self.norms.values() for b in norm.buffers()}
-        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in ours}
-        other = {id(b): name for name, b in self._others.items()}
-        # A tensor that several layers share has one name in sites.params but several places.
-        self._params: dict[str, list[_Place]] = {name: [] for name in sites.params}
-        self._buffers: dict[str, list[_Place]] = {name: [] for name in self._others}
-        for module in self.module.modules():
-            for name, p in module._parameters.items():
-                if p is not None and by_id[id(p)] in self._params:
-                    self._params[by_id[id(p)]].append((module._parameters, name))
-            for name, buffer in module._buffers.items():
-                if buffer is not None and id(buffer) in other:
-                    self._buffers[other[id(buffer)]].append((module._buffers, name))
-        self._stats: dict[str, _Place] = {
-            _join(name, part): (norm._buffers, part)
-            for name, norm in self.norms.items()
-            for part in ("client_mean", "client_var", "client_weight")
-        }
-        self._places = [
-            *(place for places in self._params.values() for place in places),
-            *(place for places in self._buffers.values() for place in places),
-            *self._stats.values(),
-            *((norm._buffers, "mix") for norm in self.norms.values()),
-        ]
-        for parameter in self.module.parameters():
-            parameter.requires_grad_(False)
-
-    def set(self, training: bool, fused: Fused, *, once: bool) -> None:
-        """Set how the next calls run; ``once``: gradients will be taken once only."""
-        if self.module.training != training:
-            self.module.train(training)
-        if self._norms_run != (fused, once):
-            self._norms_run = fused, once
-            for norm in self.norms.values():
-                norm.fused, norm.once = fused, once
-
-    def __call__(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run one client; also under vmap."""
-        before = self._put(params, stats, mix)
-        try:
-            return self.module(x), self.stats()
-        finally:
-            self._put_back(before)
-
-    def _put(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
-    ) -> list[tuple[dict[str, Any], str, Any]]:
-        """Put tensors in place; return what was there."""
-        # What torch.func.functional_call does, at places looked up once: for a small net that call
-        # takes a tenth of a step.
-        before = [(values, leaf, values[leaf]) for values, leaf in self._places]
-        for name, places in self._params.items():
-            for values, leaf in places:
-                values[leaf] = params[name]
-        self._renew()
-        for norm, part in zip(self.norms.values(), mix.unbind(0), strict=True):
-            norm._buffers["mix"] = part.to(norm.running_mean.dtype)
-        for name, (values, leaf) in self._stats.items():
-            values[leaf] = stats[name]
-        return before
-
-    def _renew(self) -> None:
-        # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
-        # one call change the next, nor one client another.
-        for name, places in self._buffers.items():
-            copied = self._others[name].clone()
-            for values, leaf in places:
-                values[leaf] = copied
-
-    @staticmethod
-    def _put_back(before: list[tuple[dict[str, Any], str, Any]]) -> None:
-        for values, leaf, value in before:
-            values[leaf] = value
-
-    def stats(self) -> dict[str, Tensor]:
-        """Return the running statistics that are in place."""
-        return {k: values[leaf] for k, (values, leaf) in self._stats.items()}
-
-    @contextmanager
-    def holding(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
-    ) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Leave one client's tensors in place for many calls, which return logits.
-
-        The running statistics go on from call to call (:meth:`stats`), outside of any graph. Other
-        calls may come in between: they put back what they found.
-        """
-        before = self._put(params, stats, mix)
-
-        def call(x: Tensor) -> Tensor:
-            self._renew()
-            logits: Tensor = self.module(x)
-            for values, leaf in self._stats.values():
-                if values[leaf].requires_grad:  # where the norm could not run fused
-                    values[leaf] = values[leaf].detach()
-            return logits
-
-        try:
-            yield call
-        finally:
-            self._put_back(before)
+def _leaf(name: str, value: Tensor) -> Tensor:
+    ours = name.rpartition(".")[2] in ("client_mean", "client_var", "client_weight")
+    return value.detach().requires_grad_(ours)
 
 
 class Net:
@@ -218,22 +115,128 @@ class Net:
 
     def __init__(self, model: nn.Module) -> None:
         self.sites = find_sites(model)
-        self.plain = copy.deepcopy(model)
+        self.plain = duplicate(model)
+        self._original = weakref.ref(model)
         self._compute = compute_of(model)
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        self._draws = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
-        )
-        # torch's vmap does not autocast convolutions (pytorch/functorch issue 305)
-        self.stackable = self._compute.precision == "full" and not self._draws
-        own = _Copy(model, self.sites)
-        self._copies = threading.local()
-        self._copies.own = own
-        self._norms = own.norms
+        self._findings = known(model)
+        self._lock = threading.Lock()
+        self._workspaces = threading.local()
+        own = self._workspace
+        self._norms, self._buffers = own.norms, own.buffers
         wanted = set(self.sites.params)
         self._theta = {k: p.detach() for k, p in own.module.named_parameters() if k in wanted}
+        self.dtype = torch.float32
+        """Of hyperparameters, outputs and losses: the widest of the parameters', or float32."""
+        for p in self._theta.values():
+            self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.graph_bytes: dict[tuple[int, ...], int] = {}
         """Bytes that the graph of one inner step holds, by the shape of its inputs."""
+
+    def examine(self, x: Tensor) -> Findings:
+        """Return what the model does when it runs, found on inputs (n, ...) of a client.
+
+        Done once: a model that is built the same is known from then on.
+
+        Raises
+        ------
+        ValueError
+            If the model cannot be fine-tuned right, see
+            :func:`~fedl2p.core.functional.inspection.examine`.
+        """
+        if self._findings is not None:
+            return self._findings
+        with self._lock:
+            if self._findings is None:
+                self._findings = self._examined(x[:ROWS])
+                original = self._original()
+                for model in (self.plain, *(() if original is None else (original,))):
+                    remember(model, self._findings)
+        return self._findings
+
+    def _examined(self, x: Tensor) -> Findings:
+        work, x = self._workspace, self._cast(x.to(self.device))
+        state = self.start(1, "global").squeezed()
+        mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
+
+        def run(training: bool, watch: AbstractContextManager[object]) -> Any:
+            work.set(training, "single", once=True)
+            params = {k: p.clone() for k, p in state.params.items()}
+            with (
+                work.holding(params, state.stats, mix) as call,
+                autocast(self._compute, self.device),
+            ):
+                with watch:
+                    outputs = call(x)
+                return outputs, work.stats()
+
+        def reference(model: nn.Module) -> Tensor:
+            with autocast(self._compute, self.device):
+                outputs: Tensor = model(x)
+            return outputs
+
+        return examine(
+            work, run, self.plain, reference, original=self._original(), device=self.device
+        )
+
+    def stackable(self, x: Tensor) -> bool:
+        """Tell whether several clients with inputs like ``x``, shape (n, ...), can run at once.
+
+        Not a model that draws random numbers, which belong to one client; not one that computes in
+        bfloat16 (torch's vmap does not autocast convolutions, pytorch/functorch issue 305); not one
+        that vmap cannot run, which is tried once and logged.
+        """
+        found = self.examine(x)
+        if self._compute.precision != "full" or found.draws or found.draws_in_evaluation:
+            return False
+        if found.batchable is None:
+            try:
+                self._try_stack(x[:FEW_ROWS].to(self.device))
+                found.batchable = True
+            except Exception as error:  # of any kind: it is the user's model that runs
+                found.batchable = False
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning(
+                    "clients run one by one, since torch.func.vmap cannot run several copies of "
+                    "the model (%s) at once: %s",
+                    type(self.plain).__name__,
+                    line,
+                )
+        return found.batchable
+
+    def _try_stack(self, x: Tensor) -> None:
+        """Run two clients at once, twice differentiated, and compare each with itself alone."""
+        both = torch.stack([x, x.flip(0)])
+        start = self.start(2, "global")
+        mix = torch.full((2, len(self._norms)), 0.5, dtype=self.dtype, device=self.device)
+        other = torch.tensor([1.0, 1.01], device=self.device)
+        params = {
+            k: (p * other.to(p.dtype).view(-1, *(1,) * (p.dim() - 1))).detach().requires_grad_()
+            for k, p in start.params.items()
+        }
+        mix.requires_grad_()
+        with torch.enable_grad():
+            y, _ = self.stacked(params, start.stats, mix, both, training=True)
+            inputs = list(params.values())
+            grads = torch.autograd.grad(
+                y.square().sum(), inputs, create_graph=True, allow_unused=True
+            )
+            total = sum(g.square().sum() for g in grads if g is not None and g.requires_grad)
+            if isinstance(total, Tensor):
+                torch.autograd.grad(total, [*inputs, mix], allow_unused=True)
+        with torch.no_grad():
+            self.stacked(params, start.stats, mix, both, training=False)
+            for i in range(2):
+                alone, _ = self.single(
+                    {k: p[i] for k, p in params.items()},
+                    {k: s[i] for k, s in start.stats.items()},
+                    mix[i],
+                    both[i],
+                    training=True,
+                )
+                near = torch.finfo(self.dtype).eps ** 0.5
+                if not torch.allclose(alone, y[i], rtol=10 * near, atol=10 * near, equal_nan=True):
+                    raise RuntimeError("in a stack it gives other outputs than alone")
 
     @property
     def num_parameters(self) -> int:
@@ -246,24 +249,24 @@ class Net:
         return self.num_parameters <= SMALL
 
     @property
-    def _copy(self) -> _Copy:
-        made: _Copy | None = getattr(self._copies, "own", None)
-        if made is None:
-            made = self._copies.own = _Copy(self.plain, self.sites)
-        return made
+    def _workspace(self) -> Workspace:
+        work: Workspace | None = getattr(self._workspaces, "own", None)
+        if work is None:
+            work = self._workspaces.own = Workspace(self.plain, self.sites)
+        if work.findings is not self._findings:
+            work.learn(self._findings)
+        return work
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(iter(self._theta.values())).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the first trainable parameter."""
-        return next(iter(self._theta.values())).dtype
-
     def start(self, clients: int, statistics: Statistics = "corrected") -> NetState:
         """Return the global model's parameters and fresh client statistics for C clients.
+
+        Other buffers that training changes are among them once the model was examined; before,
+        they are the global model's wherever they are missing.
 
         Parameters
         ----------
@@ -284,7 +287,9 @@ class Net:
                 "global": (mean, var, one),
             }[statistics]
             for part, value in zip(("mean", "var", "weight"), first, strict=True):
-                stats[_join(name, f"client_{part}")] = value.expand(clients, *value.shape)
+                stats[join(name, f"client_{part}")] = value.expand(clients, *value.shape)
+        for name in self._findings.carried if self._findings else ():
+            stats[name] = self._buffers[name].expand(clients, *self._buffers[name].shape)
         params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
         return NetState(params, stats)
 
@@ -347,15 +352,30 @@ class Net:
         ``first_order`` says that gradients will be taken once at most, and only of the logits, so
         that the norms may save time.
         """
-        run = self._copy
-        run.set(training, "single", once=first_order)
-        if training and self._draws:
-            with _drawing_from(noise, x.device), autocast(self._compute, x.device):
-                y, stats = run(params, stats, mix, self._cast(x))
-        else:
-            with autocast(self._compute, x.device):
-                y, stats = run(params, stats, mix, self._cast(x))
+        if self._findings is None:
+            self.examine(x)
+        work = self._workspace
+        work.set(training, "single", once=first_order)
+        twice = not first_order and torch.is_grad_enabled()
+        with self._running(training, noise, twice):
+            y, stats = work(params, stats, mix, self._cast(x))
         return y.to(self.dtype), stats
+
+    def _running(self, training: bool, noise: int, twice: bool) -> AbstractContextManager[object]:
+        """Return a context for a pass; ``twice``: second derivatives may be taken of it."""
+        found = self._findings
+        assert found is not None
+        draws = found.draws if training else found.draws_in_evaluation
+        twice = twice and found.attention
+        if not draws and not twice and self._compute.precision == "full":
+            return _NOTHING
+        context = ExitStack()
+        if draws:
+            context.enter_context(drawing_from(draws, noise, self.device))
+        if twice:
+            context.enter_context(attention_in_plain_operations())
+        context.enter_context(autocast(self._compute, self.device))
+        return context
 
     @contextmanager
     def holding(
@@ -365,9 +385,9 @@ class Net:
 
         ``params`` may be changed in place between the calls; no tensor has a client dimension.
         """
-        copied = self._copy
-        with copied.holding(params, stats, mix) as call:
-            yield Held(self, copied, call)
+        work = self._workspace
+        with work.holding(params, stats, mix) as call:
+            yield Held(self, work, call)
 
     def stacked(
         self,
@@ -385,15 +405,18 @@ class Net:
                 f"{len(x)} clients came stacked, but in {self._compute.precision} clients "
                 "run one at a time"
             )
-        if training and self._draws:
+        found = self._findings or self.examine(x[0])
+        if found.draws if training else found.draws_in_evaluation:
             raise ValueError(
-                f"the model has dropout, whose masks belong to one client, but {len(x)} "
+                f"the model draws random numbers, which belong to one client, but {len(x)} "
                 "clients came stacked; run them one at a time"
             )
-        run = self._copy
-        run.set(training, "stacked", once=first_order)
-        y, stats = vmap(run)(params, stats, mix, self._cast(x))
-        return y, stats
+        work = self._workspace
+        work.set(training, "stacked", once=first_order)
+        # fused attention has no rule for vmap
+        with self._running(training, 0, twice=True):
+            y, stats = vmap(work)(params, stats, mix, self._cast(x))
+        return y.to(self.dtype), stats
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self._inputs) if x.is_floating_point() else x
@@ -402,51 +425,46 @@ class Net:
         self, stats: dict[str, Tensor], client: int
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Return one client's mean and variance of each norm layer, for folding."""
+        frozen = self._findings.frozen if self._findings else ()
         folded = {}
         for name, norm in self._norms.items():
             mean, var, weight = (
-                stats[_join(name, f"client_{part}")][client].detach()
+                stats[join(name, f"client_{part}")][client].detach()
                 for part in ("mean", "var", "weight")
             )
-            folded[name] = client_statistics(
-                mean, var, weight, (norm.running_mean, norm.running_var)
+            unseen = norm.running_mean, norm.running_var
+            folded[name] = (
+                unseen if name in frozen else client_statistics(mean, var, weight, unseen)
             )
         return folded
+
+    def buffers_of(self, stats: dict[str, Tensor], client: int) -> dict[str, Tensor]:
+        """Return one client's buffers, other than batch-norm's, that are among its statistics."""
+        return {k: v[client].detach() for k, v in stats.items() if k in self._buffers}
+
+    @property
+    def other_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that do not belong to the norms of ``sites``."""
+        return tuple(self._buffers)
 
 
 class Held:
     """One client's tensors in place; see :meth:`Net.holding`."""
 
-    def __init__(self, net: Net, copied: _Copy, call: Callable[[Tensor], Tensor]) -> None:
-        self._net, self._copied, self._call = net, copied, call
+    def __init__(self, net: Net, work: Workspace, call: Callable[[Tensor], Tensor]) -> None:
+        self._net, self._work, self._call = net, work, call
 
     def logits(self, x: Tensor, *, noise: int = 0) -> Tensor:
         """Return logits, for gradients of first order; the batch enters the statistics."""
-        self._copied.set(True, "single", once=True)
         net = self._net
-        if not net._draws:
-            with autocast(net._compute, x.device):
-                y = self._call(net._cast(x))
-        else:
-            with _drawing_from(noise, x.device), autocast(net._compute, x.device):
-                y = self._call(net._cast(x))
+        if net._findings is None:
+            net.examine(x)
+            self._work.learn(net._findings)
+        self._work.set(True, "single", once=True)
+        with net._running(True, noise, twice=False):
+            y = self._call(net._cast(x))
         return y.to(net.dtype)
 
     def stats(self) -> dict[str, Tensor]:
         """Return the running statistics so far."""
-        return self._copied.stats()
-
-
-@contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Let layers that use the global generators draw from a seed; then put these back."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        yield
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+        return self._work.stats()

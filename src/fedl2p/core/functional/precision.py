@@ -6,13 +6,13 @@ not part of its weights, and personalized models do not carry it.
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
 from torch import nn
 
+from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.settings import Compute
 
 _NOTE = "_fedl2p_compute"
@@ -20,7 +20,7 @@ _NOTE = "_fedl2p_compute"
 
 def computing(model: nn.Module, compute: Compute) -> nn.Module:
     """Return a copy of a model that computes so, wherever this package trains or evaluates it."""
-    noted = copy.deepcopy(model)
+    noted = duplicate(model)
     if compute == Compute():
         noted.__dict__.pop(_NOTE, None)
         return noted

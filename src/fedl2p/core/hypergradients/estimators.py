@@ -41,7 +41,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import Batches, Part
-from fedl2p.core.finetuning.inner_loop import on
+from fedl2p.core.finetuning.inner_loop import DivergedError, on
+from fedl2p.core.functional.kernels import without_second_derivative
 from fedl2p.core.functional.model import Net
 from fedl2p.core.hypergradients import at_end
 from fedl2p.core.hypergradients import unrolled as unrolling
@@ -101,7 +102,10 @@ def hypergradient(
     Raises
     ------
     ValueError
-        If both ``mode`` and ``config`` are given, or the hyperparameters are another model's.
+        If both ``mode`` and ``config`` are given, the hyperparameters are another model's, or the
+        model has no second derivative and the mode takes one.
+    DivergedError
+        If the hypergradient is not finite.
     """
     if mode is not None and config is not None:
         raise ValueError(
@@ -110,6 +114,8 @@ def hypergradient(
     if config is None:
         config = HypergradientConfig() if mode is None else HypergradientConfig(mode=mode)
     net = Net(model)
+    if batches:
+        net.examine(batches[0][0])
     if hyperparams.sites != net.sites:
         raise ValueError(
             "the hyperparameters were made for another model: their names of norm layers or "
@@ -124,6 +130,12 @@ def hypergradient(
         following=None if following is None else (following[0][None], following[1][None]),
         statistics=statistics,
     )
+    for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
+        if not bool(values.isfinite().all()):
+            raise DivergedError(
+                f"the hypergradient is not finite ({what}): fine-tuning diverged under rates up to "
+                f"{float(hyperparams.rate.max()):.3g}; use smaller rates or fewer steps"
+            )
     return {
         "mix": dict(zip(net.sites.norms, result.mix[0].tolist(), strict=True)),
         "rate": dict(zip(net.sites.params, result.rate[0].tolist(), strict=True)),
@@ -156,7 +168,16 @@ def cohort_hypergradient(
         validation,
         statistics,
     )
-    return _ESTIMATORS[config.mode](problem, config)
+    try:
+        return _ESTIMATORS[config.mode](problem, config)
+    except (RuntimeError, NotImplementedError) as error:
+        kernel = without_second_derivative(error)
+        if kernel is None:
+            raise
+        raise ValueError(
+            f"the model computes with {kernel}, which has no second derivative, but mode "
+            f"{config.mode!r} takes one; use mode 'last-step', or another kernel in the model"
+        ) from error
 
 
 RAGGED: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")

@@ -107,7 +107,8 @@ def validated(problem: Problem, state: NetState, *, by_stats: bool = False) -> V
     leaf = state.leaves()
     stats = leaf.stats if by_stats else state.detach().stats
     mix = problem.mix.detach().clone().requires_grad_()
-    inputs = [*leaf.params.values(), *(stats.values() if by_stats else ()), mix]
+    wanted = {k: v for k, v in stats.items() if v.requires_grad}
+    inputs = [*leaf.params.values(), *wanted.values(), mix]
     pieces: list[tuple[Members, Named]] = []
     size = MANY if problem.net.small else FEW
     for part in problem.validation:
@@ -132,7 +133,7 @@ def validated(problem: Problem, state: NetState, *, by_stats: bool = False) -> V
         judged["loss"],
         judged["accuracy"],
         {k: _grad(v) for k, v in leaf.params.items()},
-        {k: _grad(v) for k, v in stats.items()} if by_stats else {},
+        {k: _grad(v) for k, v in wanted.items()},
         _grad(mix),
     )
 

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedl2p.core.finetuning.batches import EpochBatches, Part, parts_of
 from fedl2p.core.finetuning.sgd_step import inner_step
 from fedl2p.core.functional.model import Net, NetState
-from fedl2p.core.functional.named_tensors import accumulate, in_rows, inner
+from fedl2p.core.functional.named_tensors import Named, accumulate, in_rows, inner
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem, begin, descending, validated
 from fedl2p.core.settings import HypergradientConfig
 
@@ -65,24 +65,20 @@ def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergra
         with torch.enable_grad():
             last = _unroll(problem, start, mix, rate, cuts[-2], total)
         seen = validated(problem, last, by_stats=True)
-        cotangents = [*seen.params.values(), *seen.stats.values()]
-        outputs = [*last.params.values(), *last.stats.values()]
-        adjoint = _pull_back(outputs, cotangents, start, mix, rate)
+        adjoint = _pull_back(last, seen.params | seen.stats, start, mix, rate)
         d_mix, d_rate = seen.mix + adjoint.mix, adjoint.rate
     else:
         seen = validated(problem, boundaries.pop())
-        cotangents = list(seen.params.values())
-        adjoint = _Adjoint(seen.mix, torch.zeros_like(rate), cotangents)
+        adjoint = _Adjoint(seen.mix, torch.zeros_like(rate), seen.params)
         d_mix, d_rate = adjoint.mix, adjoint.rate
     for first, end in zip(reversed(cuts[:-2]), reversed(cuts[1:-1]), strict=True):
         start = boundaries.pop().leaves()
         with torch.enable_grad():
             after = _unroll(problem, start, mix, rate, first, end)
-        outputs = [*after.params.values(), *after.stats.values()]
-        adjoint = _pull_back(outputs, adjoint.cotangents, start, mix, rate)
+        adjoint = _pull_back(after, adjoint.cotangents, start, mix, rate)
         d_mix, d_rate = d_mix + adjoint.mix, d_rate + adjoint.rate
     if cuts[0]:
-        d_rate = d_rate - inner(dict(zip(start.params, adjoint.cotangents, strict=False)), older)
+        d_rate = d_rate - inner(adjoint.cotangents, older)
     return Hypergradient(d_mix, d_rate, seen.loss, seen.accuracy)
 
 
@@ -114,11 +110,11 @@ def _most_held(problem: Problem) -> int:
 
 @dataclass(frozen=True)
 class _Adjoint:
-    """Gradients by mix and rate, and the cotangents of a segment's first state."""
+    """Gradients by mix and rate, and by the tensors of a segment's first state, by name."""
 
     mix: Tensor
     rate: Tensor
-    cotangents: list[Tensor]
+    cotangents: Named
 
 
 def _unroll(
@@ -165,11 +161,13 @@ def _differentiable(net: Net, state: NetState, mix: Tensor, rate: Tensor, part: 
 
 
 def _pull_back(
-    outputs: list[Tensor], cotangents: list[Tensor], start: NetState, mix: Tensor, rate: Tensor
+    end: NetState, cotangents: Named, start: NetState, mix: Tensor, rate: Tensor
 ) -> _Adjoint:
-    inputs = [mix, rate, *start.params.values(), *start.stats.values()]
+    leaves = {k: t for k, t in (start.params | start.stats).items() if t.requires_grad}
+    inputs = [mix, rate, *leaves.values()]
     # an output without a graph (a tensor that no step changes) has nothing to give back
-    attached = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    outputs = end.params | end.stats
+    attached = [(outputs[k], c) for k, c in cotangents.items() if outputs[k].requires_grad]
     grads = torch.autograd.grad(
         [o for o, _ in attached],
         inputs,
@@ -177,4 +175,4 @@ def _pull_back(
         allow_unused=True,
         materialize_grads=True,
     )
-    return _Adjoint(grads[0], grads[1], list(grads[2:]))
+    return _Adjoint(grads[0], grads[1], dict(zip(leaves, grads[2:], strict=True)))

@@ -258,4 +258,6 @@ def afresh(net: Net, state: NetState, inner: InnerLoop) -> NetState:
     if inner.statistics == "global" or not inner.epochs:
         return state
     clients = len(next(iter(state.params.values())))
-    return NetState(state.params, net.start(clients, inner.statistics).stats)
+    stats = net.start(clients, inner.statistics).stats
+    others = {name: state.stats[name] for name in net.other_buffers if name in state.stats}
+    return NetState(state.params, stats | others)

@@ -17,8 +17,12 @@ from fedl2p.method import Client, State
 
 
 def tensor_names(net: Net) -> list[str]:
-    """Return the names of all trainable parameters and running statistics."""
-    return [*net.sites.params, *_statistics(net)]
+    """Return the names of all trainable parameters, running statistics and other buffers.
+
+    Of other buffers (those of instance-norm, averages of weights) the ones that are real numbers
+    and belong to ``state_dict``.
+    """
+    return [*net.sites.params, *_statistics(net), *_buffers(net)]
 
 
 def head_of(net: Net, method: str) -> frozenset[str]:
@@ -98,6 +102,10 @@ def tensors_of(net: Net, state: NetState, client: int, names: Collection[str]) -
     for name in net.sites.norms:
         tensors[f"{name}.running_mean"] = state.stats[f"{name}.client_mean"]
         tensors[f"{name}.running_var"] = state.stats[f"{name}.client_var"]
+    own = net.plain.state_dict()
+    for name in _buffers(net):
+        kept = state.stats.get(name)  # missing where training never changes it
+        tensors[name] = own[name].expand(client + 1, *own[name].shape) if kept is None else kept
     return {name: tensors[name][client].cpu() for name in names}
 
 
@@ -122,6 +130,11 @@ def _statistics(net: Net) -> list[str]:
     return [f"{n}.{s}" for n in net.sites.norms for s in ("running_mean", "running_var")]
 
 
+def _buffers(net: Net) -> list[str]:
+    own = net.plain.state_dict()
+    return [k for k in net.other_buffers if k in own and own[k].is_floating_point()]
+
+
 def _net_state(net: Net, held: State) -> NetState:
     """Return a state of plain training, in which batch-norm goes on from the given statistics."""
     stats = {}
@@ -129,4 +142,5 @@ def _net_state(net: Net, held: State) -> NetState:
         mean, var = held[f"{name}.running_mean"], held[f"{name}.running_var"]
         stats[f"{name}.client_mean"], stats[f"{name}.client_var"] = mean, var
         stats[f"{name}.client_weight"] = var.new_ones(len(var))
+    stats |= {name: held[name] for name in _buffers(net)}
     return NetState({k: held[k] for k in net.sites.params}, stats)

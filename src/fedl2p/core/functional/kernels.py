@@ -1,0 +1,43 @@
+"""Kernels of torch that can be differentiated twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_lock = threading.Lock()
+_inside = 0
+_chosen = ExitStack()
+
+
+@contextmanager
+def attention_in_plain_operations() -> Iterator[None]:
+    """Let fused attention compute in plain operations: its kernels have no second derivative.
+
+    The choice is the process's, so that it holds until the last thread that made it is through.
+    """
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _chosen.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _chosen.close()
+
+
+def without_second_derivative(error: Exception) -> str | None:
+    """Return the kernel that an error says cannot be differentiated twice; None for others."""
+    line = str(error).splitlines()[0] if str(error) else ""
+    if line.startswith("derivative for ") and "not implemented" in line:
+        return line.removeprefix("derivative for ").split(" ")[0]
+    if "once_differentiable" in line:
+        return "a function marked once_differentiable"
+    return None
