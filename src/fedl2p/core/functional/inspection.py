@@ -24,7 +24,12 @@ from fedl2p.core.functional.workspace import Findings, Workspace
 ROWS = 32
 """Examples of the first batch that are looked at."""
 
-_ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+_ATTENTION = (
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+    torch._native_multi_head_attention,
+    torch._transformer_encoder_layer_fwd,
+)
 
 Run = Callable[[bool, AbstractContextManager[object]], tuple[Any, dict[str, Tensor]]]
 """Runs the working copy on the first batch, in training mode or not, from global statistics, the

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _lock = threading.Lock()
@@ -17,12 +18,16 @@ _chosen = ExitStack()
 def attention_in_plain_operations() -> Iterator[None]:
     """Let fused attention compute in plain operations: its kernels have no second derivative.
 
+    Those of whole layers (torch's fast path in evaluation mode) have not even a first one, and are
+    taken under vmap all the same.
     The choice is the process's, so that it holds until the last thread that made it is through.
     """
     global _inside
     with _lock:
         if _inside == 0:
             _chosen.enter_context(sdpa_kernel(SDPBackend.MATH))
+            _chosen.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+            mha.set_fastpath_enabled(False)
         _inside += 1
     try:
         yield

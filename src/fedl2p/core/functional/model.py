@@ -97,6 +97,19 @@ class NetState:
         )
 
 
+def _gradient(values: Tensor, at: list[Tensor], *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of the sum of squares of C clients' values, one vector per client."""
+    grads = torch.autograd.grad(
+        values.square().sum(),
+        at,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
+    return torch.cat([g.unsqueeze(-1).flatten(1).to(values.dtype) for g in grads], 1)
+
+
 def _leaf(name: str, value: Tensor) -> Tensor:
     ours = name.rpartition(".")[2] in ("client_mean", "client_var", "client_weight")
     return value.detach().requires_grad_(ours)
@@ -208,35 +221,38 @@ class Net:
         """Run two clients at once, twice differentiated, and compare each with itself alone."""
         both = torch.stack([x, x.flip(0)])
         start = self.start(2, "global")
-        mix = torch.full((2, len(self._norms)), 0.5, dtype=self.dtype, device=self.device)
         other = torch.tensor([1.0, 1.01], device=self.device)
         params = {
-            k: (p * other.to(p.dtype).view(-1, *(1,) * (p.dim() - 1))).detach().requires_grad_()
+            k: p * other.to(p.dtype).view(-1, *(1,) * (p.dim() - 1))
             for k, p in start.params.items()
         }
-        mix.requires_grad_()
+        mix = torch.full((2, len(self._norms)), 0.5, dtype=self.dtype, device=self.device)
+        # as far as second derivatives are exact in the narrowest dtype of the parameters
+        dtypes = [p.dtype for p in self.plain.parameters() if p.is_floating_point()]
+        near = 10 * max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+        together = self._derivatives(NetState(params, start.stats), mix, both)
+        for i in range(2):
+            one = NetState(params, start.stats).take([i])
+            alone = self._derivatives(one, mix[i : i + 1], both[i : i + 1])
+            for a, b in zip(alone, together, strict=True):
+                size = float(b.abs().max()) if b.numel() else 0.0
+                if not torch.allclose(a[0], b[i], rtol=near, atol=near * size, equal_nan=True):
+                    raise RuntimeError("in a stack it computes something else than alone")
+
+    def _derivatives(self, state: NetState, mix: Tensor, x: Tensor) -> list[Tensor]:
+        """Return outputs in both modes, and first and second derivatives, of C clients: (C, ...).
+
+        Every gradient as one vector per client.
+        """
+        state, mix = state.leaves(), mix.detach().requires_grad_()
+        inputs = list(state.params.values())
         with torch.enable_grad():
-            y, _ = self.stacked(params, start.stats, mix, both, training=True)
-            inputs = list(params.values())
-            grads = torch.autograd.grad(
-                y.square().sum(), inputs, create_graph=True, allow_unused=True
-            )
-            total = sum(g.square().sum() for g in grads if g is not None and g.requires_grad)
-            if isinstance(total, Tensor):
-                torch.autograd.grad(total, [*inputs, mix], allow_unused=True)
-        with torch.no_grad():
-            self.stacked(params, start.stats, mix, both, training=False)
-            for i in range(2):
-                alone, _ = self.single(
-                    {k: p[i] for k, p in params.items()},
-                    {k: s[i] for k, s in start.stats.items()},
-                    mix[i],
-                    both[i],
-                    training=True,
-                )
-                near = torch.finfo(self.dtype).eps ** 0.5
-                if not torch.allclose(alone, y[i], rtol=10 * near, atol=10 * near, equal_nan=True):
-                    raise RuntimeError("in a stack it gives other outputs than alone")
+            judged, _ = self.logits(state, mix, x, training=False)
+            first = _gradient(judged, inputs)
+            trained, _ = self.logits(state, mix, x, training=True)
+            grad = _gradient(trained, inputs, create_graph=True)
+            second = [_gradient(grad, [*inputs, mix])] if grad.requires_grad else []
+        return [t.detach() for t in (judged, trained, first, grad, *second)]
 
     @property
     def num_parameters(self) -> int:
