@@ -1,11 +1,11 @@
-# make setup | demo | test | bench | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | bench | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test bench bench-more lint clean
+.PHONY: setup demo test test-all bench bench-more lint clean
 
 setup: $(STAMP)
 
@@ -20,9 +20,13 @@ demo: $(STAMP)
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/$(RECIPE)-$(SEED)-run$$n; done; \
 	$(BIN)/fedl2p run $(RECIPE) --seed $(SEED) --out "$$out"
 
-# One thread per worker: two workers that each take every core only get in each other's way.
+# Without the tests marked slow. One thread per worker: two workers that each take every core only
+# get in each other's way.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-all: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20
 
 # What costs what, in one table from one run; about half an hour.
 bench: $(STAMP)

@@ -124,11 +124,6 @@ _CHANGES = (
     Row("hypergradient: unrolled (exact)", changes={META + "hypergradient.mode": "unrolled"}),
     Row("hypergradient: last-step", changes={META + "hypergradient.mode": "last-step"}),
     Row("running statistics as published", changes={INNER + "statistics": "published"}),
-    Row("inputs: raw", changes={NETS + "inputs": "raw"}),
-    Row("inputs: log1p, learnable scale", changes={NETS + "inputs": "scaled"}),
-    Row("each net reads its own half", changes={NETS + "reads": "own"}),
-    Row("initialisation as published", changes={NETS + "initial": "published"}),
-    Row("rates linear instead of log", changes={NETS + "rates": "linear", NETS + "max_rate": 10.0}),
     Row("largest rate 1 instead of 0.3", changes={NETS + "max_rate": 1.0}),
     Row("server rate 0.015 instead of 0.0075", changes={LEARN + "server_rate": 0.015}),
     Row("server rate 0.004", changes={LEARN + "server_rate": 0.004}),
@@ -278,7 +273,7 @@ def pretrained(study: Study, cache: Path) -> tuple[Population, nn.Module, nn.Mod
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"{name}.pt"
     if not path.exists():
-        fedavg = methods.build("fedavg", study.settings)
+        fedavg = methods.build(methods.PRETRAINING, study.settings)
         rounds, seed = study.pretrain, study.seed
         done = federate(fedavg, initial, population, rounds=rounds, seed=seed, stage="pretrain")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -330,8 +325,7 @@ def learn(
         state = method.start(model, seed=derive_seed(seed, "start", method.name))
         return state, [], time.perf_counter() - began
     rounds = {"one": ONE_ROUND, "pretrain": study.pretrain, "learn": study.learn}[method.rounds]
-    stage = {"fedl2p": "learn", "fedavg": "pretrain"}.get(method.name, method.name)
-    done = federate(method, model, population, rounds=rounds, seed=seed, stage=stage)
+    done = federate(method, model, population, rounds=rounds, seed=seed, stage=method.stage)
     return done.state, [r.loss for r in done.records], time.perf_counter() - began
 
 
@@ -399,7 +393,7 @@ def run(row: Row, seed: int, cache: Path) -> Result:
     method = methods.build(row.method, study.settings)
     if row.watched and isinstance(method, FedL2P):
         method = Watched(name=method.name, meta=method.meta, inner=method.inner)
-    if row.method == "fedavg":  # pre-training was its training
+    if method.trained_by_pretraining:
         state: State = {k: v for k, v in tuned.state_dict().items() if v.is_floating_point()}
         losses, seconds = list[float](), 0.0
     else:

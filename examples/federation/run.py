@@ -76,7 +76,7 @@ def check_nodes(folder: Path, names: tuple[str, ...]) -> None:
 def personalize_again(folder: Path, name: str) -> None:
     """On the node alone, without the SuperLink: with what it has received, from all its data."""
     home = folder / "nodes" / name
-    command = [sys.executable, "-m", "fedl2p.cli.main", "personalize"]
+    command = [sys.executable, "-m", "fedl2p", "personalize"]
     command += ["--run", home / "out" / "received", "--data", home / "data" / f"{name}.npz"]
     subprocess.run([*map(str, command), "--out", str(home / "again")], check=True)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 
 State = dict[str, Tensor]
@@ -140,6 +141,22 @@ class Method(ABC):
         """
         return "learn"
 
+    @property
+    def stage(self) -> str:
+        """The stage that its rounds are: part of every client's seed, and a column of the records.
+
+        By default its name.
+        """
+        return self.name
+
+    @property
+    def trained_by_pretraining(self) -> bool:
+        """Whether pre-training, which is federated averaging, was its training already.
+
+        Then no rounds are run for it, and its state is that of pre-training.
+        """
+        return False
+
     @abstractmethod
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return the state that travels in the first round.
@@ -170,3 +187,10 @@ class Method(ABC):
 
         A client never seen in training has an empty ``kept``.
         """
+
+    def final_metanets(self, model: nn.Module, state: State) -> MetaNets | None:
+        """Return the meta-nets that a run keeps for later clients; None if it learns none.
+
+        ``model`` is the global model, ``state`` that after the last round.
+        """
+        return None

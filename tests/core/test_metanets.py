@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedl2p.core.clamps import clamp_inward, clamp_straight_through
-from fedl2p.core.metanets import MetaNets
+from fedl2p.core.metanets import (
+    SHARED_LR_SCALE,
+    MetaNets,
+    clamp_inward,
+    clamp_straight_through,
+)
 from fedl2p.core.profiles import Profile, profile
-from fedl2p.core.settings import MetaNetsConfig
+from fedl2p.core.settings import Form, MetaNetsConfig
 from fedl2p.core.sites import Sites, find_sites
 from support.core_nets import examples, mlp, settled
 from support.nets import nested_net
@@ -29,12 +33,9 @@ LIKE_RESNET18 = Sites(
 FORMS: dict[str, MetaNetsConfig] = {
     "default": MetaNetsConfig(),
     "published": MetaNetsConfig.published(),
-    "raw log": MetaNetsConfig(inputs="raw"),
-    "log1p": MetaNetsConfig(inputs="log1p", clamp="straight-through"),
-    "published log": MetaNetsConfig(initial="published"),
-    "linear": MetaNetsConfig(rates="linear", max_rate=10.0),
+    "small": MetaNetsConfig(hidden=8),
     "constant": MetaNetsConfig(constant=True),
-    "constant linear": MetaNetsConfig(constant=True, rates="linear", max_rate=10.0),
+    "constant published": MetaNetsConfig(form="published", constant=True),
 }
 
 
@@ -160,20 +161,18 @@ def test_sensitive_rates_depend_on_the_client_too(seed: int) -> None:
 
 
 @pytest.mark.parametrize("constant", [False, True])
-@pytest.mark.parametrize("rates", ["log", "linear"])
-def test_outputs_start_around_the_configured_values(rates: str, constant: bool) -> None:
-    nets = MetaNets(
-        LIKE_RESNET18,
-        rates=rates,
-        constant=constant,
-        base_rate=0.02,
-        max_rate=0.3 if rates == "log" else 10.0,
-        initial_mix=0.3,
-        gain=1e-3,
-    )
-    ours = nets(made_up(LIKE_RESNET18))
-    torch.testing.assert_close(ours.mix, torch.full((20,), 0.3), rtol=0.05, atol=0)
-    torch.testing.assert_close(ours.rate, torch.full((62,), 0.02), rtol=0.05, atol=0)
+@pytest.mark.parametrize("form", ["default", "published"])
+def test_outputs_start_around_the_configured_values(form: Form, constant: bool) -> None:
+    config = MetaNetsConfig(form=form, constant=constant, base_rate=0.02, initial_mix=0.3)
+    ours = MetaNets(LIKE_RESNET18, config=config)
+    if not constant:
+        with torch.no_grad():
+            for net in (ours.bnnet, ours.lrnet):
+                net.out.weight.mul_(1e-2)
+    written = ours(made_up(LIKE_RESNET18))
+    mix = 0.5 if form == "published" and not constant else 0.3  # a bias of the last layer
+    torch.testing.assert_close(written.mix, torch.full((20,), mix), rtol=0.05, atol=0)
+    torch.testing.assert_close(written.rate, torch.full((62,), 0.02), rtol=0.05, atol=0)
 
 
 def test_seeds_decide_the_weights_and_the_global_generator_is_left_alone() -> None:
@@ -191,7 +190,7 @@ def test_seeds_decide_the_weights_and_the_global_generator_is_left_alone() -> No
 
 @pytest.mark.parametrize("push", [-50.0, -1.0, 1.0, 50.0])
 def test_log_rates_stay_positive_and_within_bounds(push: float) -> None:
-    nets = MetaNets(find_sites(mlp()), min_rate=1e-4, max_rate=0.5)
+    nets = MetaNets(find_sites(mlp()), config=MetaNetsConfig(min_rate=1e-4, max_rate=0.5))
     with torch.no_grad():
         nets.base += push
     rate = nets(made_up(nets.sites)).rate
@@ -278,36 +277,35 @@ def test_per_client_gradients_are_each_clients_own(form: MetaNetsConfig) -> None
             torch.testing.assert_close(grad[c], own, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("rates", ["log", "linear"])
-def test_the_constant_ablation_ignores_the_profile(rates: str) -> None:
-    nets = MetaNets(find_sites(nested_net()), constant=True, rates=rates, max_rate=1.0)
+@pytest.mark.parametrize("form", ["default", "published"])
+def test_the_constant_ablation_ignores_the_profile(form: Form) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=MetaNetsConfig(form=form, constant=True))
     one, two = (nets(made_up(nets.sites, divergence=d, seed=int(d))) for d in (1.0, 9.0))
     assert torch.equal(one.mix, two.mix)
     assert torch.equal(one.rate, two.rate)
     assert {name for name, _ in nets.named_parameters()} == {"base_mix", "base"}
 
 
-@pytest.mark.parametrize("inputs", ["log1p", "log", "scaled"])
-def test_a_dead_channel_does_not_run_away(inputs: str) -> None:
-    nets = MetaNets(find_sites(nested_net()), inputs=inputs)
-    ours = nets(made_up(nets.sites, divergence=2500.0))
-    assert ours.mix.isfinite().all()
-    entries = nets._prepared(*nets.entries(made_up(nets.sites, divergence=2500.0)))[0]
-    assert entries.max() < 10
+def test_a_dead_channel_does_not_run_away() -> None:
+    nets = MetaNets(find_sites(nested_net()))
+    seen = made_up(nets.sites, divergence=2500.0)
+    assert nets(seen).mix.isfinite().all()
+    assert nets.prepared(seen)[0].max() < 10
 
 
-@pytest.mark.parametrize("inputs", ["scaled", "log"])
-def test_scaled_inputs_by_hand(inputs: str) -> None:
-    nets = MetaNets(find_sites(nested_net()), inputs=inputs)
+def test_inputs_by_hand() -> None:
+    nets = MetaNets(find_sites(nested_net()))
     with torch.no_grad():
         nets.divergence_scale.shift.fill_(0.5)
         nets.divergence_scale.scale.fill_(2.0)
     seen = made_up(nets.sites)
-    divergence, moments = nets._prepared(*nets.entries(seen))
-    d = seen.divergence
-    first = (1 + d).log() if inputs == "scaled" else (0.001 + d).log() + 1.5
-    torch.testing.assert_close(divergence, 2 * (first - 0.5))
+    divergence, moments = nets.prepared(seen)
+    by_hand = 2 * ((0.001 + seen.divergence).log() + 1.5 - 0.5)
+    torch.testing.assert_close(divergence, by_hand)
     torch.testing.assert_close(moments, seen.moments.flatten())
+    published = MetaNets(nets.sites, config=MetaNetsConfig.published()).prepared(seen)
+    assert torch.equal(published[0], seen.divergence)
+    assert torch.equal(published[1], seen.moments.flatten())
 
 
 def test_without_batch_norm_only_rates_are_written(form: MetaNetsConfig) -> None:
@@ -377,7 +375,7 @@ def other_sites(path: Path) -> None:
 
 def unknown_setting(path: Path) -> None:
     content = json.loads(path.read_text())
-    content["config"]["inputs"] = "squared"
+    content["config"]["form"] = "squared"
     path.write_text(json.dumps(content))
 
 
@@ -416,14 +414,10 @@ def test_a_missing_or_damaged_file_is_a_clear_error(suffix: str, damage, tmp_pat
         ({"base_rate": 0.0}, "base_rate is 0"),
         ({"base_rate": float("nan")}, "base_rate is nan"),
         ({"base_rate": 2.0}, "must lie within"),
-        ({"rates": "linear"}, "largest factor"),
         ({"initial_mix": 1.5}, "initial_mix is 1.5"),
         ({"min_rate": 0.0}, "min_rate"),
         ({"min_rate": 2.0}, "min_rate"),
-        ({"inputs": "squared"}, "inputs is 'squared'"),
-        ({"rates": "exp"}, "rates is 'exp'"),
-        ({"clamp": "none"}, "clamp is 'none'"),
-        ({"initial": "zeros"}, "initial is 'zeros'"),
+        ({"form": "squared"}, "form is 'squared'"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
@@ -431,33 +425,28 @@ def test_settings_out_of_range(settings: dict[str, object], message: str) -> Non
         MetaNetsConfig(**settings)
 
 
-def test_a_config_and_single_settings_do_not_mix() -> None:
-    with pytest.raises(ValueError, match="not both"):
-        MetaNets(find_sites(mlp()), config=MetaNetsConfig(), hidden=3)
-
-
-def test_whole_nets_read_both_parts_of_the_profile() -> None:
+def test_what_the_nets_read() -> None:
+    """In the default form both read all of a profile, in the published one half each."""
     sites = find_sites(nested_net())
-    for reads, mix_moves in (("own", False), ("whole", True)):
-        nets = MetaNets(sites, reads=reads)
+    for form, moves in (("published", False), ("default", True)):
+        nets = MetaNets(sites, config=MetaNetsConfig(form=form))
         one, other = made_up(sites, divergence=0.1), made_up(sites, divergence=5.0)
         swapped = Profile(one.divergence, other.moments + 1.0, 1, sites)
-        assert torch.equal(nets(one).mix, nets(swapped).mix) != mix_moves
+        assert torch.equal(nets(one).mix, nets(swapped).mix) != moves
         far = Profile(other.divergence, one.moments, 1, sites)
-        assert torch.equal(nets(one).rate, nets(far).rate) != mix_moves
+        assert torch.equal(nets(one).rate, nets(far).rate) != moves
 
 
-@pytest.mark.parametrize("rates", ["log", "linear"])
-def test_speed_changes_the_step_but_not_the_start(rates: str) -> None:
-    sites = find_sites(nested_net())
-    seen = made_up(sites)
-    slow, fast = (MetaNets(sites, speed=speed, rates=rates, max_rate=1.0) for speed in (1.0, 10.0))
-    torch.testing.assert_close(slow(seen).rate, fast(seen).rate)
-    torch.testing.assert_close(slow(seen).mix, fast(seen).mix)
-    moved = []
-    for nets in (slow, fast):
-        before = nets(seen).mix
-        with torch.no_grad():
-            nets.base_mix -= 0.01
-        moved.append((before - nets(seen).mix).mean())
-    torch.testing.assert_close(moved[1], 10 * moved[0])
+@pytest.mark.parametrize("form", ["default", "published"])
+def test_shared_parameters_move_their_scale_times_as_far(form: Form) -> None:
+    nets = MetaNets(find_sites(nested_net()), config=MetaNetsConfig(form=form, constant=True))
+    seen = made_up(nets.sites)
+    before = nets(seen)
+    with torch.no_grad():
+        nets.base_mix -= 0.01
+        nets.base -= 0.01
+    after = nets(seen)
+    scale = SHARED_LR_SCALE if form == "default" else 1.0
+    torch.testing.assert_close(before.mix - after.mix, torch.full((6,), 0.01 * scale))
+    moved = before.rate.log() - after.rate.log() if form == "default" else before.rate - after.rate
+    torch.testing.assert_close(moved, torch.full((21,), 0.01 * scale))

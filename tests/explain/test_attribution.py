@@ -22,10 +22,7 @@ SITES = Sites(
 )
 NORMS, ENTRIES = 3, 11
 FORMS: dict[str, MetaNetsConfig] = {
-    "default": MetaNetsConfig(gain=1.0),
-    "own": MetaNetsConfig(gain=1.0, reads="own"),
-    "raw": MetaNetsConfig(gain=1.0, inputs="raw"),
-    "scaled": MetaNetsConfig(gain=1.0, inputs="scaled", rates="linear", max_rate=1e3),
+    "default": MetaNetsConfig(),
     "published": MetaNetsConfig.published(base_rate=0.01),
 }
 
@@ -51,7 +48,7 @@ def nets(config: MetaNetsConfig, sites: Sites = SITES, *, size: float = 0.1) -> 
                 if name.startswith("base"):  # a negative rate would be cut off
                     tensor.mul_(1 + spread)
                 else:
-                    tensor.add_(spread.abs() if name.endswith("_sd") else spread)
+                    tensor.add_(spread)
     return made
 
 
@@ -151,7 +148,7 @@ def test_parts_add_up_to_the_change_before_the_bounds(config: MetaNetsConfig) ->
     # Within the bounds these are the very hyperparameters that the client gets.
     wanted = metanets(here)
     assert torch.allclose(found.mix.clamp(0, 1), wanted.mix.double(), atol=1e-5)
-    if config.rates == "log":
+    if config.form == "default":
         bounded = found.rate.exp().clamp(config.min_rate, config.max_rate)
     else:
         bounded = found.rate.clamp_min(0)
@@ -166,24 +163,24 @@ def raw_entries(p: Profile) -> Tensor:
 def path(name: str, there: Tensor, here: Tensor, along: Tensor) -> Tensor:
     """Return raw entries (N, E) on the way, as the documentation describes it."""
     points = there + along[:, None] * (here - there)
-    shift = {"default": 1e-3, "scaled": 1.0}.get(name)  # log(shift + nats) is what the nets read
-    if shift is not None:
+    if name == "default":
+        shift = 1e-3  # log(shift + nats) is what the nets read
         ends = [(x[:NORMS] + shift).log() for x in (there, here)]
         points[:, :NORMS] = (ends[0] + along[:, None] * (ends[1] - ends[0])).exp() - shift
     return points
 
 
-@pytest.mark.parametrize("name", ["default", "scaled", "raw", "published"])
+@pytest.mark.parametrize("name", FORMS)
 def test_parts_agree_with_finite_differences_in_the_raw_profile(name: str) -> None:
     """The same line integral in nats and moments themselves, through MetaNets.forward."""
-    config = dataclasses.replace(FORMS[name], gain=0.1, initial_mix=0.5)
+    config = dataclasses.replace(FORMS[name], initial_mix=0.5)
     metanets, here, there = nets(config, size=0.01).double(), made_up(1), made_up(2)
 
     @torch.no_grad()
     def outputs(raw: Tensor) -> Tensor:
         written = metanets(Profile(raw[:, :NORMS], raw[:, NORMS:].unflatten(1, (-1, 2)), 1, SITES))
         assert ((written.mix > 0) & (written.mix < 1)).all()  # no bound is met on the way
-        rate = written.rate.log() if config.rates == "log" else written.rate
+        rate = written.rate.log() if config.form == "default" else written.rate
         return torch.cat([written.mix, rate], dim=1)
 
     ends, pieces = (raw_entries(there), raw_entries(here)), 4000
@@ -241,7 +238,7 @@ def test_an_entry_that_the_nets_ignore_has_no_part_and_a_push_has_its_sign() -> 
 
 
 def test_nets_that_read_their_own_inputs_ignore_the_others() -> None:
-    found = attribute(nets(FORMS["own"]), made_up(1), made_up(2))
+    found = attribute(nets(FORMS["published"]), made_up(1), made_up(2))
     assert (found.mix_parts[:, NORMS:] == 0).all()
     assert (found.rate_parts[:, :NORMS] == 0).all()
     assert (found.mix_parts[:, :NORMS] != 0).any()

@@ -225,7 +225,8 @@ def test_a_run_without_fedl2p(
 
 
 def test_constant_meta_nets(capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    MetaNets(MetaNets.load(run / "metanets").sites, constant=True).save(run / "metanets")
+    sites = MetaNets.load(run / "metanets").sites
+    MetaNets(sites, config=MetaNetsConfig(constant=True)).save(run / "metanets")
     line = refused(capsys, "explain", "--run", run, "--client", "seen-00")
     assert "are constant: every client gets the same hyperparameters" in line
 

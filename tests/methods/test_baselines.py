@@ -93,7 +93,9 @@ def test_settings_are_checked(changes: dict[str, float]) -> None:
 
 def test_a_study_refuses_a_model_without_the_part_before_it_writes(tmp_path: Path) -> None:
     study = dataclasses.replace(
-        recipes.get("smoke"), model="baselinetools:without_norms", methods=("fedavg", "fedbn")
+        recipes.get("smoke"),
+        model="support.baseline_tools:without_norms",
+        methods=("fedavg", "fedbn"),
     )
     with pytest.raises(ValueError, match=r"fedbn .*has none; leave fedbn out"):
         run_study(study, tmp_path / "run")

@@ -67,9 +67,7 @@ def test_published_settings(
     assert given.finetune.final == ("train+validation" if name == "cifar10" else "train")
     meta = given.meta
     assert meta.nets == MetaNetsConfig.published(base_rate=rate)
-    assert (meta.nets.hidden, meta.nets.max_rate) == (100, 1000)
-    assert (meta.nets.inputs, meta.nets.reads, meta.nets.rates) == ("raw", "own", "linear")
-    assert (meta.nets.clamp, meta.nets.initial) == ("straight-through", "published")
+    assert (meta.nets.form, meta.nets.hidden) == ("published", 100)
     assert meta.hypergradient == HypergradientConfig(mode="published", psi=0.1, terms=3)
     assert (meta.rate, meta.base_rate) == (1e-3, 1e-4)
     assert (meta.clip, meta.clip_at) == ("value", 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # What a run imports, torch's later imports and the report's too.
 _PRELOADED = (
-    *("fedl2p.cli.main", "fedl2p.study.settings", "fedl2p.reporting.page", "fedl2p.recipes.smoke"),
+    *("fedl2p.cli.entry", "fedl2p.study.settings", "fedl2p.reporting.page", "fedl2p.recipes.smoke"),
     *("fedl2p.methods.fedl2p", "fedl2p.methods.gridsearch", "fedl2p.methods.local"),
     *("sklearn.datasets", "tyro", "jinja2", "torch._dynamo", "torch.onnx"),
 )

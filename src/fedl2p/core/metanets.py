@@ -1,10 +1,28 @@
 """The meta-nets: from a client's profile to its fine-tuning hyperparameters.
 
-BNNet reads the divergences and writes a mix per norm layer; LRNet reads the input moments and
-writes a rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.2, equations 2 and
-3). What differs from the paper is a setting of :class:`MetaNetsConfig`;
-``MetaNetsConfig.published()`` gives the paper's. Shapes: C clients, B norms, L layers, P parameter
-tensors.
+BNNet writes a mix per norm layer, LRNet a rate per parameter tensor (Lee et al., "FedL2P", NeurIPS
+2023, section 3.2, equations 2 and 3). :class:`~fedl2p.core.settings.MetaNetsConfig` chooses between
+two forms:
+
+published
+    The paper's. BNNet reads the divergences, LRNet the moments, as they are.
+    ``mix = clamp(BNNet, 0, 1)`` and ``rate = base clamp(LRNet, 0, 1000)`` with a learnable base
+    rate per tensor, straight-through (gradient 1 everywhere). Weights start Xavier-normal with gain
+    0.1, biases at 0.5 (BNNet) and 1 (LRNet), under which the output hardly depends on the client. A
+    base rate may turn negative; the rate is then cut at 0.
+default
+    Ours. Both nets read the whole profile: a shift that leaves the moments of whole tensors as they
+    are, such as a rotated image, shows in the divergences only. Divergences enter as
+    ``log(0.001 + x) + 1.5``, since they vary over orders of magnitude and a dead channel alone
+    gives thousands of nats; it has about mean 0 and deviation 1 over the clients of the embedded
+    data. A learnable shift and scale per entry follows, which lives in the nets, so that no profile
+    leaves a client. ``mix = clamp(base_mix + BNNet, 0, 1)`` and
+    ``rate = exp(clamp(log base + LRNet, log min_rate, log max_rate))``; the gradient of a clamp is
+    0 where a descent step would lead further outside, so that no entry winds up behind its bound.
+    Hidden layers start Kaiming-normal, the last ones scaled by 0.1.
+
+What each departure was measured to give stands in ``docs/choices.md``. Shapes: C clients, B norms,
+L layers, P parameter tensors.
 """
 
 from __future__ import annotations
@@ -22,14 +40,55 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedl2p.atomic_files import write_tensors, write_text
-from fedl2p.core.clamps import clamp_inward, clamp_straight_through
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.core.sites import Sites
 
-_swapping = threading.Lock()
+LAST_LAYER_SCALE = 0.1
+"""Factor on the last layers' initial weights (default form)."""
+
+SHARED_LR_SCALE = 3.0
+"""Learning-rate multiplier, under Adam, of the parameters that all clients share: log base rates
+and mix offsets (default form). They are stored divided by it."""
+
+LARGEST_FACTOR = 1000.0
+"""Largest factor that LRNet puts on a base rate (published form)."""
+
+_SWAPPING = threading.Lock()
 """Held while functional_call has other tensors in a module: stacks of clients run in threads."""
+
+
+def clamp_straight_through(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with gradient 1 everywhere."""
+    return x.clamp(low, high).detach() + (x - x.detach())
+
+
+class _ClampInward(torch.autograd.Function):
+    """Clamp whose gradient is 0 where descent would lead further outside, else 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        x, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        outward = ((x >= ctx.high) & (grad < 0)) | ((x <= ctx.low) & (grad > 0))
+        return torch.where(outward, torch.zeros_like(grad), grad), None, None
+
+
+def clamp_inward(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with gradient 1, but 0 where a descent step would lead further outside."""
+    result: Tensor = _ClampInward.apply(x, low, high)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Mlp(nn.Module):
@@ -61,157 +120,133 @@ class _InputScale(nn.Module):
 
 
 class MetaNets(nn.Module):
-    """BNNet, LRNet and the learnable base rates.
+    """BNNet, LRNet and the parameters that all clients share: base rates, mix offsets.
 
     Parameters
     ----------
     sites
         Of the model whose fine-tuning they steer. Without norm layers only rates are learned.
     config
-        Their form; keyword arguments of :class:`MetaNetsConfig` may be given instead.
+        Their form; None for the defaults.
     seed
         Of the initial weights.
     """
 
     def __init__(
-        self,
-        sites: Sites,
-        *,
-        config: MetaNetsConfig | None = None,
-        seed: int = 0,
-        **settings: Any,
+        self, sites: Sites, *, config: MetaNetsConfig | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        if config is not None and settings:
-            raise ValueError("give either a config or its single settings, not both")
         self.sites = sites
-        self.config = config or MetaNetsConfig(**settings)
+        self.config = config or MetaNetsConfig()
+        self._published = self.config.form == "published"
+        self._shared_scale = 1.0 if self._published else SHARED_LR_SCALE
         norms, layers, params = len(sites.norms), len(sites.layers), len(sites.params)
-        hidden = self.config.hidden
         if not self.config.constant:
-            whole = norms + 2 * layers
+            divergences, moments, hidden = norms, 2 * layers, self.config.hidden
+            if not self._published:
+                divergences = moments = norms + 2 * layers
             if norms:
-                self.bnnet = _Mlp(whole if self._whole else norms, hidden, norms)
-            self.lrnet = _Mlp(whole if self._whole else 2 * layers, hidden, params)
-            if self.config.inputs in ("log", "scaled"):
+                self.bnnet = _Mlp(divergences, hidden, norms)
+            self.lrnet = _Mlp(moments, hidden, params)
+            if not self._published:
                 self.divergence_scale = _InputScale(norms)
                 self.moments_scale = _InputScale(2 * layers)
             self._initialise(torch.Generator().manual_seed(seed))
-        base, speed = self.config.base_rate, self.config.speed
-        base = base if self.config.rates == "linear" else math.log(base)
-        self.base = nn.Parameter(torch.full((params,), base / speed))
-        if self.config.initial == "sensitive" or self.config.constant:
-            self.base_mix = nn.Parameter(torch.full((norms,), self.config.initial_mix / speed))
+        base = self.config.base_rate if self._published else math.log(self.config.base_rate)
+        self.base = nn.Parameter(torch.full((params,), base / self._shared_scale))
+        if self.config.constant or not self._published:
+            offset = self.config.initial_mix / self._shared_scale
+            self.base_mix = nn.Parameter(torch.full((norms,), offset))
 
     def _initialise(self, generator: torch.Generator) -> None:
-        config = self.config
-        for prefix, net in self.named_children():
+        for name, net in self.named_children():
             if not isinstance(net, _Mlp):
                 continue
-            rate = prefix == "lrnet"
             for layer in (net.hidden1, net.hidden2, net.out):
-                if config.initial == "published":
+                if self._published:
                     nn.init.xavier_normal_(layer.weight, gain=0.1, generator=generator)
-                    nn.init.constant_(layer.bias, 1.0 if rate else 0.5)
+                    nn.init.constant_(layer.bias, 1.0 if name == "lrnet" else 0.5)
                 else:
                     nn.init.kaiming_normal_(layer.weight, generator=generator)
                     nn.init.zeros_(layer.bias)
-            if config.initial == "sensitive":
+            if not self._published:
                 with torch.no_grad():
-                    net.out.weight.mul_(config.gain)
-                first = 1.0 if rate and config.rates == "linear" else 0.0
-                nn.init.constant_(net.out.bias, first)
-            elif rate and config.rates == "log":
-                nn.init.zeros_(net.out.bias)
-
-    @property
-    def _whole(self) -> bool:
-        return self.config.reads == "whole"
+                    net.out.weight.mul_(LAST_LAYER_SCALE)
 
     def forward(self, profile: Profile) -> Hyperparams:
-        """Write hyperparameters for a profile, or for a cohort's with a leading dimension C."""
-        mix, rate = self.outputs(*self.entries(profile))
+        """Write hyperparameters for a profile, or for C clients' with a leading dimension C."""
+        mix, rate = self._raw(*self.prepared(profile))
+        shared = self._shared_scale * self.base
+        if self._published:
+            mix = clamp_straight_through(mix, 0.0, 1.0)
+            rate = shared * clamp_straight_through(rate, 0.0, LARGEST_FACTOR)
+            rate = clamp_straight_through(rate, 0.0, math.inf)
+        else:
+            mix = clamp_inward(mix, 0.0, 1.0)
+            low, high = math.log(self.config.min_rate), math.log(self.config.max_rate)
+            rate = clamp_inward(shared + rate, low, high).exp()
         return Hyperparams(mix, rate, self.sites)
 
-    def entries(self, profile: Profile) -> tuple[Tensor, Tensor]:
-        """Return the nets' inputs: divergences (..., B), and means and sds in turn (..., 2L)."""
+    def prepared(self, profile: Profile) -> tuple[Tensor, Tensor]:
+        """Return what the nets read: an entry per divergence (..., B) and per moment (..., 2L).
+
+        Means and standard deviations come in turn. Every entry is changed by itself, so each still
+        stands for one entry of the profile.
+
+        Raises
+        ------
+        ValueError
+            If the profile belongs to another model.
+        """
         if profile.sites != self.sites:
             raise ValueError(
                 "the profile belongs to another model than the meta-nets: names of layers or "
                 "parameters differ; profile with the model that the meta-nets were learned for"
             )
-        like = self.base
-        return profile.divergence.to(like), profile.moments.to(like).flatten(-2)
-
-    def outputs(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mix (..., B) and rate (..., P) for inputs (..., B) and (..., 2L)."""
-        config = self.config
-        clamp = clamp_inward if config.clamp == "inward" else clamp_straight_through
-        if not config.constant:
-            divergence, moments = self._prepared(divergence, moments)
-        raw_mix, raw_rate = self._raw(divergence, moments)
-        mix = clamp(raw_mix, 0.0, 1.0)
-        if config.rates == "linear":
-            rate = config.speed * self.base * clamp(raw_rate, 0.0, config.max_rate)
-            return mix, clamp(rate, 0.0, math.inf)
-        low, high = math.log(config.min_rate), math.log(config.max_rate)
-        return mix, clamp(config.speed * self.base + raw_rate, low, high).exp()
-
-    def prepared(self, profile: Profile) -> tuple[Tensor, Tensor]:
-        """Return what the nets read: the entries (..., B) and (..., 2L) as ``inputs`` says.
-
-        Every entry is changed by itself, so each still stands for one entry of the profile.
-        """
-        return self._prepared(*self.entries(profile))
+        divergence = profile.divergence.to(self.base)
+        moments = profile.moments.to(self.base).flatten(-2)
+        if self._published or self.config.constant:
+            return divergence, moments
+        divergence = (divergence + 1e-3).log() + 1.5
+        return self.divergence_scale(divergence), self.moments_scale(moments)
 
     def unbounded(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mix (..., B) and rate (..., P) before their bounds, for prepared inputs.
+        """Return mix (..., B) and rate (..., P) before their bounds, for :meth:`prepared` inputs.
 
-        The rate is its logarithm where the configuration has rates in log space. Differentiable
-        without the special gradients that the bounds have in learning.
+        In the default form the rate is its logarithm. Differentiable without the special gradients
+        that the bounds have in learning.
         """
         mix, rate = self._raw(divergence, moments)
-        shared = self.config.speed * self.base
-        return mix, shared * rate if self.config.rates == "linear" else shared + rate
+        shared = self._shared_scale * self.base
+        return mix, shared * rate if self._published else shared + rate
 
     def _raw(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mix before its bounds and what LRNet writes, for prepared inputs."""
-        config = self.config
-        if config.constant:
-            raw_mix = torch.zeros_like(divergence)
-            ones = torch.ones_like if config.rates == "linear" else torch.zeros_like
-            raw_rate = ones(self.base).expand(*divergence.shape[:-1], -1)
+        """Return the mix before its bounds and what LRNet writes, for prepared inputs."""
+        if self.config.constant:
+            mix = torch.zeros_like(divergence)
+            neutral = torch.ones_like if self._published else torch.zeros_like
+            rate = neutral(self.base).expand(*divergence.shape[:-1], -1)
         else:
-            for_rates = moments
-            if self._whole:
-                divergence = for_rates = torch.cat([divergence, moments], dim=-1)
-            raw_mix = self.bnnet(divergence) if self.sites.norms else divergence[..., :0]
-            raw_rate = self.lrnet(for_rates)
+            if not self._published:
+                divergence = moments = torch.cat([divergence, moments], dim=-1)
+            mix = self.bnnet(divergence) if self.sites.norms else divergence[..., :0]
+            rate = self.lrnet(moments)
         if hasattr(self, "base_mix"):
-            raw_mix = config.speed * self.base_mix + raw_mix
-        return raw_mix, raw_rate
-
-    def _prepared(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.inputs == "raw":
-            return divergence, moments
-        if self.config.inputs == "log":
-            divergence = (divergence + 1e-3).log() + 1.5
-        else:
-            divergence = divergence.log1p()
-        if self.config.inputs in ("log", "scaled"):
-            return self.divergence_scale(divergence), self.moments_scale(moments)
-        return divergence, moments
+            mix = self._shared_scale * self.base_mix + mix
+        return mix, rate
 
     def per_client(self, weights: Mapping[str, Tensor], profile: Profile) -> Hyperparams:
-        """Write hyperparameters of C clients, each by its own weights of shape (C, ...)."""
-        divergence, moments = self.entries(profile)
+        """Write hyperparameters of C clients, each by weights of its own, of shape (C, ...)."""
 
-        def one(own: dict[str, Tensor], d: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-            called: tuple[Tensor, Tensor] = functional_call(_Outputs(self), _prefixed(own), (d, m))
-            return called
+        def one(
+            own: dict[str, Tensor], divergence: Tensor, moments: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            seen = Profile(divergence, moments, profile.num_examples, profile.sites)
+            written: Hyperparams = functional_call(self, own, (seen,))
+            return written.mix, written.rate
 
-        with _swapping:
-            mix, rate = vmap(one)(dict(weights), divergence, moments)
+        with _SWAPPING:
+            mix, rate = vmap(one)(dict(weights), profile.divergence, profile.moments)
         return Hyperparams(mix, rate, self.sites)
 
     def save(self, path: str | Path) -> None:
@@ -258,21 +293,6 @@ class MetaNets(nn.Module):
         except SafetensorError as error:
             raise _unreadable(path, error) from error
         return nets
-
-
-class _Outputs(nn.Module):
-    """Makes ``MetaNets.outputs`` callable with swapped weights."""
-
-    def __init__(self, nets: MetaNets) -> None:
-        super().__init__()
-        self.nets = nets
-
-    def forward(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        return self.nets.outputs(divergence, moments)
-
-
-def _prefixed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"nets.{name}": value for name, value in weights.items()}
 
 
 def _files(path: str | Path) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from fedl2p.core.clientdata import ClientData
@@ -129,84 +129,47 @@ class HypergradientConfig:
             )
 
 
+Form = Literal["default", "published"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetaNetsConfig:
-    """The form of the meta-nets.
+    """The form and the size of the meta-nets.
 
     Parameters
     ----------
+    form
+        default or published (the paper's); :mod:`fedl2p.core.metanets` has both by formula.
+    constant
+        Leave the profile out: no nets, only one learned mix per norm and one learned rate per
+        tensor, the same for all clients (an ablation).
     hidden
         Width of the two hidden layers of each net.
-    inputs
-        How the profile enters. raw: as it is (published). log1p: divergences through
-        log(1 + x), since a dead channel alone gives thousands of nats. scaled: log1p, then a
-        learnable shift and scale per entry, which lives in the nets, so that no profile leaves a
-        client. log (default): log(0.001 + x) + 1.5 instead, then the same; divergences vary over
-        orders of magnitude, and this has about mean 0 and deviation 1 over the clients of the
-        embedded data without anybody having looked at them.
-    reads
-        own: BNNet reads the divergences, LRNet the moments (published). whole: both read
-        both. A shift that leaves the moments of whole tensors as they are, such as a rotated
-        image, shows in the divergences only.
-    rates
-        linear: rate = base x clamp(LRNet), base a learnable number per tensor, as published (a
-        base may turn negative; the rate is then cut at 0). log: rate = exp(log base + LRNet),
-        kept within [min_rate, max_rate].
-    clamp
-        Gradient of the bounds on mix and rate. straight-through: 1 everywhere (published).
-        inward: 0 where a step would lead further outside, so that an entry at its bound does
-        not wind up behind it.
-    initial
-        published: every weight Xavier-normal with gain 0.1, every bias 0.5 (BNNet) or 1.0
-        (LRNet): the output then hardly depends on the client. sensitive: hidden layers
-        Kaiming-normal with zero bias, last layer scaled by gain: it does.
-    gain
-        Standard deviation scale of the last layers under sensitive.
-    speed
-        How many times faster than a net's weight the parts that all clients share move under an
-        optimizer with steps of equal size (Adam): the base rates in log space, and a mix offset
-        per norm. They are stored divided by it. 1 as published, where there is no mix offset.
-    constant
-        Leave the profile out: no nets, only what all clients share, one learned mix per norm and
-        one learned rate per tensor (an ablation).
     base_rate
-        Learning rate per tensor before learning.
+        Learning rate of every tensor before learning.
     initial_mix
-        Mix before learning under sensitive; the published one is about 0.5 too.
-    min_rate
-        Smallest rate under log; linear rates may be 0.
-    max_rate
-        Largest rate under log; under linear the largest factor that LRNet puts on the base rate, at
-        least 1.
+        Mix of every norm before learning, in the default form; about 0.5 in the published one.
+    min_rate, max_rate
+        Bounds of the learning rates in the default form.
     """
 
-    hidden: int = 100
-    inputs: Literal["raw", "log1p", "log", "scaled"] = "log"
-    reads: Literal["own", "whole"] = "whole"
-    rates: Literal["linear", "log"] = "log"
-    clamp: Literal["straight-through", "inward"] = "inward"
-    initial: Literal["published", "sensitive"] = "sensitive"
-    gain: float = 0.1
-    speed: float = 3.0
+    form: Form = "default"
     constant: bool = False
+    hidden: int = 100
     base_rate: float = 5e-2
     initial_mix: float = 0.75
     min_rate: float = 1e-5
     max_rate: float = 0.3
 
     def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(
+                f"form is {self.form!r}, but must be one of {', '.join(get_args(Form))}"
+            )
         if not 1 <= self.hidden < math.inf:
             raise ValueError(f"hidden is {self.hidden}, but must be 1 or more units")
-        for name in ("inputs", "reads", "rates", "clamp", "initial"):
-            value, wanted = getattr(self, name), get_args(get_type_hints(type(self))[name])
-            if value not in wanted:
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(wanted)}")
         if not 0 < self.base_rate < math.inf:
             raise ValueError(f"base_rate is {self.base_rate}, but must be positive and finite")
-        if not math.isfinite(self.gain):
-            raise ValueError(f"gain is {self.gain}, but must be finite")
-        if not 0 < self.speed < math.inf:
-            raise ValueError(f"speed is {self.speed}, but must be positive and finite")
         if not 0 <= self.initial_mix <= 1:
             raise ValueError(f"initial_mix is {self.initial_mix}, but must be in [0, 1]")
         if not 0 < self.min_rate < self.max_rate < math.inf:
@@ -214,29 +177,15 @@ class MetaNetsConfig:
                 f"min_rate {self.min_rate} and max_rate {self.max_rate} must be finite and "
                 "0 < min < max"
             )
-        if self.rates == "linear" and self.max_rate < 1:
-            raise ValueError(
-                f"max_rate is {self.max_rate}, but under linear rates it is the largest factor on "
-                "the base rate and must be 1 or more, e.g. 10"
-            )
-        if self.rates == "log" and not self.min_rate <= self.base_rate <= self.max_rate:
+        if self.form == "default" and not self.min_rate <= self.base_rate <= self.max_rate:
             raise ValueError(
                 f"base_rate {self.base_rate} must lie within [{self.min_rate}, {self.max_rate}]"
             )
 
     @classmethod
     def published(cls, *, base_rate: float = 1e-3) -> MetaNetsConfig:
-        """Return the paper's form (settings of the public reference implementation)."""
-        return cls(
-            inputs="raw",
-            reads="own",
-            rates="linear",
-            clamp="straight-through",
-            initial="published",
-            speed=1.0,
-            base_rate=base_rate,
-            max_rate=1e3,
-        )
+        """Return the paper's form, with the base rate of its public code."""
+        return cls(form="published", base_rate=base_rate)
 
 
 Precision = Literal["full", "bfloat16"]
@@ -257,12 +206,19 @@ class Compute:
         Whether weights, and with them activations, of 2-d convolutions are laid out with channels
         last. It changes results by rounding, and only clients that run alone: stacked ones lie side
         by side as channels.
+    stack_size
+        Most clients that are computed together as one stack, which is what makes many small models
+        fast; 1 for each alone. The clients of a round are cut into stacks in the order of their
+        names, so that no result depends on what runs them. It changes results by rounding.
     """
 
     precision: Precision = "full"
     channels_last: bool = False
+    stack_size: int = 10
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             wanted = ", ".join(get_args(Precision))
             raise ValueError(f"precision is {self.precision!r}, but must be one of {wanted}")
+        if self.stack_size < 1:
+            raise ValueError(f"stack_size is {self.stack_size}, but must be 1 or more clients")

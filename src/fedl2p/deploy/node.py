@@ -23,11 +23,10 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
-from fedl2p.core.sites import find_sites
+from fedl2p.core.metanets import MetaNets
 from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
 from fedl2p.federation.clients.node import Handler
 from fedl2p.method import Outcome, State
-from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.runs.layout import RunDir
 from fedl2p.study.engines import find_device, handler_of
 from fedl2p.study.new_client import write_personal_files
@@ -121,9 +120,9 @@ class Node:
             )
 
         def keeper(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
-            chosen = methods.build(method, study.settings)
-            if isinstance(chosen, FedL2P):
-                self._keep_received(study, chosen, model, state)
+            nets = methods.build(method, study.settings).final_metanets(model, state)
+            if nets is not None:
+                self._keep_received(study, model, nets)
             write_personal_files(self.out / quote(method, safe=" "), outcome)
 
         return handler_of(
@@ -136,7 +135,7 @@ class Node:
             keeper=keeper,
         )
 
-    def _keep_received(self, study: Study, method: FedL2P, model: nn.Module, state: State) -> None:
+    def _keep_received(self, study: Study, model: nn.Module, nets: MetaNets) -> None:
         """Write what ``fedl2p personalize`` needs, all files or none."""
         assert isinstance(study.data, Remote)
         place = self.out / RECEIVED
@@ -148,7 +147,6 @@ class Node:
             RemotePopulation((), shape=study.data.shape, classes=study.data.classes)
         )
         write_tensors(folder.file("global.safetensors"), model.state_dict())
-        nets = method.metanets(find_sites(model), {k: v.cpu() for k, v in state.items()})
         nets.save(folder.file("metanets"))
         shutil.rmtree(place, ignore_errors=True)
         os.replace(unfinished, place)

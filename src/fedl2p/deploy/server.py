@@ -15,7 +15,6 @@ from fedl2p.deploy.run_config import RunConfig
 from fedl2p.federation.flower.client_directory import Nodes
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
-from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.runs.config import differences
 from fedl2p.runs.files import read_json
 from fedl2p.runs.results import Report, Row
@@ -77,8 +76,7 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
     _refuse_other(config, study, config.run)
     if config.out is not None and (config.out / "results.json").exists():
         raise ValueError(f"{config.out} already holds results.json; give another folder")
-    method = methods.build("fedl2p", study.settings)
-    assert isinstance(method, FedL2P)
+    method = methods.build(methods.METANETS, study.settings)
     took_part = set(read_json(config.run / "population.json")["clients"])
     names = gather(nodes, config, without=took_part)
     assert isinstance(config.study.data, Remote)

@@ -214,7 +214,7 @@ def attribute(
         typical_rate=found.start[norms:],
         mix_parts=found.parts[:norms],
         rate_parts=found.parts[norms:],
-        scale=nets.config.rates,
+        scale="linear" if nets.config.form == "published" else "log",
         points=found.points,
         gap=found.gap,
     )

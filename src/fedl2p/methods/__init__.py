@@ -17,6 +17,12 @@ from fedl2p import user_code
 from fedl2p.method import Method
 from fedl2p.methods.base.settings import Settings
 
+PRETRAINING = "fedavg"
+"""The method that trains the global model."""
+
+METANETS = "fedl2p"
+"""The method whose meta-nets a run keeps for later clients."""
+
 
 def _found() -> dict[str, Callable[[Settings], Method]]:
     found: dict[str, Callable[[Settings], Method]] = {}

@@ -25,6 +25,11 @@ from fedl2p.methods.base.personalizing import constant_for, personalize_with, wi
 class FedAvg(LocalSGD):
     """Federated averaging from scratch; everybody uses the same model."""
 
+    @property
+    def trained_by_pretraining(self) -> bool:
+        """Yes: pre-training is this method."""
+        return True
+
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:

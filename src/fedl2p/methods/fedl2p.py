@@ -37,7 +37,7 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import InnerLoop
-from fedl2p.core.sites import Sites
+from fedl2p.core.sites import Sites, find_sites
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     kept_profile,
@@ -236,6 +236,17 @@ class FedL2P(Method):
 
     meta: MetaLearning
     inner: InnerLoop
+
+    @property
+    def stage(self) -> str:
+        """The stage ``learn``; the ablation without profiles is a stage by its own name."""
+        return "learn" if self.name == "fedl2p" else self.name
+
+    def final_metanets(self, model: nn.Module, state: State) -> MetaNets | None:
+        """Return the learned meta-nets; None for the ablation without profiles."""
+        if self.stage != "learn":
+            return None
+        return self.metanets(find_sites(model), {k: v.cpu() for k, v in state.items()})
 
     def metanets(self, sites: Sites, state: State | None = None, *, seed: int = 0) -> MetaNets:
         """Return meta-nets, with the weights of ``state`` if given."""

@@ -30,7 +30,7 @@ def recipe() -> Study:
         settings=Settings(
             finetune=InnerLoop(epochs=5, early_stopping=True),
             # in the middle of what the grid's winners use; rates beyond 0.3 make clients diverge
-            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1, max_rate=0.3)),
+            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1)),
             local=LocalTraining(rate=0.3),
             alone_steps=15,  # a client takes part in 30 x 20 / 40 rounds
         ),

@@ -32,7 +32,7 @@ def recipe() -> Study:
         ),
         settings=Settings(
             finetune=InnerLoop(epochs=5, early_stopping=True),
-            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1, max_rate=0.3)),
+            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.1)),
             local=LocalTraining(rate=0.3),
             alone_steps=10,  # a client takes part in 30 x 15 / 45 rounds
         ),

@@ -93,7 +93,7 @@ def handler_of(
         True if all clients are on this machine, so that privacy may draw its noise from the seed.
     """
     opened = study.data.open(study.seed) if population is None else population
-    names = dict.fromkeys(("fedavg", *study.methods))
+    names = dict.fromkeys((methods.PRETRAINING, *study.methods))
     built = [methods.build(name, study.settings) for name in names]
     return Handler(
         build=lambda: computing(

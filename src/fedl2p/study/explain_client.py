@@ -14,6 +14,7 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
+from fedl2p import methods
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
@@ -28,14 +29,14 @@ from fedl2p.study.engines import find_device
 from fedl2p.study.new_client import load_run
 from fedl2p.study.settings import Study
 
-METHOD = "fedl2p"
+METHOD = methods.METANETS
 FOLDER = "explain"
 BATCH = 256
 READS = {
-    "raw": "the profile as it is",
-    "log": "log(0.001 + divergence) and the moments",
+    "published": "the profile as it is",
+    "default": "log(0.001 + divergence) and the moments",
 }
-"""In what the path is straight, by how the profile enters the nets; all others take log1p."""
+"""In what the path is straight, by the form of the meta-nets."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def _explain(
         recipe=world.study.recipe,
         seed=world.study.seed,
         compared=len(seen),
-        reads=READS.get(metanets.config.inputs, "log(1 + divergence) and the moments"),
+        reads=READS[metanets.config.form],
         entries=entries_of(profile, typical),
         mixes=mixes,
         rates=rates,

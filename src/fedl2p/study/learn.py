@@ -9,13 +9,11 @@ from torch import nn
 from fedl2p import methods
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.metanets import MetaNets
-from fedl2p.core.sites import find_sites
 from fedl2p.data.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import Settings
-from fedl2p.methods.fedl2p import FedL2P
 
 DEFAULT_ROUNDS = Rounds(
     rounds=30,
@@ -65,8 +63,7 @@ def learn(
     ValueError
         If a client has no validation part, or none can be used.
     """
-    method = methods.build("fedl2p", settings or Settings())
-    assert isinstance(method, FedL2P)
+    method = methods.build(methods.METANETS, settings or Settings())
     for name, data in clients.items():
         if data.validation is None:
             raise ValueError(
@@ -80,7 +77,9 @@ def learn(
         population,
         rounds=rounds,
         seed=seed,
-        stage="learn",
+        stage=method.stage,
         listeners=listeners,
     )
-    return method.metanets(find_sites(model), done.state)
+    nets = method.final_metanets(model, done.state)
+    assert nets is not None
+    return nets

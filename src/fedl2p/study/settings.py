@@ -117,7 +117,7 @@ class Study:
     def stages(self) -> int:
         """How many stages the run has: rounds of pre-training and methods, personalizations."""
         built = [methods.build(name, self.settings) for name in self.methods]
-        rounds = [m for m in built if m.rounds != "none" and m.name != "fedavg"]
+        rounds = [m for m in built if m.rounds != "none" and not m.trained_by_pretraining]
         return (self.pretrained is None) + len(rounds) + len(built)
 
     @classmethod

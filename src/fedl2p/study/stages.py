@@ -17,7 +17,6 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
-from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
 from fedl2p.federation.flower.client_directory import Nodes, model_bytes
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
@@ -27,7 +26,6 @@ from fedl2p.federation.round_records import Federated, RoundRecord
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
-from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.models.resnet import load_checkpoint
 from fedl2p.runs.files import read_json, write_atomically
 from fedl2p.runs.layout import RunDir, load_tensors, versions
@@ -140,7 +138,7 @@ def _stages_of(
 ) -> list[spending.Stage]:
     """Return all stages that what a method has learned comes from."""
     out = []
-    if pretrained.records and (method.name == "fedavg" or method.starts_from == "pretrained"):
+    if pretrained.records and (method.trained_by_pretraining or method.starts_from == "pretrained"):
         rounds, records = job.study.pretrain, pretrained.records
         out.append(spending.Stage.of("pretrain", rounds, records, travels=bool(pretrained.state)))
     settings = {"pretrain": job.study.pretrain, "learn": job.study.learn}
@@ -155,7 +153,7 @@ def pretrain(job: Job) -> Pretrained:
     """Return the global model, trained by FedAvg or given, and write global.safetensors."""
     log.info("%s, seed %d, on %s", job.study.recipe, job.study.seed, job.device)
     job.folder.log_other_versions()
-    fedavg = methods.build("fedavg", job.study.settings)
+    fedavg = methods.build(methods.PRETRAINING, job.study.settings)
     if job.given is not None:
         end = Pretrained(fedavg.start(job.given), model=job.given)
     else:
@@ -168,16 +166,15 @@ def pretrain(job: Job) -> Pretrained:
 
 
 def learn(job: Job, method: Method, model: nn.Module, pretrained: Pretrained) -> Learned:
-    """Return what a method has learned from the seen clients; write FedL2P's meta-nets."""
-    if method.name == "fedavg":  # pre-training was its training
+    """Return what a method has learned from the seen clients; write its meta-nets, if any."""
+    if method.trained_by_pretraining:
         return Learned(pretrained.state)
     if method.rounds == "none":
         return Learned(method.start(model, seed=derive_seed(job.study.seed, "start", method.name)))
     rounds = {"one": _ONE_ROUND, "pretrain": job.study.pretrain, "learn": job.study.learn}
-    stage = "learn" if method.name == "fedl2p" else method.name
-    done = _federate(job, method, model, rounds=rounds[method.rounds], stage=stage)
-    if isinstance(method, FedL2P) and stage == "learn":
-        method.metanets(find_sites(model), done.state).save(job.folder.file("metanets"))
+    done = _federate(job, method, model, rounds=rounds[method.rounds], stage=method.stage)
+    if (nets := method.final_metanets(model, done.state)) is not None:
+        nets.save(job.folder.file("metanets"))
     return Learned(done.state, done.records)
 
 

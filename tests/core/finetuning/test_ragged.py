@@ -16,9 +16,10 @@ from fedl2p.core.finetuning.in_place_sgd import Descent
 from fedl2p.core.finetuning.inner_loop import batches_of, run_inner_loop
 from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident, stacks
 from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.precision import computing
 from fedl2p.core.hypergradients.estimators import RAGGED, cohort_hypergradient
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.settings import HypergradientConfig, InnerLoop, Mode, Statistics
+from fedl2p.core.settings import Compute, HypergradientConfig, InnerLoop, Mode, Statistics
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.personalizing import tune
@@ -305,15 +306,29 @@ def test_learning_in_batches_of_validation_keeps_to_equal_sizes(
 # Cutting
 
 
-def test_ragged_stacks_hold_clients_of_similar_sizes() -> None:
+def test_a_stack_of_unequal_sizes_is_sorted_within_its_chunk_of_clients() -> None:
     net = Net(settled(ConvNet(2)))
     people = [data(n, i) for i, n in enumerate((5, 90, 7, 88, 6, 91, 4, 89))]
     cut = list(stacks(net, people, size=4, ragged=True))
-    assert [sorted(len(people[i].train.x) for i in s) for s in cut] == [
-        [88, 89, 90, 91],
-        [4, 5, 6, 7],
-    ]
+    sizes = [[len(people[i].train.x) for i in s] for s in cut]
+    assert sorted(sizes) == [[90, 88, 7, 5], [91, 89, 6, 4]]
     assert all(len(s) == 1 for s in stacks(net, people, size=4))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_cut_does_not_depend_on_how_many_clients_are_in_a_call(ragged: bool) -> None:
+    net = Net(computing(settled(ConvNet(2)), Compute(stack_size=4)))
+    sizes = torch.randint(6, 9, (18,), generator=torch.Generator().manual_seed(0)).tolist()
+    people = [data(n, i) for i, n in enumerate(sizes)]
+    whole = list(stacks(net, people, ragged=ragged))
+    for clients in (4, 8, 12):  # whole chunks of clients in each call
+        calls = range(0, len(people), clients)
+        parts = [
+            [begin + i for i in stack]
+            for begin in calls
+            for stack in stacks(net, people[begin : begin + clients], ragged=ragged)
+        ]
+        assert sorted(parts) == sorted(whole)
 
 
 def test_clients_without_a_validation_part_make_stacks_of_their_own() -> None:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from fedl2p import MetaNets, models
+from fedl2p import MetaNets, MetaNetsConfig, models
 from fedl2p.core.sites import find_sites
 from fedl2p.data.npz import NpzFolder, read_npz_client
 from fedl2p.federation import checkpoints
@@ -268,7 +268,7 @@ def test_weights_at_the_command_line(
 
 @pytest.fixture(scope="module")
 def metanets(place: Path) -> tuple[bytes, Any]:
-    MetaNets(find_sites(NET), hidden=4).save(place / "sound")
+    MetaNets(find_sites(NET), config=MetaNetsConfig(hidden=4)).save(place / "sound")
     return (place / "sound.safetensors").read_bytes(), json.loads(
         (place / "sound.json").read_text()
     )

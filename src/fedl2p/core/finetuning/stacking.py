@@ -29,11 +29,6 @@ from fedl2p.core.functional.inspection import structure
 from fedl2p.core.functional.model import Net, NetState
 from fedl2p.core.profiles import Profiler
 
-STACK = 10
-"""Clients per stack. Of small nets, time per client falls until about 20 in one stack, but two
-stacks of 10 side by side on two cores take less time than one of 20 that has both cores
-(``docs/performance.md``)."""
-
 STACK_VALUES = 2_000
 """Input values of one example up to which clients are stacked on a CPU: 16 x 16 pixels in colour, a
 log-mel of 49 x 40. Larger inputs, and models that are not small, fill the cores by themselves
@@ -79,21 +74,24 @@ def resident(model: nn.Module) -> Resident:
 
 
 def stacks(
-    net: Net, data: Sequence[ClientData], *, size: int = STACK, ragged: bool = False
+    net: Net, data: Sequence[ClientData], *, size: int | None = None, ragged: bool = False
 ) -> Iterator[list[int]]:
-    """Cut clients into stacks of at most ``size``; yields positions in ``data``.
+    """Cut clients into stacks of at most ``size`` (the net's own by default); yields positions.
 
+    Clients are cut by position into chunks of that size, and each chunk into stacks: so whoever
+    calls with whole chunks, in one call or in several, gets the same stacks.
     Those of a stack have equally many examples or, if ``ragged``, about equally many.
     Large inputs and models are not stacked on a CPU, and in smaller stacks on a GPU
     (:data:`STACK_VALUES`, :data:`STACK_VALUES_GPU`); fewer than
     :data:`~fedl2p.core.finetuning.batches.FEWEST` clients take less time alone. Some models run one
     client at a time, see :meth:`~fedl2p.core.functional.model.Net.stackable`.
     """
+    size = size or net.stack_size
     sizes = [_most(net, d.train.x, size) for d in data]
     order = list(range(len(data)))
     if ragged:
         order.sort(key=lambda i: -len(data[i].train.x))
-    keys = [_kind(data[i]) if ragged else _shapes(data[i]) for i in order]
+    keys = [(i // size, _kind(data[i]) if ragged else _shapes(data[i])) for i in order]
     for members in _equal(keys, [sizes[i] for i in order]):
         own = [order[i] for i in members]
         yield from [own] if together(len(own), net.device) else [[i] for i in own]
@@ -143,7 +141,7 @@ def over_stacks(
     data: Sequence[ClientData],
     work: Callable[[list[int]], list[T]],
     *,
-    size: int = STACK,
+    size: int | None = None,
     ragged: bool = False,
 ) -> list[T]:
     """Run ``work`` on every stack of clients and return one result per client, in order.
@@ -180,7 +178,7 @@ def _small(net: Net, data: Sequence[ClientData]) -> bool:
     Those of a large model would take the memory of so many models and activations at a time, and
     its operations fill the cores by themselves.
     """
-    inputs = (_most(net, d.train.x, STACK) for d in data)
+    inputs = (_most(net, d.train.x, net.stack_size) for d in data)
     return net.small and all(most > 1 for most in inputs)
 
 
@@ -209,8 +207,10 @@ def evaluate(
         Examples per client and forward pass.
     """
     results: list[tuple[list[int], list[tuple[float, float]]]] = []
-    sizes = [_most(net, e.x, STACK) for e in examples]
-    for members in _equal([e.x.shape for e in examples], sizes):
+    sizes = [_most(net, e.x, net.stack_size) for e in examples]
+    chunks = [i // net.stack_size for i in range(len(examples))]
+    keys = [(chunk, e.x.shape) for chunk, e in zip(chunks, examples, strict=True)]
+    for members in _equal(keys, sizes):
         if len(examples[members[0]].y) == 0:
             results.append((members, [(nan, nan)] * len(members)))
             continue
