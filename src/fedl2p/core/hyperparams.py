@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Hyperparams:
         Shape (P,) or (C, P), >= 0: the absolute learning rate of each parameter tensor.
     sites
         The names that the entries belong to.
+    check
+        Whether values outside of their bounds, NaN included, are refused; what the meta-nets write
+        keeps to them by construction.
 
     Notes
     -----
@@ -33,8 +36,9 @@ class Hyperparams:
     mix: Tensor
     rate: Tensor
     sites: Sites
+    check: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
         for name, tensor, names in (
             ("mix", self.mix, self.sites.norms),
             ("rate", self.rate, self.sites.params),
@@ -44,7 +48,8 @@ class Hyperparams:
                     f"{name} has shape {tuple(tensor.shape)}, but the model has {len(names)} "
                     f"entries for it; give shape ({len(names)},), or (clients, {len(names)})"
                 )
-        self._check_values()
+        if check:
+            self._check_values()
         if self.mix.dim() != self.rate.dim():
             raise ValueError("mix and rate must both be for one client or both for a cohort")
         if self.mix.shape[:-1] != self.rate.shape[:-1]:
@@ -91,7 +96,7 @@ class Hyperparams:
 
     def __getitem__(self, client: int) -> Hyperparams:
         """Return those of one client of a cohort."""
-        return Hyperparams(self.mix[client], self.rate[client], self.sites)
+        return Hyperparams(self.mix[client], self.rate[client], self.sites, check=False)
 
     def by_name(self) -> dict[str, dict[str, float]]:
         """Return plain numbers: ``{"mix": {norm: value}, "rate": {parameter: value}}``."""

@@ -97,6 +97,7 @@ class _CalledByWeight(TorchFunctionMode):
 
     def __init__(self, layers: Mapping[str, nn.Module], moments: Callable[[str], _Moments]) -> None:
         super().__init__()
+        self.names = frozenset(layers)
         self._names = {
             id(layer.weight): name
             for name, layer in layers.items()
@@ -177,6 +178,8 @@ class Profiler:
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             # a layer's one input, given by position or by keyword
+            if self._functional is not None and name in self._functional.names:
+                return
             x = next(v for v in (*inputs, *named.values()) if isinstance(v, Tensor)).detach()
             self._whole[name].add(x.reshape(-1, 1))
 
@@ -228,7 +231,9 @@ class Profiler:
             return
         self._model(x)
         silent = {k: m for k, m in self._layers.items() if self._whole[k].count == 0}
-        if silent:  # not called as modules: seen by their weights from now on, this batch included
+        if silent and len(
+            x
+        ):  # not called as modules: seen by their weights from now on, this batch included
             self._functional = _CalledByWeight(silent, lambda name: self._whole[name])
             whole, channels = self._whole, self._channels
             self._whole = {name: _Moments() for name in whole}

@@ -27,6 +27,10 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def flat_mlp() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), mlp())
+
+
 def clients(count: int) -> list[Client]:
     made = []
     for i in range(count):
@@ -73,7 +77,7 @@ def test_threads_change_no_bit(method: str) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_stacks_run_in_several_threads_with_one_thread_each() -> None:
-    net = Net(mlp())
+    net = Net(flat_mlp())
     both = threading.Barrier(2, timeout=20)
 
     def work(members: list[int]) -> list[tuple[int, int, bool]]:
@@ -96,9 +100,9 @@ def test_an_error_in_a_stack_is_raised_and_threads_are_put_back() -> None:
         return members
 
     with pytest.raises(ArithmeticError, match="client 15"):
-        over_stacks(Net(mlp()), data(30), work)
+        over_stacks(Net(flat_mlp()), data(30), work)
     assert torch.get_num_threads() == 2
-    assert over_stacks(Net(mlp()), data(30), lambda members: members) == list(range(30))
+    assert over_stacks(Net(flat_mlp()), data(30), lambda members: members) == list(range(30))
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -151,6 +151,7 @@ def on(net: Net, hyperparams: Hyperparams) -> Hyperparams:
         hyperparams.mix.to(net.device, net.dtype),
         hyperparams.rate.to(net.device, net.dtype),
         hyperparams.sites,
+        check=False,
     )
 
 
