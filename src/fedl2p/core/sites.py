@@ -34,7 +34,9 @@ class Sites:
         Trainable parameter tensors (P names), in ``named_parameters()`` order. Frozen tensors
         (``requires_grad=False``) are not listed and are never changed.
     head
-        Names of the parameter tensors of the last linear layer, a subset of ``params``.
+        Names of the parameter tensors of the linear layer that is registered last, a subset of
+        ``params``. Which one a forward pass calls last may be another, see
+        :attr:`fedl2p.core.functional.model.Net.head`.
     """
 
     norms: tuple[str, ...]

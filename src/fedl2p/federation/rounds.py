@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedl2p.core.finetuning.stacking import resident
 from fedl2p.data.population import Population
 from fedl2p.federation import checkpoints
 from fedl2p.federation.flower import records as wire
@@ -133,6 +134,7 @@ def federate(
         ),
         folder=checkpoint,
     )
+    resident(model).net.foresee(population.shape)
     position = (stage_run.resumed() if resume else None) or stage_run.started(model)
     for listener in listeners:
         listener.on_start(stage, rounds.rounds, position.records)

@@ -24,11 +24,19 @@ from fedl2p.methods.base.tensor_groups import head_of, stacked
 
 @dataclass(frozen=True, kw_only=True)
 class FedBABU(LocalSGD):
-    """Federated averaging of a body under a fixed head; everything fine-tunes."""
+    """Federated averaging of a body under a fixed head; everything fine-tunes.
+
+    Parameters
+    ----------
+    head
+        Name of the module that is the head; None for the linear layer that is called last.
+    """
+
+    head: str | None = None
 
     def stays(self, net: Net) -> frozenset[str]:
         """Return the head."""
-        return head_of(net, self.name)
+        return head_of(net, self.name, self.head)
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
         """Train the bodies of a stack of clients for one round; nobody keeps anything."""
@@ -45,6 +53,10 @@ class FedBABU(LocalSGD):
 
 METHODS = {
     "fedbabu": lambda s: FedBABU(
-        name="fedbabu", local=s.local, inner=s.finetune, rate=s.personal_rate
+        name="fedbabu",
+        local=s.local,
+        inner=s.finetune,
+        rate=s.personal_rate,
+        head=s.baselines.head,
     )
 }

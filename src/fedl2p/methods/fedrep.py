@@ -34,13 +34,16 @@ class FedRep(LocalSGD):
     ----------
     head_epochs
         Epochs of the head in a round.
+    head
+        Name of the module that is the head; None for the linear layer that is called last.
     """
 
     head_epochs: int
+    head: str | None = None
 
     def stays(self, net: Net) -> frozenset[str]:
         """Return the head."""
-        return head_of(net, self.name)
+        return head_of(net, self.name, self.head)
 
     def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
         """Train the heads, then the bodies, of a stack of clients."""
@@ -65,5 +68,6 @@ METHODS = {
         head_epochs=s.baselines.fedrep_head_epochs,
         inner=s.finetune,
         rate=s.personal_rate,
+        head=s.baselines.head,
     )
 }

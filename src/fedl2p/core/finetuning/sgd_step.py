@@ -56,6 +56,7 @@ def train_gradient(
             allow_unused=True,
             materialize_grads=True,
         )
+    net.check_twice_differentiable(grads)
     return dict(zip(state.params, grads, strict=True)), stats
 
 

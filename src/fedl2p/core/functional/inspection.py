@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +24,11 @@ from fedl2p.core.functional.workspace import Findings, Workspace
 
 ROWS = 32
 """Examples of the first batch that are looked at."""
+
+_RECOMPUTED = (
+    "the model recomputes activations in its backward pass (torch.utils.checkpoint), when its "
+    "tensors are no longer in place; switch that off, hypergradients recompute by segments of steps"
+)
 
 _ATTENTION = (
     F.scaled_dot_product_attention,
@@ -69,12 +75,23 @@ def examine(
         wanted = reference(own)
     del own
     watch = _Watch(work, original)
-    with torch.no_grad(), watched(device) as in_evaluation, _calls(work) as evaluated:
+    with (
+        torch.no_grad(),
+        watched(device) as in_evaluation,
+        _calls(work) as evaluated,
+        last_linear(work.module) as called,
+    ):
         outputs, _ = run(False, watch)
     _check_parameters(work, plain)
     _check_equal(outputs, wanted)
     statistics = {k: (n.running_mean.clone(), n.running_var.clone()) for k, n in work.norms.items()}
-    with torch.no_grad(), watched(device) as drawn, _calls(work) as trained:
+    # With gradients on, as in training; nothing requires any, so that no graph is made.
+    with (
+        torch.enable_grad(),
+        watched(device) as drawn,
+        _calls(work) as trained,
+        _without_recomputation(),
+    ):
         _, after = run(True, watch)
     for name, (mean, var) in statistics.items():
         norm = work.norms[name]
@@ -89,13 +106,43 @@ def examine(
                 "torch.nn.functional.batch_norm, so its statistics cannot be mixed; call the layer "
                 "or batch_norm, or keep the statistics in a layer of your own"
             )
+    with torch.no_grad(), watched(device):
+        _check_equal(run(False, nullcontext())[0], wanted)
     return Findings(
         draws=frozenset(drawn),
         draws_in_evaluation=frozenset(in_evaluation),
         carried=tuple(k for k, b in work.buffers.items() if not _equal(after[k], b)),
         frozen=frozenset(k for k, calls in trained.items() if calls and not any(calls)),
         attention=watch.attention,
+        head=called[-1] if called else None,
     )
+
+
+@contextmanager
+def last_linear(module: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that collects the names of the linear layers that a forward calls."""
+    called: list[str] = []
+
+    def noting(name: str) -> Callable[..., None]:
+        return lambda *_: called.append(name)
+
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear):
+                hooks.callback(layer.register_forward_pre_hook(noting(name)).remove)
+        yield called
+
+
+@contextmanager
+def _without_recomputation() -> Iterator[None]:
+    """Refuse models that recompute activations."""
+    try:
+        with disable_saved_tensors_hooks(_RECOMPUTED):
+            yield
+    except RuntimeError as error:
+        if _RECOMPUTED not in str(error):
+            raise
+        raise ValueError(_RECOMPUTED) from error
 
 
 class _calls:
@@ -127,7 +174,7 @@ class _Watch(TorchFunctionMode):
         self.attention = False
         self.read: dict[str, str] = {}
         """The functions that read the statistics of norms otherwise than by batch_norm."""
-        self._beside = dict(work.replaced())
+        self._beside = dict(work.replaced)
         if original is not None:
             for name, tensor in (*original.named_parameters(), *original.named_buffers()):
                 self._beside[id(tensor)] = name
@@ -144,10 +191,12 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if func in _ATTENTION:
             self.attention = True
-        if name != "__get__" and func is not F.batch_norm and func is not torch.batch_norm:
+        result = func(*args, **kwargs)
+        asks = name == "__get__" and not isinstance(result, Tensor)  # for a shape or a dtype
+        if not asks and func is not F.batch_norm and func is not torch.batch_norm:
             for tensor in _tensors((*args, *kwargs.values())):
                 self._see(tensor, name)
-        return func(*args, **kwargs)
+        return result
 
     def _see(self, tensor: Tensor, name: str) -> None:
         if id(tensor) in self._beside:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedl2p.core.functional.copies import duplicate
-from fedl2p.core.functional.inspection import (
-    ROWS,
-    Findings,
-    examine,
-    known,
-    remember,
-)
-from fedl2p.core.functional.kernels import attention_in_plain_operations
+from fedl2p.core.functional.copies import Modes, duplicate, working_copy
+from fedl2p.core.functional.inspection import ROWS, examine, known, last_linear, remember
+from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
 from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
-from fedl2p.core.functional.randomness import drawing_from
-from fedl2p.core.functional.workspace import Workspace, join
+from fedl2p.core.functional.randomness import drawing_from, watched
+from fedl2p.core.functional.workspace import Findings, Workspace, join
 from fedl2p.core.settings import Statistics
 from fedl2p.core.sites import find_sites
 
@@ -134,6 +128,7 @@ class Net:
         self.stack_size = self._compute.stack_size
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._findings = known(model)
+        self._foreseen: str | None = None
         self._lock = threading.Lock()
         self._workspaces = threading.local()
         own = self._workspace
@@ -192,6 +187,52 @@ class Net:
         return examine(
             work, run, self.plain, reference, original=self._original(), device=self.device
         )
+
+    def check_twice_differentiable(self, grads: Iterable[Tensor]) -> None:
+        """Refuse a gradient that cannot be differentiated, once for each model."""
+        found = self._findings
+        if found is not None and not found.differentiable:
+            check_twice_differentiable(grads)
+            found.differentiable = True
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the trainable tensors of the linear layer that a forward pass calls last.
+
+        Before a forward pass was seen (:meth:`examine`, :meth:`foresee`), of the one that is
+        registered last.
+        """
+        if self._findings is None and self._foreseen is None:
+            return self.sites.head
+        name = self._findings.head if self._findings else self._foreseen
+        return () if name is None else self.tensors_in(name)
+
+    def tensors_in(self, name: str) -> tuple[str, ...]:
+        """Return the names of the trainable tensors of a module; none if there is no such."""
+        module = dict(self.plain.named_modules()).get(name)
+        held = {id(p) for p in module.parameters()} if module is not None else set()
+        named = dict(self.plain.named_parameters())
+        return tuple(k for k in self.sites.params if id(named[k]) in held)
+
+    def foresee(self, shape: tuple[int, ...]) -> None:
+        """Look for the head on zeros of the shape of one example, where no data is at hand.
+
+        Nothing is found where the model does not take them.
+        """
+        if self._findings is not None:
+            return
+        work = working_copy(self.plain)
+        Modes(work).set(False)
+        for dtype in (self._inputs, torch.long):
+            zeros = torch.zeros(2, *shape, dtype=dtype, device=self.device)
+            try:
+                with torch.no_grad(), watched(self.device), last_linear(work) as called:
+                    work(zeros)
+            except Exception:  # of any kind: it is the user's model that runs
+                log.debug("the model does not run on zeros of %s", dtype, exc_info=True)
+            else:
+                self._foreseen = called[-1] if called else None
+                return
 
     def stackable(self, x: Tensor) -> bool:
         """Tell whether several clients with inputs like ``x``, shape (n, ...), can run at once.

@@ -34,8 +34,12 @@ class Findings:
         Names of the norms that a training pass calls with running statistics.
     attention
         Whether it calls torch's fused attention.
+    head
+        Name of the linear layer that is called last in evaluation mode; None without one.
     batchable
         Whether vmap runs several clients at once; None before it was tried.
+    differentiable
+        Whether a training gradient was seen to have a derivative.
     """
 
     draws: frozenset[str] = frozenset()
@@ -43,7 +47,9 @@ class Findings:
     carried: tuple[str, ...] = ()
     frozen: frozenset[str] = frozenset()
     attention: bool = False
+    head: str | None = None
     batchable: bool | None = None
+    differentiable: bool = False
 
 
 class Workspace:
@@ -92,6 +98,12 @@ class Workspace:
             *(place for places in self._params.values() for place in places),
             *(place for places in self._buffers.values() for place in places),
         ]
+        self.replaced = {
+            id(values[leaf]): name
+            for name, places in {**self._params, **self._buffers}.items()
+            for values, leaf in places
+        }
+        """Names of the copy's own tensors that others are put in place of, by their ids."""
         self._stats = [
             (norm, tuple(join(name, f"client_{part}") for part in ("mean", "var", "weight")))
             for name, norm in self.norms.items()
@@ -105,12 +117,6 @@ class Workspace:
         self._carried = findings.carried if findings else ()
         for name, norm in self.norms.items():
             norm.frozen = findings is not None and name in findings.frozen
-
-    def replaced(self) -> Iterator[tuple[int, str]]:
-        """Yield the ids and names of the copy's own tensors that others are put in place of."""
-        for name, places in {**self._params, **self._buffers}.items():
-            for values, leaf in places:
-                yield id(values[leaf]), name
 
     def set(self, training: bool, fused: Fused, *, once: bool) -> None:
         """Set how the next calls run; ``once``: gradients will be taken once only."""

@@ -43,7 +43,7 @@ from fedl2p.methods.base.personalizing import (
     with_state,
 )
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.methods.base.tensor_groups import initial, stacked, tensors_of, to_keep
+from fedl2p.methods.base.tensor_groups import initial, stacked, tensor_names, tensors_of, to_keep
 from fedl2p.seeds import derive_seed
 
 
@@ -136,6 +136,11 @@ class LocalSGD(Method):
         """Train every client for one round, from the received tensors and its own."""
         net = resident(model).net
         judged = self.validate(model, state, clients)
+        if set(state) != set(tensor_names(net)) - self.stays(net):
+            raise ValueError(
+                f"{self.name} parts the model here otherwise than the sender of its state did, who "
+                "could not run it; name the head by head= (baselines.head)"
+            )
         if self.local.reads == "train+validation":
             clients = [replace(c, data=c.data.joined()) for c in clients]
 

@@ -25,20 +25,27 @@ def tensor_names(net: Net) -> list[str]:
     return [*net.sites.params, *_statistics(net), *_buffers(net)]
 
 
-def head_of(net: Net, method: str) -> frozenset[str]:
-    """Return the names of the head's tensors: those of the last linear layer.
+def head_of(net: Net, method: str, name: str | None = None) -> frozenset[str]:
+    """Return the names of the head's tensors.
+
+    Those of the module ``name``; by default, of the linear layer that a forward pass calls last.
 
     Raises
     ------
     ValueError
         If the model has no trainable linear layer, or nothing else.
     """
-    head = frozenset(net.sites.head)
+    head = frozenset(net.head if name is None else net.tensors_in(name))
+    if name is not None and not head:
+        raise ValueError(
+            f"head is {name!r}, but the model has no module of that name with tensors that train; "
+            "give a name of model.named_modules()"
+        )
     if not head or len(head) == len(net.sites.params):
         has = "nothing but its head" if head else "no linear layer that trains"
         raise ValueError(
             f"{method} parts a model into body and head (its last linear layer), but this one has "
-            f"{has}; leave {method} out"
+            f"{has}; name the head by head= (baselines.head), or leave {method} out"
         )
     return head
 
