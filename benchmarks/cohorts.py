@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.core.finetuning.inner_loop import batches_of, on, run_inner_loop
-from fedl2p.core.finetuning.stacking import over_stacks, resident, stacks
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
+from fedl2p.core.finetuning.stacking import cut_into_stacks, map_stacks
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
 from fedl2p.models import load
@@ -52,20 +53,22 @@ KINDS = {
 }
 
 
-def milliseconds(net: Net, data: Sequence[ClientData], size: int | None, steps: int) -> float:
+def milliseconds(
+    net: FunctionalModel, data: Sequence[ClientData], size: int | None, steps: int
+) -> float:
     """Return the time per client and step, in stacks of ``size``, or as the rule cuts them."""
     inner = InnerLoop(epochs=steps, batch_size=speed.BATCH)
     one = Hyperparams.constant(net.sites, mix=0.5, rate=1e-3)
 
     def work(members: list[int]) -> list[None]:
-        hyper = on(net, Hyperparams.stack([one] * len(members)))
-        batches = batches_of(net, [data[i] for i in members], members, inner)
+        hyper = Hyperparams.stack([one] * len(members)).to(net.device, net.dtype)
+        batches = inner_batches(net, [data[i] for i in members], members, inner)
         run_inner_loop(net, hyper, batches, statistics="corrected")
         return [None] * len(members)
 
     began = time.perf_counter()
     if size is None:
-        over_stacks(net, data, work)
+        map_stacks(work, net, data, range(len(data)))
     else:
         for begin in range(0, len(data), size):
             work(list(range(begin, min(begin + size, len(data)))))
@@ -76,7 +79,7 @@ def row(name: str, kind: Kind, repeats: int, steps: int) -> str:
     """Measure a network in all sizes, in turns, and return its row."""
     torch.manual_seed(0)
     model: nn.Module = load(f"fedl2p.models:{kind.model}", shape=kind.shape, classes=10)
-    net = resident(model).net
+    net = working_copies(model).net
     case = speed.Case(lambda shape, classes: model, kind.shape, steps=steps)
     data = [ClientData(speed.examples(case, speed.BATCH, i)) for i in range(kind.clients)]
     sizes = [s for s in SIZES if s <= kind.clients]
@@ -87,7 +90,7 @@ def row(name: str, kind: Kind, repeats: int, steps: int) -> str:
             if repeat:
                 own.append(took)
     medians = {s: statistics.median(own) for s, own in times.items()}
-    chosen = len(next(iter(stacks(net, data))))
+    chosen = len(next(iter(cut_into_stacks(net, data))))
     cells = [f"{medians[s]:.2f}" if s in medians else "" for s in SIZES]
     best = min(medians[s] for s in sizes)
     return f"| {name} | {' | '.join(cells)} | {chosen} | {medians[None] / best:.2f} |"

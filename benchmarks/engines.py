@@ -25,14 +25,16 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute
 from fedl2p.data.in_memory import InMemory
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.clients.ray import RayGrid
-from fedl2p.federation.clients.ray_settings import Ray, available_cpus
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.clients.ray import OnRay, available_cpus
+from fedl2p.federation.flower.encoded import Encoded
+from fedl2p.federation.messages import Clients
 from fedl2p.federation.rounds import federate
-from fedl2p.federation.settings import Rounds
+from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
 
 RESULT = Path(__file__).parent / "results" / "engines.md"
@@ -68,37 +70,44 @@ def population(clients: int) -> InMemory:
     return InMemory({f"client-{i:04d}": data for i in range(clients)})
 
 
-def handler(clients: int, *, live: bool) -> Handler:
+def node(clients: int, *, stack_size: int, keep_bytes: int | None = None) -> ClientNode:
     methods = [Idle.of(size) for size in SIZES]
-    return Handler(
-        build=functools.partial(nn.Linear, 4, 2),
+    return ClientNode(
+        build=lambda: computing(nn.Linear(4, 2), Compute(stack_size=stack_size)),
         population=population(clients),
         methods={method.name: method for method in methods},
-        live=live,
+        keep_bytes=keep_bytes,
     )
 
 
-def here(clients: int, *, cohort: int, live: bool = True) -> Nodes:
-    return Nodes(InProcessGrid(handler(clients, live=live), cohort=cohort))
+def here(clients: int, *, encoded: bool = False) -> Clients:
+    """Return clients in this process, one per call of the method."""
+    alone = InProcess(node(clients, stack_size=1, keep_bytes=0))
+    return Encoded(alone) if encoded else alone
 
 
-def on_ray(clients: int, *, cohort: int) -> Nodes:
-    # Two such grids are open at the same time, and Ray counts CPUs whether a worker is idle or not.
+def at_once(clients: int) -> Clients:
+    return InProcess(node(clients, stack_size=10))
+
+
+def on_ray(clients: int, *, stack_size: int) -> Clients:
+    # Two such engines are open at the same time, and Ray counts CPUs whether a worker is idle or
+    # not.
     resources = Ray(cpus_per_worker=0.5, workers=available_cpus())
-    make = functools.partial(handler, clients, live=False)
-    return Nodes(RayGrid(make, population(clients).names, cohort=cohort, resources=resources))
+    make = functools.partial(node, clients, stack_size=stack_size)
+    return OnRay(make, population(clients).names, stack_size=stack_size, resources=resources)
 
 
-ENGINES: dict[str, Callable[[int], Nodes]] = {
-    "in process, all clients in one call": functools.partial(here, cohort=0),
-    "in process, one client per call": functools.partial(here, cohort=1),
-    "in process, one client per call, encoded": functools.partial(here, cohort=1, live=False),
-    "ray, 10 clients per task": functools.partial(on_ray, cohort=10),
-    "ray, one client per task": functools.partial(on_ray, cohort=1),
+ENGINES: dict[str, Callable[[int], Clients]] = {
+    "in process, all clients in one call": at_once,
+    "in process, one client per call": here,
+    "in process, one client per call, encoded": functools.partial(here, encoded=True),
+    "ray, 10 clients per task": functools.partial(on_ray, stack_size=10),
+    "ray, one client per task": functools.partial(on_ray, stack_size=1),
 }
 
 
-def milliseconds(nodes: Nodes, clients: int, size: int, rounds: int) -> list[float]:
+def milliseconds(where: Clients, clients: int, size: int, rounds: int) -> list[float]:
     """Return the time per client task of each round, but for the first, which warms up."""
     done = federate(
         Idle.of(size),
@@ -107,7 +116,7 @@ def milliseconds(nodes: Nodes, clients: int, size: int, rounds: int) -> list[flo
         rounds=Rounds(rounds=rounds + 1, keep="last"),
         seed=0,
         stage="learn",
-        nodes=nodes,
+        clients=where,
     )
     if any(record.failures for record in done.records):
         raise RuntimeError(f"clients failed: {done.records}")
@@ -120,15 +129,15 @@ def measure(clients: int, rounds: int, repeats: int) -> tuple[dict[str, list[lis
     with contextlib.ExitStack() as stack:
         opened = {name: make(clients) for name, make in ENGINES.items()}
         seconds = []
-        for nodes in opened.values():
-            stack.callback(nodes.close)
+        for where in opened.values():
+            stack.callback(where.close)
             began = time.perf_counter()
-            nodes.meet()
+            milliseconds(where, clients, SIZES[0], 0)
             seconds.append(time.perf_counter() - began)
         for _ in range(repeats):
-            for name, nodes in opened.items():
+            for name, where in opened.items():
                 for place, size in enumerate(SIZES):
-                    times[name][place] += milliseconds(nodes, clients, size, rounds)
+                    times[name][place] += milliseconds(where, clients, size, rounds)
     return times, max(seconds)  # the first on Ray starts it
 
 

@@ -30,12 +30,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedl2p.core.finetuning.batches import Part
-from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import on
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import Compute
 
@@ -44,29 +43,29 @@ STREAMS = 4
 Work = Callable[[], object]
 
 
-def batches(case: speed.Case, clients: int, steps: int, device: str) -> list[Part]:
+def batches(case: speed.Case, clients: int, steps: int, device: str) -> list[StackBatch]:
     """Return the batches of a stack, on the device."""
     drawn = []
     for k in range(steps):
         parts = [speed.examples(case, speed.BATCH, 1000 * k + c) for c in range(clients)]
         x, y = torch.stack([e.x for e in parts]), torch.stack([e.y for e in parts])
-        drawn.append(Part(x.to(device), y.to(device)))
+        drawn.append(StackBatch(x.to(device), y.to(device)))
     return drawn
 
 
-def alone(parts: Sequence[Part], client: int) -> list[Part]:
-    return [Part(p.x[client : client + 1], p.y[client : client + 1]) for p in parts]
+def alone(parts: Sequence[StackBatch], client: int) -> list[StackBatch]:
+    return [StackBatch(p.x[client : client + 1], p.y[client : client + 1]) for p in parts]
 
 
-def tuning(net: Net, clients: int) -> Callable[[Sequence[Part]], None]:
+def tuning(net: FunctionalModel, clients: int) -> Callable[[Sequence[StackBatch]], None]:
     """Return what fine-tunes as many clients at a time."""
     one = Hyperparams.constant(net.sites, mix=0.5, rate=1e-3)
-    hyper = on(net, Hyperparams.stack([one] * clients))
+    hyper = Hyperparams.stack([one] * clients).to(net.device, net.dtype)
 
-    def tune(parts: Sequence[Part]) -> None:
-        with Descent(net, net.start(clients), hyper.mix, hyper.rate) as way:
-            for part in parts:
-                way.step(part)
+    def tune(parts: Sequence[StackBatch]) -> None:
+        with InPlaceSGD(net, net.start(clients), hyper.mix, hyper.rate) as sgd:
+            for batch in parts:
+                sgd.step(batch)
 
     return tune
 
@@ -84,7 +83,7 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
     made: dict[str, Work] = {"plain, eager": lambda: [speed.plain(trained, b) for b in plain]}
     for name, compute in nets.items():
         noted = computing(model, compute)
-        net = resident(noted).net
+        net = working_copies(noted).net
         made[f"one after another{name}"] = _loop(noted, net, own)
         if clients > 1 and net.stackable(parts[0].x[0]):
             made[f"stacked{name}"] = _stacked(noted, net, clients, parts)
@@ -93,18 +92,20 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
     return made
 
 
-def _loop(model: nn.Module, net: Net, own: Sequence[Sequence[Part]]) -> Work:
+def _loop(model: nn.Module, net: FunctionalModel, own: Sequence[Sequence[StackBatch]]) -> Work:
     tune = tuning(net, 1)
     # the model is held here: its net lives as long as it does
     return lambda: [(model, tune(mine)) for mine in own]
 
 
-def _stacked(model: nn.Module, net: Net, clients: int, parts: Sequence[Part]) -> Work:
+def _stacked(
+    model: nn.Module, net: FunctionalModel, clients: int, parts: Sequence[StackBatch]
+) -> Work:
     tune = tuning(net, clients)
     return lambda: (model, tune(parts))
 
 
-def _streams(model: nn.Module, net: Net, own: Sequence[Sequence[Part]]) -> Work:
+def _streams(model: nn.Module, net: FunctionalModel, own: Sequence[Sequence[StackBatch]]) -> Work:
     tune = tuning(net, 1)
     pool = ThreadPoolExecutor(STREAMS)
     streams = [torch.cuda.Stream() for _ in range(STREAMS)]

@@ -35,11 +35,12 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.data.digits import Digits
+from fedl2p.federation.messages import FederationError
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.rounds import FederationError, federate
+from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Robust, Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.base.personalizing import with_state
+from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.recipes import digits
 from fedl2p.seeds import generator
 from fedl2p.study.settings import Study
@@ -143,7 +144,7 @@ def run(trial: Trial) -> dict[str, Any]:
     rounds = rounds_of("pretrain", study, trial.rule)
     try:
         done = federate(fedavg, model, population, rounds=rounds, seed=trial.seed, stage="pretrain")
-        model = with_state(model, done.state)
+        model = model_with_state(model, done.state)
     except FederationError as error:  # nobody has a good answer any more: the model is ruined
         stopped.append(str(error))
     fedl2p = attacked("fedl2p", study, trial, population.seen)

@@ -33,16 +33,18 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.finetuning.inner_loop import batches_of, run_inner_loop
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.hypergradients.estimators import cohort_hypergradient
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
+from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.hypergradients.estimators import stack_hypergradient
+from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, HypergradientConfig, Mode
 from fedl2p.data.population import Population
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
-from fedl2p.methods.base.personalizing import with_state
+from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.recipes import digits
 from fedl2p.reporting.intervals import mean_interval
@@ -108,7 +110,7 @@ def pretrained(seed: int, cache: Path) -> tuple[Population, nn.Module]:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(done.state, path)
     state = torch.load(path, weights_only=True)
-    return population, with_state(initial, state)
+    return population, model_with_state(initial, state)
 
 
 def run(trial: Trial, rounds: int, clients: int, cache: Path) -> Result:
@@ -138,15 +140,24 @@ def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
     study = digits.recipe()
     population = study.data.open(0)
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=0)
-    net = resident(model).net
+    net = working_copies(model).net
     data = [population.open(name) for name in population.seen[:20]]
     inner = study.settings.finetune
-    batches = batches_of(net, data, list(range(len(data))), inner)
-    validation = (
+    batches = inner_batches(net, data, list(range(len(data))), inner)
+    validation = StackBatch(
         torch.stack([d.validation.x for d in data if d.validation]),
         torch.stack([d.validation.y for d in data if d.validation]),
     )
     h = Hyperparams.stack([Hyperparams.constant(net.sites, mix=0.5, rate=0.03)] * len(data))
+
+    problem = Problem(
+        net=net,
+        mix=h.mix,
+        rate=h.rate,
+        batches=batches,
+        validation=[validation],
+        following=batches[len(batches)],
+    )
 
     def plain() -> None:
         run_inner_loop(net, h, batches, statistics="corrected")
@@ -158,9 +169,7 @@ def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
             seconds = []
             for work in (
                 plain,
-                lambda c=config: cohort_hypergradient(
-                    net, h, batches, validation, config=c, following=batches[len(batches)]
-                ),
+                lambda c=config: stack_hypergradient(problem, c),
             ):
                 began = time.perf_counter()
                 work()

@@ -62,7 +62,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     meter = Meter()
     from fedl2p import methods, models
     from fedl2p.data.cifar10 import Cifar10
-    from fedl2p.federation.flower.client_directory import in_process
+    from fedl2p.federation.clients.in_process import in_process
     from fedl2p.federation.personalizing import personalize_all
     from fedl2p.federation.round_records import RoundRecord
     from fedl2p.federation.rounds import federate
@@ -85,7 +85,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     meter("opened again")
     model = models.build("fedl2p.models:small_conv", shape=(3, 32, 32), classes=10, seed=0)
     method = methods.build("fedavg", Settings(local=LocalTraining(rate=0.1)))
-    nodes = in_process(model, population, {method.name: method})
+    where = in_process(model, population, {method.name: method})
     after: list[float] = []
 
     class Watch:
@@ -106,10 +106,10 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
         rounds=Rounds(rounds=rounds, clients_per_round=cohort, keep="last"),
         seed=0,
         stage="pretrain",
-        nodes=nodes,
+        clients=where,
         listeners=[Watch()],
     )
-    outcomes = personalize_all(method, model, done.state, population, seed=0, nodes=nodes)
+    outcomes = personalize_all(method, model, done.state, population, seed=0, clients=where)
     meter(f"{len(outcomes)} clients personalized")
     assert len(outcomes) == clients
     assert all(outcome.failure is None for outcome in outcomes)

@@ -33,10 +33,10 @@ from fedl2p import methods, models
 from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.privacy import spending
+from fedl2p.federation.privacy import accounting
 from fedl2p.federation.privacy.settings import Privacy
-from fedl2p.federation.rounds import federate
-from fedl2p.methods.base.personalizing import with_state
+from fedl2p.federation.rounds import federate, spending
+from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.recipes import digits
 from fedl2p.study.settings import Study
 
@@ -47,7 +47,6 @@ CELLS: dict[str, tuple[float, ...]] = {
     "nothing learned": (0.0,),
     "none": (0.0,),
     "central": (0.5, 1.0, 2.0, 4.0),
-    "adaptive": (0.5, 1.0, 2.0, 4.0),
     "local": (0.3, 1.0, 3.0),
 }
 ROUNDS, COHORT, CLIENTS = 12, 100, 200
@@ -87,15 +86,13 @@ def pretrained(seed: int) -> nn.Module:
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=seed)
     fedavg = methods.build("fedavg", study.settings)
     done = federate(fedavg, model, population, rounds=study.pretrain, seed=seed, stage="pretrain")
-    return with_state(model, done.state)
+    return model_with_state(model, done.state)
 
 
 def privacy_of(trial: Trial) -> Privacy:
     """Return the trial's settings; a hypergradient of FedL2P has a norm of at most 1 anyway."""
     if trial.mechanism in ("none", "nothing learned"):
         return Privacy()
-    if trial.mechanism == "adaptive":
-        return Privacy(mechanism="adaptive", noise=trial.noise, clip=0.1)
     clip = 1.0 if trial.mechanism == "central" else 0.3
     return Privacy(mechanism=trial.mechanism, noise=trial.noise, clip=clip)  # type: ignore[arg-type]
 
@@ -113,14 +110,9 @@ def run(trial: Trial) -> dict[str, Any]:
         study.learn, rounds=ROUNDS if learning else 0, privacy=privacy_of(trial)
     )
     done = federate(method, model, population, rounds=rounds, seed=trial.seed, stage="learn")
-    stage = spending.Stage.of("learn", rounds, done.records, travels=True)
-    spent = spending.spent(
-        [("fedl2p", [stage])],
-        given=True,
-        names=population.seen,
-        seed=trial.seed,
-        simulated=True,
-    )
+    names = population.seen
+    stage = spending("learn", rounds, done.records, names=names, seed=trial.seed, travels=True)
+    spent = accounting.spent([("fedl2p", [stage])], given=True, simulated=True)
     out = personalize_all(
         method, model, done.state, population, seed=trial.seed, names=population.unseen
     )
@@ -168,7 +160,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the plot."""
     matplotlib.rcParams["svg.hashsalt"] = "fedl2p"  # the same file from the same results
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for mechanism, colour in (("central", "C0"), ("adaptive", "C1"), ("local", "C2")):
+    for mechanism, colour in (("central", "C0"), ("local", "C2")):
         own = [r for r in rows if r["mechanism"] == mechanism and r["epsilon"]]
         axes.scatter(
             [r["epsilon"] for r in own], [100 * r["accuracy"] for r in own], color=colour, s=12

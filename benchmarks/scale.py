@@ -1,11 +1,11 @@
-"""What registered clients cost that are not asked, and what many replies cost a server's memory.
+"""What registered clients cost that are not asked, and what many updates cost a server's memory.
 
 Populations of 100, 10,000 and 1,000,000 clients, whose names are computed and whose data are made
 when a client is opened. 100 of them take part in each round of FedAvg with a small convolutional
 net, and then of FedL2P's learning. Every number of clients has a process of its own; the numbers
 take turns, several times over, so that whatever else the machine does falls on all of them alike.
-Then clients that do nothing answer with a large state, one per call: peak memory with the bound on
-replies in memory, and without.
+Then clients that do nothing answer with a large state, one per call: the mean is a running sum, so
+that peak memory should not grow with them.
 
     python benchmarks/scale.py [--rounds 5] [--learn 2] [--repeats 3]
 
@@ -33,13 +33,12 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.settings import InnerLoop
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.data.pools.names import Numbered
 from fedl2p.data.population import Population
-from fedl2p.federation.clients import spool
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
@@ -55,7 +54,7 @@ KEEP_BYTES = 16 << 20
 """Most bytes of clients' data kept for a later round: three rounds' worth, so that the bound is
 reached at once. By default 128 MiB, which a hundred registered clients would never fill."""
 
-REPLIES = (10, 50, 100)
+UPDATES = (10, 50, 100)
 NUMBERS = 4_000_000
 """Numbers in the state of the clients that do nothing: 16 MB, about a MobileNet."""
 
@@ -102,14 +101,13 @@ def measure(registered: int, rounds: int, learn: int) -> dict[str, Any]:
         method = methods.build(name, settings)
         population.first = None
         began = time.perf_counter()
-        handler = Handler(
+        node = ClientNode(
             build=functools.partial(copy.deepcopy, model),
             population=population,
             methods={method.name: method},
             simulated=True,
             keep_bytes=KEEP_BYTES,
         )
-        nodes = Nodes(InProcessGrid(handler))
         done = federate(
             method,
             model,
@@ -117,7 +115,7 @@ def measure(registered: int, rounds: int, learn: int) -> dict[str, Any]:
             rounds=Rounds(rounds=count + 1, clients_per_round=COHORT, keep="last"),
             seed=0,
             stage="learn",
-            nodes=nodes,
+            clients=InProcess(node),
         )
         if any(record.failures for record in done.records):
             raise RuntimeError(f"clients failed: {done.records}")
@@ -152,17 +150,22 @@ class Moved(Method):
         raise NotImplementedError
 
 
-def measure_replies(clients: int, *, bounded: bool) -> dict[str, Any]:
-    """Return peak memory and the seconds of a round of large answers."""
-    if not bounded:
-        spool.KEEP_BYTES = sys.maxsize
+def measure_updates(clients: int) -> dict[str, Any]:
+    """Return peak memory and the seconds of a round of large updates."""
     method, model, population = Moved(name="moved"), nn.Linear(1, 1), Made(clients)
+    node = ClientNode(
+        build=lambda: computing(model, Compute(stack_size=1)),
+        population=population,
+        methods={method.name: method},
+        keep_bytes=0,
+        simulated=True,
+    )
     done = federate(
         *(method, model, population),
         rounds=Rounds(rounds=2, keep="last"),
         seed=0,
         stage="learn",
-        nodes=in_process(model, population, {method.name: method}, cohort=1),
+        clients=InProcess(node),
     )
     return {"peak": peak(), "rounds": [record.seconds for record in done.records[:2]]}
 
@@ -203,16 +206,10 @@ def registered_table(runs: dict[int, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def replies_table(runs: dict[int, list[dict[str, Any]]]) -> list[str]:
-    bound = spool.KEEP_BYTES >> 20
-    lines = [
-        f"| clients per round | peak with {bound} MiB of replies, MB | round, s "
-        "| peak without a bound, MB | round, s |",
-        "|---|---|---|---|---|",
-    ]
-    for clients, both in runs.items():
-        cells = [f"{run['peak']:.0f} | {statistics.median(run['rounds']):.2f}" for run in both]
-        lines.append(f"| {clients} | {' | '.join(cells)} |")
+def updates_table(runs: dict[int, dict[str, Any]]) -> list[str]:
+    lines = ["| clients per round | peak, MB | round, s |", "|---|---|---|"]
+    for clients, run in runs.items():
+        lines.append(f"| {clients} | {run['peak']:.0f} | {statistics.median(run['rounds']):.2f} |")
     return lines
 
 
@@ -222,15 +219,14 @@ def main() -> None:
     parser.add_argument("--learn", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--replies", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--unbounded", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--updates", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.measure:
         print(json.dumps(measure(args.measure, args.rounds, args.learn)))
         return
-    if args.replies:
-        print(json.dumps(measure_replies(args.replies, bounded=not args.unbounded)))
+    if args.updates:
+        print(json.dumps(measure_updates(args.updates)))
         return
     load = os.getloadavg()[0]
     counts = (f"--rounds={args.rounds}", f"--learn={args.learn}")
@@ -238,13 +234,10 @@ def main() -> None:
     for _ in range(args.repeats):
         for registered, own in runs.items():
             own.append(alone(f"--measure={registered}", *counts))
-    replies = {
-        clients: [alone(f"--replies={clients}", *flags) for flags in ((), ("--unbounded",))]
-        for clients in REPLIES
-    }
+    updates = {clients: alone(f"--updates={clients}") for clients in UPDATES}
     text = "\n".join(
         [
-            "# Registered clients, and replies in memory",
+            "# Registered clients, and updates in memory",
             "",
             f"{COHORT} clients per round of so many registered ones; {TRAIN} training and "
             f"{VALIDATION} validation images of {' x '.join(map(str, SHAPE))} per client, made "
@@ -253,16 +246,15 @@ def main() -> None:
             f"{args.rounds} rounds of FedAvg and {args.learn} of FedL2P's "
             "learning after one that warms up. Start: from making the nodes, with the package "
             "imported, to the first client's data. Medians; in brackets, relative to the first "
-            "row. The peak is that of the process's resident memory, with Python, torch and "
-            f"Flower. One thread. Load of the machine before the start: {load:.1f}.",
+            "row. The peak is that of the process's resident memory, with Python and torch. "
+            f"One thread. Load of the machine before the start: {load:.1f}.",
             "",
             *registered_table(runs),
             "",
-            f"Answers of {NUMBERS * 4 / 1e6:.0f} MB from clients that do nothing, one per call of "
-            "the method (`--cohort 1`). Replies beyond the bound wait in a temporary file until "
-            "the mean is made.",
+            f"Updates of {NUMBERS * 4 / 1e6:.0f} MB from clients that do nothing, one per call of "
+            "the method. The mean is a running sum in float64.",
             "",
-            *replies_table(replies),
+            *updates_table(updates),
             "",
             "Written by `python benchmarks/scale.py"
             + ("".join(f" {a}" for a in sys.argv[1:]) + "`."),

@@ -36,13 +36,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.batches import Part
-from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import batches_of, on
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
+from fedl2p.core.finetuning.inner_loop import inner_batches
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import computing
-from fedl2p.core.hypergradients.estimators import cohort_hypergradient
+from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.hypergradients.estimators import stack_hypergradient
+from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, Compute, HypergradientConfig, InnerLoop, Mode
 from fedl2p.method import Client
@@ -84,7 +85,7 @@ class Case:
     outer: int = 3
     clients: int = 0
     sizes: tuple[int, int] = (20, 120)
-    ragged: int = 0
+    unequal_sizes: int = 0
     modes: tuple[Mode, ...] = MODES
 
     @property
@@ -93,7 +94,7 @@ class Case:
 
 
 CASES = {
-    "small-8": Case(small_conv, (1, 8, 8), steps=15, clients=100, ragged=40),
+    "small-8": Case(small_conv, (1, 8, 8), steps=15, clients=100, unequal_sizes=40),
     "small-16": Case(small_conv, (3, 16, 16), steps=15, clients=20),
     # two passes instead of 15, one outer step instead of 3, fewer modes: a step takes a second
     "resnet18": Case(
@@ -195,30 +196,36 @@ def rows_of(case: Case) -> list[Row]:
     torch.manual_seed(0)
     model = case.build(case.shape, 10)
     trained = case.build(case.shape, 10)
-    net = resident(model).net
+    net = working_copies(model).net
     sites = net.sites
-    hyper = on(net, Hyperparams.stack([Hyperparams.constant(sites, mix=0.5, rate=1e-3)]))
+    hyper = Hyperparams.stack([Hyperparams.constant(sites, mix=0.5, rate=1e-3)])
     full = [examples(case, BATCH, 100 + k) for k in range(case.steps)]
     stacked = [(e.x[None], e.y[None]) for e in full]
-    validation = (full[0].x[None], full[0].y[None])
+    validation = [StackBatch(full[0].x[None], full[0].y[None])]
     pairs = [(e.x, e.y) for e in full]
 
-    def steps(own: Net) -> None:
-        with Descent(own, own.start(1), hyper.mix, hyper.rate) as way:
+    def steps(own: FunctionalModel) -> None:
+        with InPlaceSGD(own, own.start(1), hyper.mix, hyper.rate) as sgd:
             for x, y in stacked:
-                way.step(Part(x, y))
+                sgd.step(StackBatch(x, y))
 
     def gradient(mode: Mode, segment: int | None = None) -> Work:
         config = HypergradientConfig(mode=mode, segment=segment)
-        return lambda: cohort_hypergradient(
-            net, hyper, stacked, validation, config=config, following=stacked[0]
+        problem = Problem(
+            net=net,
+            mix=hyper.mix,
+            rate=hyper.rate,
+            batches=stacked,
+            validation=validation,
+            following=stacked[0],
         )
+        return lambda: stack_hypergradient(problem, config)
 
     floor = len(pairs)
     ways = {"": net}
     if not net.small:
         for name, compute in COMPUTE.items():
-            ways[f", {name}"] = Net(computing(model, compute))
+            ways[f", {name}"] = FunctionalModel(computing(model, compute))
     rows = [
         Row(
             f"one inner step{name}",
@@ -252,7 +259,7 @@ def rows_of(case: Case) -> list[Row]:
     inner = InnerLoop(epochs=case.epochs, batch_size=BATCH)
     one = client(case, 0)
     loop = case.epochs * case.batches
-    drawn = batches_of(net, [one.data], [0], inner)
+    drawn = inner_batches(net, [one.data], [0], inner)
     own = [(x[0], y[0]) for x, y in drawn]
 
     def round_of(mode: Mode, people: Sequence[Client]) -> Work:
@@ -298,16 +305,18 @@ def rows_of(case: Case) -> list[Row]:
                     case.clients * round_steps(case, mode, case.examples),
                 )
             )
-    if case.ragged:
+    if case.unequal_sizes:
         rng = torch.Generator().manual_seed(1)
-        sizes = torch.randint(*case.sizes, (case.ragged,), generator=rng).tolist()
+        sizes = torch.randint(*case.sizes, (case.unequal_sizes,), generator=rng).tolist()
         uneven = [client(case, i, n) for i, n in enumerate(sizes)]
-        few = uneven[:: case.ragged // 8]
-        drawn_few = [[(x[0], y[0]) for x, y in batches_of(net, [c.data], [0], inner)] for c in few]
+        few = uneven[:: case.unequal_sizes // 8]
+        drawn_few = [
+            [(x[0], y[0]) for x, y in inner_batches(net, [c.data], [0], inner)] for c in few
+        ]
         low, high = case.sizes
         rows.append(
             Row(
-                f"round of {case.ragged} clients of {low} to {high - 1} examples, truncated",
+                f"round of {case.unequal_sizes} clients of {low} to {high - 1} examples, truncated",
                 round_of("truncated", uneven),
                 lambda: [plain(trained, own) for own in drawn_few],
                 sum(len(own) for own in drawn_few),
@@ -330,9 +339,8 @@ def rows_of(case: Case) -> list[Row]:
 
 def idle(engine: str) -> Work:
     """Return rounds of clients that do nothing, on an engine; their states are small ones."""
-    encoded = "encoded" in engine
-    nodes = engines.here(100, cohort=1, live=not encoded)
-    return lambda: engines.milliseconds(nodes, 100, engines.SIZES[0], rounds=1)
+    where = engines.here(100, encoded="encoded" in engine)
+    return lambda: engines.milliseconds(where, 100, engines.SIZES[0], rounds=1)
 
 
 def measured(work: Work, floor: Work, repeats: int, seconds: float) -> tuple[float, float, float]:

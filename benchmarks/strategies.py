@@ -42,14 +42,14 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p import methods, models
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import Compute
 from fedl2p.data.population import Population
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.base.personalizing import kept_profile, profile_of, with_state
+from fedl2p.methods.base.personalizing import kept_profile, model_with_state, profile_of
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.recipes import digits, digits_published
 from fedl2p.reporting.intervals import mean_interval
@@ -136,7 +136,7 @@ _CHANGES = (
         },
         watched=True,
     ),
-    Row("server: FedYogi", changes={LEARN + "strategy": "fedyogi"}),
+    Row("server: FedAdagrad", changes={LEARN + "strategy": "fedadagrad"}),
     Row(
         "server: plain average, clients step by SGD 0.01",
         changes={
@@ -249,10 +249,11 @@ def fingerprint(row: Row, seed: int) -> str:
     What changes a result by rounding alone (engine, cohorts, held graphs) is left out.
     """
     plain = to_plain(dataclasses.replace(row.study(seed), methods=(row.method,)))
-    for field in ("engine", "device", "cohort", "ray"):
+    for field in ("engine", "device", "ray"):
         del plain[field]
+    del plain["compute"]["stack_size"]
     del plain["settings"]["meta"]["hypergradient"]["segment"]
-    if plain["compute"] == to_plain(Compute()):  # results from before there was a choice
+    if row.study(seed).compute == Compute():  # results from before there was a choice
         del plain["compute"]
     key = [plain, row.profiles, row.watched, *([True] if row.cheats else [])]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -279,7 +280,7 @@ def pretrained(study: Study, cache: Path) -> tuple[Population, nn.Module, nn.Mod
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(done.state, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
-    return population, initial, with_state(initial, torch.load(path, weights_only=True))
+    return population, initial, model_with_state(initial, torch.load(path, weights_only=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -340,7 +341,7 @@ def given_profiles(
     """Return the clients with the profiles that the row gives them."""
     if row.profiles == "own":
         return list(clients)
-    work = resident(model)
+    work = working_copies(model)
     own = {c.name: profile_of(work, c) for c in clients}
     seen = [own[n] for n in population.seen]
     # means of the logarithm, which is what the nets read
@@ -449,7 +450,7 @@ def cost(cache: Path, repeats: int = 5) -> str:
     clients = clients_of(population, population.names[:20], 0)
     names = ("finetuning-client", "fedl2p", "gridsearch")
     seconds: dict[str, list[float]] = {name: [] for name in (*names, "choosing")}
-    work = resident(model)
+    work = working_copies(model)
     for repeat in range(repeats + 1):
         for name in names:
             method = methods.build(name, study.settings)
@@ -458,7 +459,7 @@ def cost(cache: Path, repeats: int = 5) -> str:
                 seconds[name].append(statistics.fmean(o.seconds for o in outcomes))
         fedl2p = methods.build("fedl2p", study.settings)
         assert isinstance(fedl2p, FedL2P)
-        nets, began = fedl2p.metanets(work.net.sites), time.perf_counter()
+        nets, began = fedl2p.build_metanets(work.net.sites), time.perf_counter()
         with torch.no_grad():
             nets(Profile.stack([profile_of(work, c) for c in clients]))
         if repeat:

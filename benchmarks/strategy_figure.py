@@ -17,8 +17,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-
-from fedl2p.reporting.intervals import rank_correlation
+from scipy.stats import spearmanr
 
 SENSOR, ENTROPY, MIX, LOG_RATE, LOG_DIVERGENCE = 2, 3, 5, 6, 7
 
@@ -41,10 +40,10 @@ def main() -> None:
         style = {"s": 12, "color": colour, "alpha": 0.75, "label": kind}
         left.scatter([math.exp(c[LOG_DIVERGENCE]) for c in own], [c[MIX] for c in own], **style)
         right.scatter([c[ENTROPY] for c in own], [math.exp(c[LOG_RATE]) for c in own], **style)
-    by_divergence = rank_correlation(
+    by_divergence = spearmanr(
         [c[LOG_DIVERGENCE] for c in clients], [c[MIX] for c in clients]
-    )
-    by_skew = rank_correlation([c[ENTROPY] for c in clients], [c[LOG_RATE] for c in clients])
+    ).statistic
+    by_skew = spearmanr([c[ENTROPY] for c in clients], [c[LOG_RATE] for c in clients]).statistic
     left.set(
         xscale="log",
         xlabel="divergence, nats (geometric mean over norms)",

@@ -25,13 +25,13 @@ from fedl2p.deploy import run_config as runconfig
 from fedl2p.deploy.node import Node
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.deploy.server import serve
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.flower import shared_nodes
-from fedl2p.federation.flower.client_directory import Nodes
-from fedl2p.federation.flower.records import ACTIONS
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.flower.client_app import answer
+from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.flower.records import ACTIONS, QUERY
 from fedl2p.runs.config import from_plain, to_plain
 from fedl2p.runs.layout import RunDir
-from fedl2p.study.engines import device_of, handler_of
+from fedl2p.study.engines import device_of, node_of
 from fedl2p.study.settings import Study
 
 log = logging.getLogger("fedl2p")
@@ -49,30 +49,31 @@ def client_app(study: Study | None = None) -> ClientApp:
     """
     app = ClientApp()
 
-    def answer(message: Message, context: Context) -> Message:
-        node = Node.of(context.node_config)
-        with _log_of(node):
+    def handle(message: Message, context: Context) -> Message:
+        machine = Node.of(context.node_config)
+        with _log_of(machine):
             asked = config_of(context) if study is None else RunConfig(study=study)
             resident = _resident(
-                json.dumps(to_plain(asked.study)), node, learns=asked.task == "study"
+                json.dumps(to_plain(asked.study)), machine, learns=asked.task == "study"
             )
-            if node is not None:
-                context.node_config["client"] = node.client
-            return shared_nodes.answer(resident, message, context)
+            if machine is not None:
+                context.node_config["client"] = machine.client
+            return answer(resident, message, context)
 
-    for action in ACTIONS:
-        category, name = action.split(".")
-        {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category](name)(answer)
+    register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
+    for message_type in (QUERY, *ACTIONS):
+        category, name = message_type.split(".")
+        register[category](name)(handle)
     return app
 
 
 @functools.lru_cache(maxsize=1)
-def _resident(study: str, node: Node | None, *, learns: bool) -> Handler:
-    """Return this process's handler for a study, given as JSON; made once."""
-    mine = from_plain(Study, json.loads(study))
-    if node is None:
-        return handler_of(mine, device=device_of(mine))
-    return node.handler(mine, split=learns)
+def _resident(study: str, machine: Node | None, *, learns: bool) -> ClientNode:
+    """Return this process's node for a study, given as JSON; made once."""
+    built = from_plain(Study, json.loads(study))
+    if machine is None:
+        return node_of(built, device=device_of(built))
+    return machine.client_node(built, split=learns)
 
 
 def server_app(study: Study | None = None, *, out: Path | None = None) -> ServerApp:
@@ -94,7 +95,7 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
         with _shown():
             serve(
                 dataclasses.replace(asked, out=out or asked.out),
-                Nodes(grid, timeout=asked.timeout or None),
+                OnFlower(grid, timeout=asked.timeout or None),
             )
 
     return app
@@ -121,13 +122,13 @@ def study_of(context: Context) -> Study:
 
 
 @contextlib.contextmanager
-def _log_of(node: Node | None) -> Iterator[None]:
+def _log_of(machine: Node | None) -> Iterator[None]:
     """Append what happens on a machine of its own to the log in its folder."""
-    if node is None:
+    if machine is None:
         yield
         return
-    node.out.mkdir(parents=True, exist_ok=True)
-    with RunDir(node.out).logging():
+    machine.out.mkdir(parents=True, exist_ok=True)
+    with RunDir(machine.out).logging():
         yield
 
 

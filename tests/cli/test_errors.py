@@ -31,7 +31,7 @@ SRC = Path(cli.__file__).parents[2]
         (["run", "smoke", "--out", "x", "--sed", "1"], "unrecognized options: --sed"),
         (["run", "smoke", "--out", "x", "--device", "gpu"], "'gpu' for argument '--device'"),
         (["run", "smoke", "--out", "x", "--engine", "dask"], "engine"),
-        (["run", "smoke", "--out", "x", "--cohort", "-2"], "cohort is -2"),
+        (["run", "smoke", "--out", "x", "--compute.stack-size", "0"], "stack_size is 0"),
         (["run", "smoke", "--out", "x", "--learn.rounds", "-3"], "rounds"),
         (["run", "smoke", "--out", "x", "--data.alpha", "0"], "alpha must be above 0"),
         (["run", "npz", "--out", "x"], "no folder of clients is named; give the one"),

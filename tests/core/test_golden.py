@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from fedl2p.core.finetuning.inner_loop import run_inner_loop
 from fedl2p.core.finetuning.sgd_step import cross_entropy
-from fedl2p.core.functional.model import Net
-from fedl2p.core.hypergradients.estimators import cohort_hypergradient
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import profile
 from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
+from support.core_nets import hypergradient_of
 from support.nets import NestedNet
 
 LRNET = {"lrnet.hidden1": "first_layer.0", "lrnet.hidden2": "hl_0.0", "lrnet.out": "last_layer"}
@@ -31,7 +31,7 @@ class Golden:
         prefix = "in.state."
         state = {k.removeprefix(prefix): v for k, v in self.of.items() if k.startswith(prefix)}
         self.model.load_state_dict(state)
-        self.net = Net(self.model)
+        self.net = FunctionalModel(self.model)
         x, y = self.of["in.train.x"], self.of["in.train.y"]
         self.batches = []
         while f"in.inner.{len(self.batches)}.indices" in self.of:
@@ -108,7 +108,7 @@ def test_inner_loop(golden: Golden) -> None:
 
 @pytest.mark.parametrize("psi", [0.1, 0.01])
 def test_hypergradient_of_the_metanets(golden: Golden, psi: float) -> None:
-    ours = cohort_hypergradient(
+    ours = hypergradient_of(
         golden.net,
         golden.hyperparams,
         golden.batches,
@@ -138,7 +138,7 @@ def test_hypergradient_of_the_metanets(golden: Golden, psi: float) -> None:
 
 
 def test_last_step_mode_is_the_derivative_through_the_last_step(golden: Golden) -> None:
-    ours = cohort_hypergradient(
+    ours = hypergradient_of(
         golden.net,
         golden.hyperparams,
         golden.batches,
@@ -150,7 +150,7 @@ def test_last_step_mode_is_the_derivative_through_the_last_step(golden: Golden) 
 
 
 def test_unrolled_equals_the_references_own_finite_differences(golden: Golden) -> None:
-    ours = cohort_hypergradient(
+    ours = hypergradient_of(
         golden.net,
         golden.hyperparams,
         golden.batches,

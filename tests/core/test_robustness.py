@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import EpochBatches
+from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import finetune
-from fedl2p.core.finetuning.stacking import evaluate, resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
@@ -40,7 +41,7 @@ def test_float64_data_fine_tunes_and_judges_a_float32_model_as_float32_data_does
     hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.05)
     tuned = [finetune(model, hyper, (data, y), epochs=1) for data in (x, x.float())]
     assert same(*tuned)
-    net = Net(model)
+    net = FunctionalModel(model)
     judged = [
         evaluate(net, net.start(1), torch.zeros(1, 6), [Examples(data, y)])
         for data in (x, x.float())
@@ -82,14 +83,14 @@ def test_a_profile_is_in_float32_at_least_and_what_is_too_large_for_it_an_error(
 
 def test_working_copies_are_made_anew_when_the_model_changes() -> None:
     model = nested_net()
-    first = resident(model)
-    assert resident(model) is first
+    first = working_copies(model)
+    assert working_copies(model) is first
     with torch.no_grad():
         model.head.bias.add_(1.0)
-    second = resident(model)
+    second = working_copies(model)
     assert second is not first
     model.head.bias.requires_grad_(False)
-    third = resident(model)
+    third = working_copies(model)
     assert third is not second
     assert "head.bias" in second.net.sites.params
     assert "head.bias" not in third.net.sites.params

@@ -27,10 +27,11 @@ from fedl2p.data.digits import Digits
 from fedl2p.data.remote import Remote
 from fedl2p.deploy import run_config as runconfig
 from fedl2p.deploy.node import Node
-from fedl2p.federation.clients.received_models import ModelStore
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.clients.received_models import ReceivedModels
+from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.runs.config import to_plain
 from fedl2p.study.new_client import personalize_new_client
+from support import flower_grid  # noqa: F401
 
 pytest.importorskip("sklearn")
 
@@ -163,10 +164,10 @@ def test_a_node_builds_a_model_from_elsewhere_only_if_it_names_it(
         node = Node.of(home | named)
         assert node is not None
         with pytest.raises(ValueError, match=r"model 'theirs:net', code outside this package"):
-            node.handler(study)
+            node.client_node(study)
     agreed = Node.of(home | {"model": "theirs:net"})
     assert agreed is not None
-    assert agreed.handler(study).model is not None
+    assert agreed.client_node(study).model is not None
 
 
 # --- nodes that answer, each with a memory that lasts for one message ---------------------------
@@ -399,8 +400,8 @@ def test_a_study_of_machines_does_not_run_without_them() -> None:
 
 def test_models_outlive_the_process_and_damaged_ones_are_asked_for_again(tmp_path: Path) -> None:
     weights = [{"w": torch.full((3,), float(i)), "n": torch.tensor(i)} for i in range(6)]
-    keys = [ModelStore(tmp_path).add(w) for w in weights]
-    again = ModelStore(tmp_path)
+    keys = [ReceivedModels(tmp_path).add(w) for w in weights]
+    again = ReceivedModels(tmp_path)
     assert set(again) == set(keys[-4:])  # the newest four
     loaded = again.get(keys[-1])
     assert loaded is not None
@@ -412,12 +413,12 @@ def test_models_outlive_the_process_and_damaged_ones_are_asked_for_again(tmp_pat
     assert not other.exists()
     (tmp_path / f"{keys[-3]}.safetensors").write_bytes(b"torn")
     assert again.get(keys[-3]) is None
-    assert list(ModelStore(tmp_path)) == [keys[-4], keys[-1]]
+    assert list(ReceivedModels(tmp_path)) == [keys[-4], keys[-1]]
 
 
 def test_a_model_cannot_be_asked_for_by_a_path(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / "secret.safetensors")
-    store = ModelStore(tmp_path / "models")
+    store = ReceivedModels(tmp_path / "models")
     for key in ("../secret", str(tmp_path / "secret"), "", "a" * 31):
         assert store.get(key) is None
 
@@ -430,9 +431,9 @@ def test_nodes_are_waited_for(tmp_path: Path) -> None:
     from fedl2p.deploy.server import gather
 
     with pytest.raises(ValueError, match="0 of 2"):
-        gather(Nodes(machines), asked)
+        gather(OnFlower(machines), asked)
     assert machines.replies == []  # too few are online to ask
     one = dataclasses.replace(asked, clients=("z",))
     with pytest.raises(ValueError, match=r"0 of 1 clients answered within 2\.5 s; z did not"):
-        gather(Nodes(machines), one)
+        gather(OnFlower(machines), one)
     assert len(machines.replies) == 1

@@ -16,7 +16,7 @@ from fedl2p.data.files import folders
 from fedl2p.methods import build
 from fedl2p.methods.base.settings import Settings
 from fedl2p.recipes._paper_tables import run_table
-from fedl2p.reporting.published import FIGURES
+from fedl2p.reporting.published import PUBLISHED
 from fedl2p.runs.config import from_plain
 from fedl2p.runs.results import Report
 from fedl2p.study.settings import Study
@@ -157,5 +157,5 @@ def test_the_page_names_what_there_is() -> None:
     assert listed - {"NAME"} == {*folders.names("get"), *folders.names("make")}
     published = PAGE.partition("## Published figures")[2].partition("##")[0]
     assert sorted(map(float, re.findall(r"\d\d\.\d\d\b", published))) == sorted(
-        figure.percent for figure in FIGURES
+        figure.percent for figure in PUBLISHED
     )

@@ -1,4 +1,4 @@
-"""What an explanation says: its sentences, its tables, its page."""
+"""What an explanation says: its sentences, its table, its figure, its page."""
 
 from __future__ import annotations
 
@@ -9,82 +9,89 @@ import re
 
 import pytest
 
-from fedl2p.explain.explanation import Entry, Explanation, Moved, mean_of
+from fedl2p.explain.attribution import Attribution, Entry, Explained
+from fedl2p.explain.explanation import Explanation, mean_of
 from fedl2p.explain.page import render_explanation
-from fedl2p.explain.part_bars import part_bars
-from fedl2p.explain.sentences import TIMES, amount, because, headline, sentences, text
+from fedl2p.explain.sentences import (
+    TIMES,
+    amount,
+    because,
+    entry_numbers,
+    headline,
+    row,
+    sentences,
+    text,
+)
 from fedl2p.reporting.number_formats import MINUS
 from support.html import Tags
 
 pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
 
 ENTRIES = (
-    Entry(kind="divergence", layer="norm1", value=3.2, typical=0.3),
-    Entry(kind="divergence", layer="norm2", value=0.1, typical=0.1004),
-    Entry(kind="mean", layer="conv1", value=-0.25, typical=0.5),
-    Entry(kind="sd", layer="conv1", value=1.5, typical=1.0),
+    Entry("divergence of norm1", 3.2, 0.3, " nats"),
+    Entry("divergence of norm2", 0.1, 0.1004, " nats"),
+    Entry("input mean of conv1", -0.25, 0.5),
+    Entry("input sd of conv1", 1.5, 1.0),
 )
 
 
 def typed(words: str) -> str:
     """Return words with the signs that a keyboard has."""
-    return words.replace(TIMES, "x").replace(MINUS, "-")
+    return " ".join(words.replace(TIMES, "x").replace(MINUS, "-").split())
 
 
-def mix(name: str, typical: float, *parts: float) -> Moved:
-    before = typical + math.fsum(parts)
-    return Moved(
+def mix(name: str, typical: float, *parts: float) -> Explained:
+    output = typical + math.fsum(parts)
+    return Explained(
         kind="mix",
         name=name,
         log=False,
-        value=min(1.0, max(0.0, before)),
+        value=min(1.0, max(0.0, output)),
         typical=min(1.0, max(0.0, typical)),
-        before=before,
-        typical_before=typical,
-        parts=parts,
+        output=output,
+        typical_output=typical,
+        attributions=parts,
     )
 
 
-def rate(name: str, typical: float, *parts: float, highest: float = 1.0) -> Moved:
-    before = math.log(typical) + math.fsum(parts)
-    return Moved(
+def rate(name: str, typical: float, *parts: float, highest: float = 1.0) -> Explained:
+    output = math.log(typical) + math.fsum(parts)
+    return Explained(
         kind="rate",
         name=name,
         log=True,
-        value=min(highest, math.exp(before)),
+        value=min(highest, math.exp(output)),
         typical=typical,
-        before=before,
-        typical_before=math.log(typical),
-        parts=parts,
+        output=output,
+        typical_output=math.log(typical),
+        attributions=parts,
     )
 
 
-def explained(mixes: tuple[Moved, ...], rates: tuple[Moved, ...], **changes: object) -> Explanation:
-    mean_rate = mean_of(rates)
-    assert mean_rate is not None
-    made = Explanation(
-        client="hospital-7",
+def explained(
+    mixes: tuple[Explained, ...],
+    rates: tuple[Explained, ...],
+    *,
+    entries: tuple[Entry, ...] = ENTRIES,
+    gap: float = 0.002,
+    client: str = "hospital-7",
+) -> Explanation:
+    return Explanation(
+        client=client,
         pool="unseen",
         about={"sensor": "blur", "severity": 0.7},
         recipe="digits",
         seed=3,
-        compared=40,
-        reads="log(0.001 + divergence) and the moments",
-        entries=ENTRIES,
-        mixes=mixes,
-        rates=rates,
-        mean_mix=mean_of(mixes),
-        mean_rate=mean_rate,
-        points=256,
-        gap=0.002,
-        tolerance=0.01,
+        num_typical=40,
+        attribution=Attribution(entries=entries, mixes=mixes, rates=rates, gap=gap),
     )
-    return dataclasses.replace(made, **changes)
 
 
 MIXES = (mix("norm1", 0.5, 0.02, 0.0, 0.01, 0.0), mix("norm2", 0.75, 0.10, 0.0, -0.06, 0.12))
 RATES = (rate("w", 0.05, math.log(2), 0.0, 0.0, math.log(0.9)), rate("b", 0.05, 0.1, 0, 0, 0))
 USUAL = explained(MIXES, RATES)
+FOUND = USUAL.attribution
 
 
 def test_a_change_is_said_in_its_unit() -> None:
@@ -94,48 +101,41 @@ def test_a_change_is_said_in_its_unit() -> None:
     factors = [typed(amount(RATES[0], math.log(x))) for x in (1.8, 0.5, 1.034, 1.0, 40.0)]
     assert factors == ["x1.80", "x0.50", "x1.034", "x1", "x40"]
     linear = dataclasses.replace(RATES[0], log=False)
-    assert [typed(amount(linear, x)) for x in (0.003, -2.4e-7, 0.0)] == ["+0.003", "-2.4e-7", "0"]
+    assert [typed(amount(linear, x)) for x in (0.003, -2.4e-7, 0.0)] == ["+0.003", "-2.4e-07", "0"]
 
 
-def test_the_reasons_are_the_largest_parts_in_the_direction_of_the_change() -> None:
-    assert typed(because(MIXES[1], ENTRIES)) == (
-        "mostly because the input sd of conv1 is 1.5 (typical 1): +0.12 and the divergence of "
-        "norm1 is 3.2 nats (typical 0.3): +0.10; against that, the input mean of conv1 is -0.25 "
-        "(typical 0.5): -0.06"
+def test_the_reasons_are_the_largest_attributions_with_their_signs() -> None:
+    assert typed(because(MIXES[1], FOUND, numbers=True)) == (
+        "input sd of conv1 (1.5, typical 1) +0.12, divergence of norm1 (3.2 nats, typical 0.3) "
+        "+0.10"
     )
+    opposed = mix("n", 0.5, 0.3, 0.0, -0.2, 0.0)
+    assert typed(because(opposed, FOUND)) == "divergence of norm1 +0.30, input mean of conv1 -0.20"
     # A tenth of the largest is not named.
-    small = mix("n", 0.5, 0.1, 0.01, -0.01, 0.0)
-    assert because(small, ENTRIES) == (
-        "mostly because the divergence of norm1 is 3.2 nats (typical 0.3): +0.10"
-    )
-    assert because(small, ENTRIES, short=True) == "divergence of norm1 +0.10"
+    assert because(mix("n", 0.5, 0.1, 0.01, -0.01, 0.0), FOUND) == "divergence of norm1 +0.10"
 
 
-def test_pushes_that_cancel_are_called_so() -> None:
-    cancels = mix("n", 0.5, 0.3, 0.0, -0.29, 0.0)
-    words = typed(because(cancels, ENTRIES, short=True))
-    assert words == "pushes cancel: divergence of norm1 +0.30, input mean of conv1 -0.29"
-    assert because(mix("n", 0.5, 0, 0, 0, 0), ENTRIES) == "no profile entry moved it"
+def test_where_nothing_moved_no_entry_is_named() -> None:
+    assert because(mix("n", 0.5, 0, 0, 0, 0), FOUND) == "no profile entry"
 
 
 def test_numbers_that_differ_are_written_so_that_they_do() -> None:
-    assert ENTRIES[0].numbers == ("3.2", "0.3")
-    assert ENTRIES[1].numbers == ("0.1", "0.1004")
-    assert Entry(kind="sd", layer="x", value=0.5, typical=0.5).numbers == ("0.5", "0.5")
+    assert entry_numbers(ENTRIES[0]) == "3.2 nats, typical 0.3"
+    assert entry_numbers(ENTRIES[1]) == "0.1 nats, typical 0.1004"
+    assert entry_numbers(Entry("x", 0.5, 0.5)) == "0.5, typical 0.5"
 
 
 def test_the_terminal_says_who_what_and_why() -> None:
     said = text(USUAL)
     lines = said.splitlines()
-    assert lines[0].startswith("hospital-7 (unseen; sensor blur, severity 0.7) against a typical")
-    flat = " ".join(said.split())
-    assert "a typical client: the median profile of the run's 40 seen clients" in flat
-    assert "The mix of norm2 is 0.91, +0.16 over a typical client: mostly because" in flat
-    assert "The mean mix is 0.72, +0.095 over a typical client" in flat
-    assert "The rate of w is 0.09, x1.80 a typical client's" in typed(flat)
-    assert re.search(r"^  divergence of norm1 +3\.2 nats +0\.3 ", said, re.M)
+    assert lines[0].startswith("hospital-7 (unseen; sensor blur, severity 0.7), compared with the")
+    flat = typed(said)
+    assert "the median profile of the run's seen clients (40)" in flat
+    assert "The mix of norm2 is 0.91 against 0.75, a change of +0.16, mostly because of" in flat
+    assert "The mean mix is 0.72 against 0.62, a change of +0.095" in flat
+    assert "The rate of w is 0.09 against 0.05, a change of x1.80, mostly because of" in flat
     assert re.search(r"^  mix of norm2 +0\.91 +0\.75 +\+0\.16   input sd of conv1", said, re.M)
-    assert "within 0.2 % of its movement (256 points" in flat
+    assert "within 0.2 % of all movement" in flat
     assert "bound" not in said
     assert all(len(line) <= 100 for line in lines if not line.startswith("  "))
 
@@ -145,8 +145,8 @@ def test_shares_count_pushes_in_both_directions_and_weigh_mixes_and_rates_alike(
     shares = explained(mixes, (rate("w", 0.05, 0, 0, 0, -3.0),)).shares
     assert shares == pytest.approx((0.25, 0.0, 0.25, 0.5))
     still = explained((mix("a", 0.5, 0, 0, 0, 0),), (rate("w", 0.05, 0, 0, 0, 0),))
-    assert still.shares == (0, 0, 0, 0)
-    assert "no profile entry moved it" in text(still)
+    assert still.shares == [0, 0, 0, 0]
+    assert "because of no profile entry" in text(still)
     assert "<svg" in render_explanation(still)
 
 
@@ -156,62 +156,49 @@ BOUNDED = explained(
 )
 
 
-def test_active_bounds_are_named_and_values_before_them_kept() -> None:
-    assert [m.bound for m in (*BOUNDED.mixes, *BOUNDED.rates)] == ["upper", "lower", "upper", None]
-    said = typed(" ".join(text(BOUNDED).split()))
-    assert (
-        "A bound is active: mix of norm1 (upper bound 1.00, the nets wrote 1.30), mix of norm2 "
-        "(lower bound 0.00, the nets wrote -0.30), rate of w (upper bound 1, the nets wrote 2)."
-    ) in said
-    assert "The typical client is at a bound in 1 of 4 hyperparameters." in said
-    assert "those before the bounds" in said
-    assert "The mix of norm2 is 0.00, its lower bound (typical 0.20); before the bound it" in said
-    assert re.search(r"mix of norm1 +1\.00 \(1\.30\) +1\.00 \(1\.10\)", text(BOUNDED))
+def test_values_at_a_bound_have_their_output_in_brackets() -> None:
+    mixes, rates = BOUNDED.kinds
+    assert [one.at_bound for one in (*mixes, *rates)] == [True, True, True, False]
+    assert "3 of 4 hyperparameters are at a bound" in typed(text(BOUNDED))
+    assert row(mixes[0], FOUND)[1:3] == ("1.00 (1.30)", "1.00 (1.10)")
     # The headline is about what the client gets: 0.5 and 0.6 on average.
-    assert "uses less of its own statistics than a typical client (mean mix 0.50 against 0.60)" in (
-        headline(BOUNDED)
+    assert headline(BOUNDED) == (
+        "Next to a typical client, hospital-7 mixes in less of its own statistics (mean mix 0.50 "
+        "against 0.60) and fine-tunes faster (mean rate 0.24 against 0.16)."
     )
-    assert BOUNDED.as_json()["mix"]["norm1"]["bound"] == "upper"
-    assert BOUNDED.as_json()["mix"]["norm1"]["before_bounds"] == pytest.approx(1.3)
+    plain = BOUNDED.to_dict()["mix"]["norm1"]
+    assert (plain["value"], plain["before_bounds"]) == (1.0, pytest.approx(1.3))
 
 
-def test_parts_that_do_not_add_up_are_not_called_exact() -> None:
-    said = " ".join(text(dataclasses.replace(USUAL, gap=0.034, points=4096)).split())
-    assert "Not exact: with 4096 points" in said
-    assert "only within 3.4 %" in said
-    assert dataclasses.replace(USUAL, gap=0.034).as_json()["converged"] is False
+def test_attributions_that_do_not_add_up_are_not_called_exact() -> None:
+    said = typed(text(explained(MIXES, RATES, gap=0.034)))
+    assert "Not exact: attributions miss the changes by up to 3.4 %" in said
 
 
 def test_without_norms_there_are_rates_only() -> None:
-    only = explained((), RATES, entries=ENTRIES[2:])
-    only = dataclasses.replace(
-        only,
-        rates=(rate("w", 0.05, 0.5, 0.1),),
-        mean_rate=mean_of((rate("w", 0.05, 0.5, 0.1),)),
-    )
-    said = text(only)
+    only = explained((), (rate("w", 0.05, 0.5, 0.1),), entries=ENTRIES[2:])
+    said = typed(text(only))
     assert "no batch-norm layer" in said
     assert "mix of" not in said
     assert headline(only) == (
-        "hospital-7 fine-tunes faster than a typical client (mean rate 0.091 against 0.05)."
+        "Next to a typical client, hospital-7 fine-tunes faster (mean rate 0.091 against 0.05)."
     )
     assert "Mean mix" not in render_explanation(only)
 
 
-def test_the_mean_rate_is_geometric_and_its_parts_add_up() -> None:
-    mean = USUAL.mean_rate
+def test_the_mean_rate_is_geometric_and_its_attributions_add_up() -> None:
+    mean = mean_of(RATES)
     assert mean.value == pytest.approx(math.sqrt(RATES[0].value * RATES[1].value))
-    assert math.fsum(mean.parts) == pytest.approx(mean.change)
-    assert mean_of(()) is None
+    assert math.fsum(mean.attributions) == pytest.approx(mean.change)
 
 
 def test_the_numbers_survive_json() -> None:
-    plain = json.loads(json.dumps(USUAL.as_json(), allow_nan=False))
+    plain = json.loads(json.dumps(USUAL.to_dict(), allow_nan=False))
     one = plain["mix"]["norm2"]
-    assert math.fsum(one["parts"].values()) == pytest.approx(one["change"])
-    assert set(one["parts"]) == {entry.name for entry in ENTRIES} == set(plain["profile"])
-    huge = dataclasses.replace(USUAL, rates=(dataclasses.replace(RATES[0], before=900.0),))
-    plain = json.loads(json.dumps(huge.as_json(), allow_nan=False))
+    assert math.fsum(one["attributions"].values()) == pytest.approx(one["change"])
+    assert set(one["attributions"]) == {entry.name for entry in ENTRIES} == set(plain["profile"])
+    huge = explained(MIXES, (dataclasses.replace(RATES[0], output=900.0),))
+    plain = json.loads(json.dumps(huge.to_dict(), allow_nan=False))
     assert plain["rate"]["w"]["before_bounds"] is None
 
 
@@ -225,47 +212,30 @@ def test_the_page_stands_alone_and_says_the_same() -> None:
         assert sentence in tags.text
     for _, name, value in tags.attributes:
         assert name not in ("src", "onload", "onclick")
-        assert name != "href" or value.startswith("data:")
+        assert name != "href" or value.startswith(("data:image/png", "#"))
     assert "://" not in page
     assert "@import" not in page
     for entry in ENTRIES:
-        assert entry.name in tags.text
-    for moved in (*MIXES, *RATES):
-        assert f"{moved.kind} of {moved.name}" in tags.text
+        assert f"{entry.name}: {entry_numbers(entry)}" in tags.text
+    for cells in (row(one, FOUND) for one in (*MIXES, *RATES)):
+        assert all(cell in tags.text for cell in cells)
 
 
-def test_every_picture_has_a_title_and_a_description() -> None:
-    page = render_explanation(USUAL)
-    drawings = re.findall(r'<svg width="100%"[^>]*>(.{0,600})', page)
-    assert len(drawings) == 4  # two charts of bars and two maps
-    for start in drawings:
-        assert re.match(r"<title>[^<]{10,}</title><desc>[^<]{10,}</desc>", start)
-    assert len(re.findall(r'role="img" aria-label="[^"]{10,}"', page)) == 4
-    assert "The strongest: divergence of norm1 on the rate of w, x2.00." in typed(page)
-
-
-def test_bars_start_at_zero_and_have_the_lengths_of_their_parts() -> None:
-    moved = mix("mean", 0.5, 0.2, 0.0, -0.1, 0.05)
-    drawn = part_bars(moved, ENTRIES, label="a label", description="a description")
-    bars = re.findall(
-        r'<rect x="([\d.]+)%" width="([\d.]+)%"[^>]* class="(\w+)"><title>([^:]+)', drawn
+def test_the_figure_says_its_shares_and_its_scale() -> None:
+    page = typed(render_explanation(USUAL))
+    found = re.search(
+        r'<svg [^>]*role="img" aria-label="[^"]{10,}"[^>]*><desc>([^<]*)</desc>', page
     )
-    ends = {name: (float(x), float(width), kind) for x, width, kind, name in bars}
-    zero = ends["divergence of norm1"][0]
-    scale = ends["divergence of norm1"][1] / 0.2
-    assert ends["divergence of norm1"][2] == "up"
-    x, width, kind = ends["input mean of conv1"]
-    assert kind == "down"
-    assert x + width == pytest.approx(zero, abs=0.02)
-    assert width == pytest.approx(0.1 * scale, abs=0.02)
-    assert ends["all entries"][1] == pytest.approx(0.15 * scale, abs=0.02)
+    assert found
+    for share, entry in zip(USUAL.shares, ENTRIES, strict=True):
+        assert f"{entry.name}: {typed(entry_numbers(entry))} {100 * share:.0f} %" in found[1]
+    # The colour bars end at the largest attribution.
+    for end in ("-0.12", "+0.12", "x0.50", "x2.00"):
+        assert f">{end}</text>" in page
 
 
 def test_a_deep_model_still_makes_a_page_of_a_reasonable_size() -> None:
-    deep = tuple(
-        Entry(kind="mean", layer=f"layer{i}.<b>&downsample.conv", value=i, typical=0.5)
-        for i in range(260)
-    )
+    deep = tuple(Entry(f"input mean of layer{i}.<b>&downsample.$conv$", i, 0.5) for i in range(260))
     parts = [[0.001 * ((i * j) % 7 - 3) for i in range(260)] for j in range(160)]
     big = explained(
         tuple(mix(f"layer{j}.bn", 0.5, *parts[j]) for j in range(53)),
@@ -274,18 +244,8 @@ def test_a_deep_model_still_makes_a_page_of_a_reasonable_size() -> None:
         client="<i>me</i>",
     )
     page = render_explanation(big)
-    assert len(page) < 1_500_000
-    shown = Tags(page).text
-    assert "200 other entries" in shown  # of the map
-    assert "251 other entries" in shown  # of the bars
+    assert len(page) < 300_000
+    assert "220 other entries" in Tags(page).text
     assert "<b>" not in page
     assert "<i>me" not in page
     assert len(text(big).splitlines()) < 60
-
-
-def test_long_names_keep_both_ends_of_the_layer() -> None:
-    entry = Entry(kind="divergence", layer="layer2.0.downsample.1", value=1, typical=2)
-    assert entry.short(26) == "div. layer2.0.downsample.1"
-    assert len(entry.short(20)) == 20
-    assert re.fullmatch(r"div\. layer2.+ample\.1", entry.short(20))
-    assert ENTRIES[0].short(26) == "divergence of norm1"

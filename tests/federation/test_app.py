@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,23 +12,27 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedl2p import app, methods, models, recipes
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute
 from fedl2p.deploy import server as serving
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.messages import Clients
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.reporting import page
 from fedl2p.seeds import derive_seed
 from support.federation_toys import same
+from support.flower_grid import NodeGrid
 
 pytest.importorskip("sklearn")
 
 
-class AppGrid(InProcessGrid):
+class AppGrid(NodeGrid):
     """Hands every message to a ClientApp, as a runtime does."""
 
-    def __init__(self, client: ClientApp, names_of: Handler) -> None:
+    def __init__(self, client: ClientApp, names_of: ClientNode) -> None:
         super().__init__(names_of)
         self.client = client
 
@@ -44,11 +47,15 @@ def test_a_client_app_gives_the_bits_of_the_process() -> None:
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
-    handler = Handler(
-        build=lambda: copy.deepcopy(initial),
+    node = ClientNode(
+        build=lambda: computing(initial, Compute(stack_size=1)),
         population=population,
         methods={method.name: method},
     )
+    engines: list[Clients] = [
+        InProcess(node),
+        OnFlower(AppGrid(app.client_app(study), node)),  # type: ignore[arg-type]
+    ]
     ends = [
         federate(
             method,
@@ -57,9 +64,9 @@ def test_a_client_app_gives_the_bits_of_the_process() -> None:
             rounds=Rounds(rounds=2, clients_per_round=2),
             seed=study.seed,
             stage="pretrain",
-            nodes=Nodes(grid),
+            clients=clients,
         )
-        for grid in (InProcessGrid(handler, cohort=1), AppGrid(app.client_app(study), handler))
+        for clients in engines
     ]
     assert same(ends[0].state, ends[1].state)
     a, b = ([dataclasses.replace(r, seconds=0.0) for r in end.records] for end in ends)
@@ -104,13 +111,13 @@ def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
 
     pages: list[Path] = []
 
-    def noting(study: Any, out: Any, *, resume: bool, nodes: Nodes, listeners: Any) -> None:
-        runs.append((study.recipe, out, resume, nodes.grid))
+    def noting(study: Any, out: Any, *, resume: bool, clients: OnFlower, listeners: Any) -> None:
+        runs.append((study.recipe, out, resume, clients.directory.grid))
 
     monkeypatch.setattr(serving, "run_study", noting)
     monkeypatch.setattr(page, "write_page", pages.append)
     study = recipes.get("smoke")
-    grid = InProcessGrid(app.handler_of(study))
+    grid = NodeGrid(app.node_of(study))
     app.server_app(study, out=tmp_path)(grid, context())
     app.server(grid, context(recipe="smoke", out="run-{run-id}", resume=True))
     app.server(grid, context(recipe="smoke", out=""))

@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from fedl2p import atomic_files
-from fedl2p.federation import checkpoints
-from fedl2p.federation.checkpoints import Checkpoint
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute
+from fedl2p.federation import progress as checkpoints
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.messages import FederationError
 from fedl2p.federation.personalizing import personalize_all
+from fedl2p.federation.progress import Checkpoint
 from fedl2p.federation.round_records import Federated, RoundRecord
-from fedl2p.federation.rounds import FederationError, federate
+from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model, same
 
@@ -42,14 +44,20 @@ class StopAfter:
     def on_end(self, stage: str) -> None: ...
 
 
-def nodes(method: Toward = METHOD, cohort: int = 0) -> Nodes:
-    handler = Handler(build=model, population=POPULATION, methods={method.name: method})
-    return Nodes(InProcessGrid(handler, cohort=cohort))
+def clients(method: Toward = METHOD, **options: Any) -> InProcess:
+    return InProcess(
+        ClientNode(
+            build=lambda: computing(model(), Compute(stack_size=1)),
+            population=POPULATION,
+            methods={method.name: method},
+            **options,
+        )
+    )
 
 
 def run(
     folder: Path | None,
-    where: Nodes | None = None,
+    where: InProcess | None = None,
     *,
     method: Toward = METHOD,
     seed: int = 3,
@@ -65,7 +73,7 @@ def run(
         rounds=Rounds(**{"rounds": 5, "clients_per_round": 4, **rounds}),
         seed=seed,
         stage="learn",
-        nodes=where or nodes(method),
+        clients=where or clients(method),
         listeners=[StopAfter(stop)],
         checkpoint=folder,
         resume=resume,
@@ -81,26 +89,26 @@ def assert_same(a: Federated, b: Federated) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "keep"), [("fedavg", "last"), ("fedadam", "average"), ("fedyogi", "last")]
+    ("strategy", "keep"), [("fedavg", "last"), ("fedadam", "average"), ("fedavgm", "last")]
 )
 @pytest.mark.parametrize("stop", range(1, 7))
 def test_resuming_after_every_round_equals_no_interruption(
     tmp_path: Path, strategy: str, keep: str, stop: int
 ) -> None:
     settings: dict[str, Any] = {"strategy": strategy, "keep": keep}
-    whole_nodes, resumed_nodes = nodes(), nodes()
-    whole = run(None, whole_nodes, **settings)
+    whole_clients, resumed_clients = clients(), clients()
+    whole = run(None, whole_clients, **settings)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=stop, **settings)
-    # New nodes: the process was gone, and with it what clients kept and the model they had.
-    resumed = run(tmp_path, resumed_nodes, resume=True, **settings)
+    # New clients: the process was gone, and with it what clients kept and the model they had.
+    resumed = run(tmp_path, resumed_clients, resume=True, **settings)
     assert_same(whole, resumed)
-    for one, other in ((whole_nodes.kept("toward"), resumed_nodes.kept("toward")),):
+    for one, other in ((whole_clients.kept("toward"), resumed_clients.kept("toward")),):
         assert one.keys() == other.keys()
         assert all(same(one[name], other[name]) for name in one)
     outcomes = [
-        personalize_all(METHOD, model(1), done.state, POPULATION, seed=3, nodes=where)
-        for done, where in ((whole, whole_nodes), (resumed, resumed_nodes))
+        personalize_all(METHOD, model(1), done.state, POPULATION, seed=3, clients=where)
+        for done, where in ((whole, whole_clients), (resumed, resumed_clients))
     ]
     assert outcomes[0] == outcomes[1]
 
@@ -125,25 +133,23 @@ def test_an_interruption_inside_a_round_goes_back_to_the_last_finished_one(tmp_p
 
     asked = iter(range(99))
     method = Interrupted(noise=0.2, rate=0.7, use_kept=True)
-    where = nodes(method, cohort=1)
+    where = clients(method, keep_bytes=0)
     # Clients one by one: some have trained and kept something when the interruption comes.
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, where, method=method)
-    # The same nodes go on, as in a notebook.
-    handler = where.grid.handler  # type: ignore[attr-defined]
-    handler.methods["toward"] = METHOD
+    # The same clients go on, as in a notebook.
+    where.node.methods["toward"] = METHOD
     assert_same(run(None), run(tmp_path, where, resume=True))
 
 
-def test_a_finished_stage_returns_its_result_without_a_message(tmp_path: Path) -> None:
+def test_a_finished_stage_returns_its_result_without_a_question(tmp_path: Path) -> None:
     whole = run(tmp_path)
-    where = nodes()
+    where = clients()
 
     def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError("a message was sent")
+        raise AssertionError("a question was asked")
 
-    where.meet()
-    where.grid.send_and_receive = refuse  # type: ignore[method-assign]
+    where.ask = refuse  # type: ignore[method-assign]
     assert_same(whole, run(tmp_path, where, resume=True))
     assert len(where.kept("toward")) > 0
 

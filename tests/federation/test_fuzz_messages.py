@@ -12,19 +12,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower import records as wire
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.flower.client_app import answer
+from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.messages import WEIGHT
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from support.federation_toys import Line, Toward, model, same
+from support.flower_grid import NodeGrid, is_query
 from support.fuzzing import ends_well, fuzz, mutated
 
 POPULATION = Line(seen=3)
 METHOD = Toward(rate=0.5)
-BAD_NODE = 2  # that of c1: nodes are numbered from 1
+BAD_NODE = 10  # that of c1
 
 SCALARS: st.SearchStrategy[Any] = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
@@ -36,7 +38,7 @@ TEXTS = st.text(max_size=20) | st.sampled_from(
 )
 LISTS = st.lists(st.integers(0, 9), max_size=3) | st.lists(st.floats(), max_size=3)
 METRICS = st.dictionaries(
-    st.sampled_from([wire.WEIGHT, "loss", "accuracy", "num_train", "num_test", "seconds", "x"]),
+    st.sampled_from([WEIGHT, "loss", "accuracy", "num_train", "num_test", "seconds", "x"]),
     SCALARS | LISTS,
     max_size=7,
 )
@@ -45,7 +47,7 @@ CONFIGS = st.dictionaries(
     st.one_of(SCALARS, TEXTS, LISTS, st.booleans(), st.binary(max_size=9), st.lists(TEXTS)),
     max_size=7,
 )
-SOUND = dict(wire.to_record(METHOD.start(model()), live=False))
+SOUND = dict(wire.encode_state(METHOD.start(model())))
 
 
 @st.composite
@@ -106,7 +108,7 @@ def changes(draw: st.DrawFn) -> Callable[[RecordDict], RecordDict]:
     return change
 
 
-class ChangingGrid(InProcessGrid):
+class ChangingGrid(NodeGrid):
     """Changes what one client answers, or what it is asked."""
 
     change: Callable[[RecordDict], RecordDict]
@@ -117,7 +119,7 @@ class ChangingGrid(InProcessGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         questions = list(messages)
-        if (questions[0].metadata.message_type == wire.QUERY) != self.queries:
+        if is_query(questions[0]) != self.queries:
             return super().send_and_receive(questions)
         # by node, not by place: whoever has not understood is asked again by itself
         if self.asked:
@@ -125,8 +127,7 @@ class ChangingGrid(InProcessGrid):
                 if question.metadata.dst_node_id == BAD_NODE:
                     questions[place] = copy.copy(question)
                     questions[place].content = self.change(question.content)
-            # Each by itself, as on nodes of their own.
-            return [r for q in questions for r in InProcessGrid.send_and_receive(self, [q])]
+            return super().send_and_receive(questions)
         replies = super().send_and_receive(questions)
         for reply in replies:
             if reply.metadata.src_node_id == BAD_NODE and reply.has_content():
@@ -134,22 +135,26 @@ class ChangingGrid(InProcessGrid):
         return replies
 
 
-def nodes(change: Callable[[RecordDict], RecordDict], **flags: bool) -> Nodes:
-    handler = Handler(build=model, population=POPULATION, methods={METHOD.name: METHOD}, live=False)
-    grid = ChangingGrid(handler)
+def grid_of(change: Callable[[RecordDict], RecordDict], **flags: bool) -> ChangingGrid:
+    node = ClientNode(build=model, population=POPULATION, methods={METHOD.name: METHOD})
+    grid = ChangingGrid(node)
     grid.change = change
     for name, value in flags.items():
         setattr(grid, name, value)
-    return Nodes(grid)
+    return grid
 
 
-def run(where: Nodes) -> Any:
+def clients(change: Callable[[RecordDict], RecordDict], **flags: bool) -> OnFlower:
+    return OnFlower(grid_of(change, **flags))  # type: ignore[arg-type]
+
+
+def run(where: OnFlower) -> Any:
     return federate(
         *(METHOD, model(), POPULATION),
         rounds=Rounds(rounds=1, keep="last"),
         seed=0,
         stage="learn",
-        nodes=where,
+        clients=where,
     )
 
 
@@ -180,7 +185,7 @@ ALONE = federate(
 @given(change=changes())
 def test_replies_in_rounds(change: Callable[[RecordDict], RecordDict]) -> None:
     with ends_well("replies in rounds"):
-        done = run(nodes(change))
+        done = run(clients(change))
         assert all(t.isfinite().all() for t in done.state.values())
         assert done.records[0].failures in (0, 1)
         assert list(done.records[0].reasons) in ([], ["c1"])
@@ -196,7 +201,7 @@ def test_replies_in_rounds(change: Callable[[RecordDict], RecordDict]) -> None:
 def test_replies_of_personalization(change: Callable[[RecordDict], RecordDict]) -> None:
     with ends_well("replies of personalization"):
         outcomes = personalize_all(
-            *(METHOD, model(), METHOD.start(model()), POPULATION), seed=0, nodes=nodes(change)
+            *(METHOD, model(), METHOD.start(model()), POPULATION), seed=0, clients=clients(change)
         )
         assert [o.client for o in outcomes] == ["c0", "c1", "c2"]
         assert [o.failure for o in (outcomes[0], outcomes[2])] == [None, None]
@@ -210,7 +215,7 @@ def test_replies_of_personalization(change: Callable[[RecordDict], RecordDict]) 
 @given(change=changes())
 def test_introductions(change: Callable[[RecordDict], RecordDict]) -> None:
     with ends_well("introductions"):
-        names = nodes(change, queries=True).meet()
+        names = clients(change, queries=True).directory.refresh()
         assert {"c0", "c2"} <= set(names)
 
 
@@ -218,22 +223,19 @@ def test_introductions(change: Callable[[RecordDict], RecordDict]) -> None:
 @given(change=changes())
 def test_questions_to_a_node(change: Callable[[RecordDict], RecordDict]) -> None:
     """A node answers a server that sends nonsense, and goes on serving."""
-    where = nodes(change, asked=True)
+    grid = grid_of(change, asked=True)
+    where = OnFlower(grid)  # type: ignore[arg-type]
     with ends_well("questions"):
         done = run(where)
         assert list(done.records[0].reasons) in ([], ["c1"])
-    where.grid.asked = False  # type: ignore[attr-defined]
-    where.grid.change = lambda content: content  # type: ignore[attr-defined]
+    grid.asked = False
+    grid.change = lambda content: content
     assert run(where).records[0].failures == 0
 
 
 @pytest.mark.parametrize("kind", ["train.other", "evaluate.default", "train"])
 def test_a_node_refuses_what_nobody_asks(kind: str) -> None:
-    where = nodes(lambda content: content)
-    where.meet()
-    question = Message(RecordDict(), 1, kind)
-    handler = where.grid.handler  # type: ignore[attr-defined]
-    context = where.grid.contexts[1]  # type: ignore[attr-defined]
-    (reply,) = handler.handle([question], [context])
+    grid = grid_of(lambda content: content)
+    reply = answer(grid.node, Message(RecordDict(), 1, kind), grid.contexts[BAD_NODE])
     assert reply.has_error()
     assert "the message cannot be read" in reply.error.reason

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute
+from fedl2p.federation.clients.in_process import InProcess, in_process
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.flower.encoded import Encoded
+from fedl2p.federation.messages import Clients, FederationError
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import Federated
-from fedl2p.federation.rounds import FederationError, draw_cohort, federate
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.sampling import draw_cohort
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method
 from fedl2p.seeds import derive_seed
@@ -27,12 +31,17 @@ def run(
     population: Line | None = None,
     *,
     seed: int = 0,
-    cohort: int = 0,
-    live: bool = True,
+    stack_size: int = 10,
+    encoded: bool = False,
     **rounds: Any,
 ) -> Federated:
     method, population = method or Toward(), population or Line()
-    handler = Handler(build=model, population=population, methods={method.name: method}, live=live)
+    node = ClientNode(
+        build=lambda: computing(model(), Compute(stack_size=stack_size)),
+        population=population,
+        methods={method.name: method},
+    )
+    clients: Clients = Encoded(InProcess(node)) if encoded else InProcess(node)
     return federate(
         method,
         model(),
@@ -40,7 +49,7 @@ def run(
         rounds=Rounds(**{"rounds": 1, **rounds}),
         seed=seed,
         stage="learn",
-        nodes=Nodes(InProcessGrid(handler, cohort=cohort)),
+        clients=clients,
     )
 
 
@@ -78,13 +87,13 @@ def test_a_record_judges_the_state_received_and_a_last_pass_judges_the_last_stat
     assert [r.clients for r in done.records] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("cohort", [1, 3])
-@pytest.mark.parametrize("live", [True, False])
-def test_cohorts_and_encoding_change_no_bit(cohort: int, live: bool) -> None:
+@pytest.mark.parametrize("stack_size", [1, 3])
+@pytest.mark.parametrize("encoded", [True, False])
+def test_calls_and_encoding_change_no_bit(stack_size: int, encoded: bool) -> None:
     method = Toward(noise=0.3, rate=0.5, use_kept=True)
     settings: dict[str, Any] = {"rounds": 3, "clients_per_round": 4, "strategy": "fedadam"}
     one = run(method, Line(7), **settings)
-    other = run(method, Line(7), cohort=cohort, live=live, **settings)
+    other = run(method, Line(7), stack_size=stack_size, encoded=encoded, **settings)
     assert same(one.state, other.state)
     assert plain(one) == plain(other)
 
@@ -227,13 +236,13 @@ REASONS = {
 
 
 @pytest.mark.parametrize("how", REASONS)
-@pytest.mark.parametrize("cohort", [0, 1])
+@pytest.mark.parametrize("stack_size", [10, 1])
 def test_a_bad_client_is_named_counted_and_never_averaged(
-    how: str, cohort: int, caplog: pytest.LogCaptureFixture
+    how: str, stack_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     population = Line(seen=4)
     with caplog.at_level(logging.WARNING, logger="fedl2p"):
-        done = run(Toward(bad=("c2",), how=how), population, cohort=cohort, keep="last")
+        done = run(Toward(bad=("c2",), how=how), population, stack_size=stack_size, keep="last")
     good = population.weighted_mean(["c0", "c1", "c3"])
     torch.testing.assert_close(done.state["point"], good)
     assert done.records[0].failures == 1
@@ -246,7 +255,7 @@ def test_a_bad_client_is_named_counted_and_never_averaged(
 
 def test_what_a_failed_client_kept_stays_as_it_was() -> None:
     population, method = Line(seen=2), Toward(bad=("c1",), how="nan")
-    nodes = in_process(model(), population, {method.name: method})
+    clients = in_process(model(), population, {method.name: method})
     federate(
         method,
         model(),
@@ -254,9 +263,9 @@ def test_what_a_failed_client_kept_stays_as_it_was() -> None:
         rounds=Rounds(rounds=3),
         seed=0,
         stage="learn",
-        nodes=nodes,
+        clients=clients,
     )
-    assert {k: v["visits"].item() for k, v in nodes.kept(method.name).items()} == {"c0": 3}
+    assert {k: v["visits"].item() for k, v in clients.kept(method.name).items()} == {"c0": 3}
 
 
 def test_a_client_whose_data_cannot_be_opened_is_a_failure_of_its_own() -> None:
@@ -344,11 +353,11 @@ def test_the_callers_model_is_left_alone() -> None:
 
 def test_personalize_reaches_unseen_clients_and_reads_what_clients_keep() -> None:
     population, method = Line(seen=3, unseen=2), Toward(bad=("c4",))
-    nodes = in_process(model(), population, {method.name: method})
+    clients = in_process(model(), population, {method.name: method})
     done = federate(
-        method, model(), population, rounds=Rounds(rounds=2), seed=0, stage="learn", nodes=nodes
+        method, model(), population, rounds=Rounds(rounds=2), seed=0, stage="learn", clients=clients
     )
-    outcomes = personalize_all(method, model(), done.state, population, seed=0, nodes=nodes)
+    outcomes = personalize_all(method, model(), done.state, population, seed=0, clients=clients)
     assert [o.client for o in outcomes] == list(population.names)
     assert [o.num_train for o in outcomes] == [1, 2, 3, 4, 5]  # of a failed client too
     assert [o.num_test for o in outcomes] == [2, 2, 2, 0, 0]  # the toy tells its visits here
@@ -357,8 +366,10 @@ def test_personalize_reaches_unseen_clients_and_reads_what_clients_keep() -> Non
     assert outcomes[4].failure == "no luck"
     assert math.isnan(outcomes[4].accuracy)
     some = personalize_all(
-        method, model(), done.state, population, seed=0, nodes=nodes, names=["c3", "c0"]
+        method, model(), done.state, population, seed=0, clients=clients, names=["c3", "c0"]
     )
     assert [o.client for o in some] == ["c3", "c0"]
-    with pytest.raises(ValueError, match="no node is client 'c9'"):
-        personalize_all(method, model(), done.state, population, seed=0, nodes=nodes, names=["c9"])
+    with pytest.raises(ValueError, match="there is no client 'c9'"):
+        personalize_all(
+            method, model(), done.state, population, seed=0, clients=clients, names=["c9"]
+        )

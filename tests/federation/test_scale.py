@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedl2p.core.clientdata import ClientData
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute
 from fedl2p.data.pools.names import Chained, LazyNames, Numbered
 from fedl2p.data.population import Population
-from fedl2p.federation.clients import spool
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler, kept
-from fedl2p.federation.flower import records as wire
-from fedl2p.federation.flower.client_directory import Nodes, in_process
+from fedl2p.federation.clients.in_process import InProcess, in_process
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.messages import Clients, content_hash
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.privacy.settings import Privacy
-from fedl2p.federation.rounds import draw_cohort, federate
-from fedl2p.federation.server.aggregation import Aggregator
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.sampling import draw_cohort
+from fedl2p.federation.server.aggregation import WeightedMean
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update
 from support.federation_toys import Line, Toward, model, same
@@ -120,9 +120,11 @@ def test_names_of_a_population_are_a_tuple_only_if_its_parts_are() -> None:
     assert crowd.names == ("u0", "u1")
 
 
-def go(method: Toward, population: Population, nodes: Nodes | None, **rounds: Any) -> Any:
-    wanted = Rounds(**{"rounds": 3, **rounds})
-    return federate(method, model(1), population, rounds=wanted, seed=0, stage="learn", nodes=nodes)
+def go(method: Toward, population: Population, clients: Clients | None, **rounds: Any) -> Any:
+    settings = Rounds(**{"rounds": 3, **rounds})
+    return federate(
+        method, model(1), population, rounds=settings, seed=0, stage="learn", clients=clients
+    )
 
 
 def timeless(records: Sequence[Any]) -> list[Any]:
@@ -131,8 +133,8 @@ def timeless(records: Sequence[Any]) -> list[Any]:
 
 def test_of_a_million_registered_clients_only_those_drawn_are_touched() -> None:
     crowd, method = Crowd(MANY, MANY), Toward(noise=0.5, use_kept=True)
-    nodes = in_process(model(), crowd, {method.name: method})
-    done = go(method, crowd, nodes, clients_per_round=20)
+    clients = in_process(model(), crowd, {method.name: method})
+    done = go(method, crowd, clients, clients_per_round=20)
     drawn: set[str] = set()
     for record in done.records:
         cohort = draw_cohort(crowd.seen, size=20, seed=0, round=record.round)
@@ -144,17 +146,18 @@ def test_of_a_million_registered_clients_only_those_drawn_are_touched() -> None:
         for round in (1, 2, 3)
         for name in draw_cohort(crowd.seen, size=20, seed=0, round=round)
     }
-    assert nodes.kept(method.name).keys() == trained
-    contexts = nodes.grid.contexts  # type: ignore[attr-defined]
-    # Those that only judged the last state have kept nothing, and have no context any more.
-    assert {crowd.names[node - 1] for node in contexts.made} == trained
-    assert len(nodes._have) == len(drawn), "the model went to these"
+    assert clients.kept(method.name).keys() == trained
+    key = content_hash(dict(model(1).state_dict()))
+    assert clients.has_model(key) == sorted(drawn), "the model went to these"
+    assert clients.has_model(clients.node.initial) is None, "all, without a list of them"
     some = [crowd.seen[123_456], crowd.unseen[-1]]
-    outcomes = personalize_all(method, model(1), done.state, crowd, seed=0, names=some, nodes=nodes)
+    outcomes = personalize_all(
+        method, model(1), done.state, crowd, seed=0, names=some, clients=clients
+    )
     assert [(o.client, o.failure) for o in outcomes] == [(name, None) for name in some]
-    with pytest.raises(ValueError, match=f"no node is client 'c{2 * MANY}' .* {2 * MANY} nodes"):
+    with pytest.raises(ValueError, match=f"no client 'c{2 * MANY}' .* {2 * MANY} clients"):
         personalize_all(
-            method, model(1), done.state, crowd, seed=0, names=[f"c{2 * MANY}"], nodes=nodes
+            method, model(1), done.state, crowd, seed=0, names=[f"c{2 * MANY}"], clients=clients
         )
 
 
@@ -164,10 +167,12 @@ def test_lazy_names_give_the_bits_of_a_tuple() -> None:
     held.seen, held.unseen = tuple(held.seen), tuple(held.unseen)
     ends = []
     for population in (lazy, held):
-        nodes = in_process(model(), population, {method.name: method}, cohort=3)
-        done = go(method, population, nodes, clients_per_round=7)
-        outcomes = personalize_all(method, model(1), done.state, population, seed=0, nodes=nodes)
-        ends.append((done, outcomes, nodes.kept(method.name)))
+        clients = in_process(model(), population, {method.name: method})
+        done = go(method, population, clients, clients_per_round=7)
+        outcomes = personalize_all(
+            method, model(1), done.state, population, seed=0, clients=clients
+        )
+        ends.append((done, outcomes, clients.kept(method.name)))
     (a, b), (c, d), (e, f) = zip(*ends, strict=True)
     assert same(a.state, b.state)
     assert timeless(a.records) == timeless(b.records)
@@ -198,7 +203,7 @@ def test_a_checkpoint_of_lazy_names_can_be_resumed(tmp_path: Path) -> None:
             rounds=Rounds(rounds=4, clients_per_round=5, keep="last"),
             seed=0,
             stage="learn",
-            nodes=in_process(model(), crowd, {method.name: method}),
+            clients=in_process(model(), crowd, {method.name: method}),
             checkpoint=tmp_path / folder,
             resume=True,
             listeners=listeners,
@@ -259,44 +264,11 @@ def test_up_to_a_hundred_thousand_clients_the_draw_is_a_shuffle_as_ever() -> Non
     assert draw_cohort(names, size=5, seed=3, round=2) == wanted
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "fedavg": {},
-    "fedadam": {"strategy": "fedadam"},
-    "fedyogi": {"strategy": "fedyogi"},
-    "weights": {"weight_limit": 2.0},
-    "clipped": {"clip_norm": 0.5},
-    "median": {"robust": "fedmedian"},
-    "private": {"privacy": Privacy(mechanism="central", noise=0.1), "keep": "last"},
-}
-
-
-@pytest.mark.parametrize("live", [True, False])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_replies_that_wait_in_a_file_give_the_same_bits(
-    name: str, live: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    population, method = Line(seen=9), Toward(noise=0.5, use_kept=True, bad=("c3",), how="nan")
-    ends = []
-    for keep_bytes in (1 << 30, 700, 0):
-        monkeypatch.setattr(spool, "KEEP_BYTES", keep_bytes)
-        handler = Handler(
-            build=model,
-            population=population,
-            methods={method.name: method},
-            live=live,
-            simulated=True,
-        )
-        nodes = Nodes(InProcessGrid(handler, cohort=2))
-        ends.append(go(method, population, nodes, clients_per_round=7, **SETTINGS[name]))
-    for end in ends[1:]:
-        assert same(end.state, ends[0].state)
-        assert timeless(end.records) == timeless(ends[0].records), "bytes included"
-
-
 class Counting(Toward):
     """Remembers, weakly, the tensors that its clients sent."""
 
     def train(self, model: Any, state: State, clients: Sequence[Client]) -> list[Update]:
+        CALLS.append(len(clients))
         updates = super().train(model, state, clients)
         for update in updates:
             # A tensor's memory outlives the tensor; an array's owner can be watched.
@@ -307,54 +279,43 @@ class Counting(Toward):
 
 
 SENT: list[weakref.ref[Any]] = []
+CALLS: list[int] = []
 
 
-def test_when_the_mean_is_made_memory_holds_no_more_replies_than_allowed(
+def test_memory_holds_the_updates_of_one_call_however_many_clients_are_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     alive = []
-    combine = Aggregator.combine
+    add = WeightedMean.add
 
-    def counting(self: Aggregator, state: State, replies: Any) -> State | None:
+    def counting(self: WeightedMean, update: Update) -> None:
         gc.collect()
         alive.append(sum(ref() is not None for ref in SENT))
-        SENT.clear()
-        return combine(self, state, replies)
+        add(self, update)
 
-    monkeypatch.setattr(Aggregator, "combine", counting)
+    monkeypatch.setattr(WeightedMean, "add", counting)
     population, method = Line(seen=20), Counting()
-    one = wire.count_bytes(
-        wire.RecordDict({wire.ARRAYS: wire.to_record(method.start(model()), live=True)})
-    )
-    for keep, wanted in ((1 << 30, 20), (3 * one, 3), (0, 0)):
-        monkeypatch.setattr(spool, "KEEP_BYTES", keep)
-        nodes = in_process(model(), population, {method.name: method}, cohort=1)
-        done = go(method, population, nodes, rounds=2)
-        assert alive == [wanted, wanted]
+    for keep_bytes, calls in ((1 << 20, [20]), (0, [4] * 5)):
+        SENT.clear()
+        CALLS.clear()
         alive.clear()
+        node = ClientNode(
+            build=lambda: computing(model(), Compute(stack_size=4)),
+            population=population,
+            methods={method.name: method},
+            keep_bytes=keep_bytes,
+        )
+        done = go(method, population, InProcess(node), rounds=1, keep="last")
+        assert CALLS[: len(calls)] == calls, "whole stacks"
+        assert max(alive) <= calls[0] + 1
         torch.testing.assert_close(done.state["point"], population.weighted_mean(population.seen))
 
 
-def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(spool, "KEEP_BYTES", 0)
-    monkeypatch.setattr(spool.tempfile, "TemporaryFile", full)
-    with pytest.raises(OSError, match=r"No space left on device\); set TMPDIR"):
-        go(Toward(), Line(seen=2), None)
-
-
-def test_what_is_kept_is_found_again_and_forgotten_at_a_new_start() -> None:
+def test_what_is_kept_is_forgotten_at_a_new_start() -> None:
     population, method = Line(seen=3), Toward()
-    nodes = in_process(model(), population, {method.name: method})
-    go(method, population, nodes, clients_per_round=2, rounds=1)
-    contexts = nodes.grid.contexts  # type: ignore[attr-defined]
-    assert len(contexts.made) == 2
-    nodes.grid.restore(method.name, {"c2": {"visits": torch.tensor(4)}, "gone": {}})  # type: ignore[attr-defined]
-    assert list(nodes.kept(method.name)) == ["c2"]
-    assert kept(contexts[3], method.name)["visits"] == 4
-    assert len(contexts) == 3
-    assert 4 not in contexts
-    with pytest.raises(KeyError):
-        contexts[4]
+    clients = in_process(model(), population, {method.name: method})
+    go(method, population, clients, clients_per_round=2, rounds=1)
+    assert len(clients.kept(method.name)) == 2
+    clients.restore(method.name, {"c2": {"visits": torch.tensor(4)}, "c1": {}})
+    assert list(clients.kept(method.name)) == ["c2"]
+    assert clients.kept(method.name)["c2"]["visits"] == 4

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedl2p import models, recipes
@@ -19,14 +19,14 @@ from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.settings import InnerLoop
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import OUTCOME_NUMBERS
 from fedl2p.federation.flower import records
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.messages import OUTCOME_NUMBERS, WEIGHT
 from fedl2p.method import Method, State
 from fedl2p.study import engines
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
+from support.flower_grid import NodeGrid
 
 pytest.importorskip("sklearn")
 
@@ -34,10 +34,11 @@ Number = float | int
 
 # All that a client may say in numbers, by what it was asked: how many examples it has, and the loss
 # and accuracy of the state that it received or of its personalized model.
+TRAIN, VALIDATE, PERSONALIZE = records.MESSAGE_TYPES.values()
 METRICS = {
-    records.TRAIN: {records.WEIGHT, "loss", "accuracy"},
-    records.VALIDATE: {records.WEIGHT, "loss", "accuracy"},
-    records.PERSONALIZE: set(OUTCOME_NUMBERS),
+    TRAIN: {WEIGHT, "loss", "accuracy"},
+    VALIDATE: {WEIGHT, "loss", "accuracy"},
+    PERSONALIZE: set(OUTCOME_NUMBERS),
 }
 QUESTION = {"method", "stage", "round", "model", "seed"}
 
@@ -52,7 +53,7 @@ class Said:
     answer: RecordDict
 
 
-class Reading(InProcessGrid):
+class Reading(NodeGrid):
     """Keeps a copy of every question and answer, as bytes on a wire would hold them."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -61,32 +62,20 @@ class Reading(InProcessGrid):
 
     def send_and_receive(self, messages: Iterable[Message], **options: Any) -> list[Message]:
         asked = list(messages)
-        questions = {m.metadata.dst_node_id: _copied(m.content) for m in asked}
+        questions = {m.metadata.dst_node_id: m.content for m in asked}
+        names = self.node.population.names
         replies = super().send_and_receive(asked, **options)
         for reply in replies:
             assert not reply.has_error(), reply.error.reason
             node = reply.metadata.src_node_id
             kind = reply.metadata.message_type
-            self.said.append(
-                Said(self.names[node - 1], kind, questions[node], _copied(reply.content))
-            )
+            self.said.append(Said(names[(node - 3) // 7], kind, questions[node], reply.content))
         return replies
-
-
-def _copied(content: RecordDict) -> RecordDict:
-    return RecordDict(
-        {
-            key: ArrayRecord({n: Array(a.numpy().copy()) for n, a in record.items()})
-            if isinstance(record, ArrayRecord)
-            else record
-            for key, record in content.items()
-        }
-    )
 
 
 def arrays(content: RecordDict, key: str = records.ARRAYS) -> dict[str, Tensor]:
     record = content.get(key)
-    return records.to_state(record) if isinstance(record, ArrayRecord) else {}
+    return records.decode_state(record) if isinstance(record, ArrayRecord) else {}
 
 
 # --- what may be said -------------------------------------------------------------------------
@@ -98,7 +87,7 @@ def strange_fields(said: Said) -> Iterator[str]:
         allowed: dict[str, Any] = {records.CONFIG: {"client", "models"}}
     else:
         allowed = {records.METRICS: METRICS[said.kind]}
-        if said.kind == records.TRAIN:
+        if said.kind == TRAIN:
             allowed[records.ARRAYS] = arrays(said.question).keys()
     for key, record in said.answer.items():
         if key not in allowed:
@@ -205,10 +194,10 @@ def small(**changes: Any) -> Study:
 def conversation(study: Study, *more: Method) -> tuple[Reading, dict[str, list[Secret]]]:
     """Run a study and return all that was said, and each client's secrets."""
     population = study.data.open(study.seed)
-    handler = engines.handler_of(study, population, live=True)
-    handler.methods.update({method.name: method for method in more})
-    grid = Reading(handler)
-    run_study(study, nodes=Nodes(grid))
+    node = engines.node_of(study, population)
+    node.methods.update({method.name: method for method in more})
+    grid = Reading(node)
+    run_study(study, clients=OnFlower(grid))  # type: ignore[arg-type]
     return grid, secrets(grid, study, population)
 
 
@@ -239,11 +228,11 @@ def default() -> tuple[Reading, dict[str, list[Secret]]]:
 
 def test_every_kind_of_message_was_read(default: tuple[Reading, Any]) -> None:
     kinds = {said.kind for said in default[0].said}
-    assert kinds == set(records.ACTIONS)
+    assert kinds == {records.QUERY, *records.ACTIONS}
     asked = {
         str(records.record_of(said.question, records.CONFIG, ConfigRecord)["method"])
         for said in default[0].said
-        if said.kind == records.PERSONALIZE
+        if said.kind == PERSONALIZE
     }
     assert asked == set(small().methods), "all methods that a study runs by default"
 
@@ -264,8 +253,8 @@ def test_no_profile_label_count_or_sample_is_in_any_message(
         assert [*revealed(said.answer, hidden[said.client])] == [], (said.client, said.kind)
     # What the server sends on holds nobody's secrets either.
     everybody = [secret for own in hidden.values() for secret in own]
-    questions = {id(s.question): s for s in grid.said if s.kind == records.PERSONALIZE}
-    for said in list(questions.values())[:: len(grid.names)]:
+    questions = {id(s.question): s for s in grid.said if s.kind == PERSONALIZE}
+    for said in list(questions.values())[:: len(grid.contexts)]:
         assert [*revealed(said.question, everybody)] == []
 
 
@@ -282,7 +271,7 @@ def test_the_model_travels_once_to_each_node_and_then_the_meta_nets(
             journeys.append((said.client, str(config["model"])))
         if config["stage"] == "learn":
             learning.append(said)
-    assert len(journeys) == len(set(journeys)) == len(default[0].names)
+    assert len(journeys) == len(set(journeys)) == len(default[0].contexts)
     study = small()
     population = study.data.open(study.seed)
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=0)
@@ -303,27 +292,27 @@ def test_the_model_travels_once_to_each_node_and_then_the_meta_nets(
         (RecordDict({records.METRICS: MetricRecord({"loss": [1.0, 2.0]})}), "a list in 'loss'"),
         (RecordDict({"more": MetricRecord({"loss": 1.0})}), "record 'more'"),
         (
-            RecordDict({records.ARRAYS: records.to_record({"profile": torch.ones(2)}, live=False)}),
+            RecordDict({records.ARRAYS: records.encode_state({"profile": torch.ones(2)})}),
             "arrays 'profile'",
         ),
         (
-            RecordDict({records.ARRAYS: records.to_record({"w": torch.ones(3)}, live=False)}),
+            RecordDict({records.ARRAYS: records.encode_state({"w": torch.ones(3)})}),
             "another shape of 'w'",
         ),
     ],
 )
 def test_the_reader_of_fields_sees_what_is_strange(answer: RecordDict, strange: str) -> None:
-    question = RecordDict({records.ARRAYS: records.to_record({"w": torch.ones(2)}, live=False)})
-    assert strange in list(strange_fields(Said("c", records.TRAIN, question, answer)))
+    question = RecordDict({records.ARRAYS: records.encode_state({"w": torch.ones(2)})})
+    assert strange in list(strange_fields(Said("c", TRAIN, question, answer)))
 
 
 def test_the_reader_of_numbers_sees_a_secret_inside_a_larger_array() -> None:
     secret = Secret("moments", torch.tensor([0.25, 3.5, -1.0]))
     held = {"w": torch.tensor([[9.0, 0.25], [3.5, -1.0]])}
-    content = RecordDict({records.ARRAYS: records.to_record(held, live=False)})
+    content = RecordDict({records.ARRAYS: records.encode_state(held)})
     assert list(revealed(content, [secret])) == ["moments"]
     apart = {"w": torch.tensor([0.25, 3.5]), "v": torch.tensor([-1.0])}
-    content = RecordDict({records.ARRAYS: records.to_record(apart, live=False)})
+    content = RecordDict({records.ARRAYS: records.encode_state(apart)})
     assert list(revealed(content, [secret])) == []
     counts = RecordDict({records.METRICS: MetricRecord({"counts": [0.25, 3.5, -1.0]})})
     assert list(revealed(counts, [secret])) == ["moments"]

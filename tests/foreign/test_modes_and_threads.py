@@ -20,7 +20,7 @@ from fedl2p import (
     finetune,
     hypergradient,
 )
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.methods import build, names
 from fedl2p.methods.base.settings import Baselines, Grid
 from foreign.nets import CASES
@@ -204,7 +204,7 @@ def test_the_head_is_what_a_forward_pass_calls_last_or_what_is_named(method: str
         Client(f"c{i}", ClientData(*(Examples(*data(9, i)) for _ in range(3))), seed=i, round=1)
         for i in range(3)
     ]
-    resident(model).net.foresee((5,))
+    working_copies(model).net.foresee((5,))
     ran = build(method, SETTINGS)
     state = ran.start(model, seed=0)
     assert set(state) == {"body.weight", "body.bias"}

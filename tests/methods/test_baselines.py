@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fedl2p import recipes
-from fedl2p.core.finetuning.in_place_sgd import descent
-from fedl2p.core.functional.model import NetState
+from fedl2p.core.finetuning.in_place_sgd import sgd
+from fedl2p.core.functional.model import ModelState
 from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.methods import build
@@ -23,14 +23,14 @@ from support.nets import nested_net
 
 
 def test_a_tensor_with_rate_zero_for_all_stays_the_very_same_and_asks_for_no_gradient() -> None:
-    start = NetState({"a": torch.ones(2, 3), "b": torch.ones(2)}, {})
+    start = ModelState({"a": torch.ones(2, 3), "b": torch.ones(2)}, {})
     asked: list[set[str]] = []
 
-    def gradient(state: NetState, step: int, wanted: frozenset[str]) -> tuple[dict, dict]:
+    def gradient(state: ModelState, step: int, wanted: frozenset[str]) -> tuple[dict, dict]:
         asked.append(set(wanted))
         return {k: torch.full_like(state.params[k], 2.0) for k in wanted}, {}
 
-    after = descent(start, torch.tensor([[0.5, 0.0], [0.0, 0.0]]), gradient, range(2))
+    after = sgd(start, torch.tensor([[0.5, 0.0], [0.0, 0.0]]), gradient, range(2))
     assert asked == [{"a"}, {"a"}]
     assert after.params["b"].data_ptr() == start.params["b"].data_ptr()
     assert after.params["a"].tolist() == [[-1.0] * 3, [1.0] * 3]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.inner_loop import on
-from fedl2p.core.finetuning.stacking import evaluate, resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.evaluation import evaluate
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client
-from fedl2p.methods.base.personalizing import tune
+from fedl2p.methods.base.personalizing import finetune_stack
 from support.nets import nested_net
 
 
@@ -32,22 +32,21 @@ def make(seed: int) -> Client:
 CLIENTS = [make(s) for s in range(3)]
 
 
-def hyperparams(net: Net, rates: list[float]) -> Hyperparams:
-    return on(
-        net, Hyperparams.stack([Hyperparams.constant(net.sites, mix=0.7, rate=r) for r in rates])
-    )
+def hyperparams(net: FunctionalModel, rates: list[float]) -> Hyperparams:
+    each = [Hyperparams.constant(net.sites, mix=0.7, rate=r) for r in rates]
+    return Hyperparams.stack(each).to(net.device, net.dtype)
 
 
-def validation_losses(net: Net, rates: list[float], inner: InnerLoop) -> Tensor:
+def validation_losses(net: FunctionalModel, rates: list[float], inner: InnerLoop) -> Tensor:
     h = hyperparams(net, rates)
-    state = tune(net, CLIENTS, h, inner)
+    state = finetune_stack(net, CLIENTS, h, inner)
     parts = [c.data.validation for c in CLIENTS if c.data.validation is not None]
     return torch.tensor([loss for loss, _ in evaluate(net, state, h.mix, parts)])
 
 
 def test_it_is_the_best_of_all_epochs() -> None:
     """Fine-tuning for 0 to 6 epochs, each from the start, then the minimum: the same losses."""
-    net = resident(nested_net(seed=1)).net
+    net = working_copies(nested_net(seed=1)).net
     rates = [0.01, 0.1, 0.4]
     each = torch.stack(
         [validation_losses(net, rates, InnerLoop(epochs=e, batch_size=8)) for e in range(7)]
@@ -59,7 +58,7 @@ def test_it_is_the_best_of_all_epochs() -> None:
 
 
 def test_a_client_that_diverges_keeps_its_last_good_state() -> None:
-    net = resident(nested_net(seed=1)).net
+    net = working_copies(nested_net(seed=1)).net
     rates = [0.01, 1e38, 0.01]
     losses = validation_losses(net, rates, InnerLoop(epochs=3, batch_size=8, early_stopping=True))
     start = validation_losses(net, rates, InnerLoop(epochs=0))
@@ -68,22 +67,22 @@ def test_a_client_that_diverges_keeps_its_last_good_state() -> None:
 
 
 def test_without_a_validation_part_nothing_stops() -> None:
-    net = resident(nested_net(seed=1)).net
+    net = working_copies(nested_net(seed=1)).net
     blind = [dataclasses.replace(c, data=ClientData(c.data.train)) for c in CLIENTS]
     h = hyperparams(net, [0.3] * 3)
-    plain = tune(net, blind, h, InnerLoop(epochs=3, batch_size=8))
-    stopped = tune(net, blind, h, InnerLoop(epochs=3, batch_size=8, early_stopping=True))
+    plain = finetune_stack(net, blind, h, InnerLoop(epochs=3, batch_size=8))
+    stopped = finetune_stack(net, blind, h, InnerLoop(epochs=3, batch_size=8, early_stopping=True))
     for name, value in plain.params.items():
         assert torch.equal(value, stopped.params[name]), name
 
 
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_cohort_does_not_matter(stop: bool) -> None:
-    net = resident(nested_net(seed=1)).net
+    net = working_copies(nested_net(seed=1)).net
     inner = InnerLoop(epochs=4, batch_size=8, early_stopping=stop)
-    together = tune(net, CLIENTS, hyperparams(net, [0.3] * 3), inner)
+    together = finetune_stack(net, CLIENTS, hyperparams(net, [0.3] * 3), inner)
     for i, client in enumerate(CLIENTS):
-        alone = tune(net, [client], hyperparams(net, [0.3]), inner)
+        alone = finetune_stack(net, [client], hyperparams(net, [0.3]), inner)
         for name, value in alone.params.items():
             torch.testing.assert_close(value[0], together.params[name][i])
 

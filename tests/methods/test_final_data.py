@@ -10,12 +10,12 @@ import torch
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.settings import InnerLoop
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.data.pools.opened import size_of
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client
@@ -112,21 +112,26 @@ class Watched:
 
 @pytest.mark.parametrize(("room", "sizes"), [(100.0, [4]), (2.5, [2, 2]), (0.5, [1, 1, 1, 1])])
 def test_one_call_is_given_as_many_clients_as_memory_allows(room: float, sizes: list[int]) -> None:
-    each = size_of(POPULATION.open("seen-00"))
+    """A call holds whole stacks, here of one client; with the data comes the state sent back."""
+    state = MODEL.state_dict().values()
+    each = size_of(POPULATION.open("seen-00")) + sum(t.nbytes for t in state)
     watched, whole = Watched(), Watched()
     results = []
     for watching, keep_bytes in ((watched, int(room * each)), (whole, None)):
         method = watching.method
-        handler = Handler(
-            build=lambda: MODEL,
+        node = ClientNode(
+            build=lambda: computing(MODEL, Compute(stack_size=1)),
             population=POPULATION,
             methods={"fedavg": method},
             keep_bytes=keep_bytes,
         )
-        nodes = Nodes(InProcessGrid(handler))
         rounds = Rounds(rounds=1, clients_per_round=0, keep="last")
         done = federate(
-            method, MODEL, POPULATION, rounds=rounds, seed=0, stage="pretrain", nodes=nodes
+            *(method, MODEL, POPULATION),
+            rounds=rounds,
+            seed=0,
+            stage="pretrain",
+            clients=InProcess(node),
         )
         results.append(done.state)
     assert watched.sizes[: len(sizes)] == sizes

@@ -16,6 +16,8 @@ SOURCE = Path(fedl2p.__file__).parent
 TABLES = ("methods", "recipes", "reporting")
 """Folders that may list methods: their own, what a recipe runs, and what a report calls them."""
 
+NAMES = set(methods.names())
+
 OTHER_WORDS = {"fedl2p", "fedavg", "local"}
 """Names of methods that are also the package's, a rule of aggregation, a kind of privacy."""
 
@@ -33,7 +35,7 @@ def named(tree: ast.AST) -> Iterator[tuple[int, str]]:
             for word in OTHER_WORDS.intersection(w for w in words if isinstance(w, str)):
                 if "method" in about or ".name" in about:
                     yield node.lineno, word
-        if isinstance(node, ast.Constant) and node.value in set(methods.names()) - OTHER_WORDS:
+        if isinstance(node, ast.Constant) and node.value in NAMES - OTHER_WORDS:
             yield node.lineno, str(node.value)
 
 

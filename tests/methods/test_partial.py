@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.finetuning.in_place_sgd import Descent
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import finetune
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.methods import build
-from fedl2p.methods.base.local_sgd import descend
-from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of
+from fedl2p.methods.base.local_sgd import run_local_sgd
+from fedl2p.methods.base.tensor_groups import client_states, client_tensors, tensor_names
 from fedl2p.seeds import derive_seed
 from support.baseline_tools import (
     CLIENTS,
@@ -43,7 +43,7 @@ def test_fedbn_norms_never_travel_three_levels_deep() -> None:
     chosen = method("fedbn")
     state = chosen.start(model)
     assert not norms & state.keys()
-    assert norms | state.keys() == set(tensor_names(Net(model)))
+    assert norms | state.keys() == set(tensor_names(FunctionalModel(model)))
     for update in chosen.train(model, state, CLIENTS):
         assert update.shared.keys() == state.keys()
         assert update.kept.keys() == norms
@@ -82,9 +82,11 @@ def test_fedbn_a_seen_client_uses_its_norms_and_an_unseen_one_makes_them() -> No
 def test_fedbabu_trains_no_head_and_fine_tunes_it() -> None:
     model = nested_net()
     chosen = method("fedbabu")
-    fitted = chosen.fit(resident(model).net, chosen.start(model), CLIENTS)
+    fitted = chosen.train_stack(working_copies(model).net, chosen.start(model), CLIENTS)
     for j in range(len(CLIENTS)):
-        trained = tensors_of(resident(model).net, fitted.state, j, tensor_names(Net(model)))
+        trained = client_tensors(
+            working_copies(model).net, fitted.state, j, tensor_names(FunctionalModel(model))
+        )
         changed = moved(trained, dict(model.state_dict()))
         # a bias before a batch-norm has no gradient but rounding
         assert changed | {"stem.0.bias"} == trained.keys() - HEAD
@@ -115,23 +117,23 @@ def test_fedrep_trains_the_head_under_a_frozen_body_and_then_the_body_under_that
 ) -> None:
     trained: list[set[str]] = []
 
-    step = Descent.step
+    step = InPlaceSGD.step
 
-    def noting(way: Descent, *args: Any, **named: Any) -> dict[str, Tensor]:
+    def noting(way: InPlaceSGD, *args: Any, **named: Any) -> dict[str, Tensor]:
         grads = step(way, *args, **named)
         trained.append(set(grads))
         return grads
 
     model = nested_net()
-    net = resident(model).net
+    net = working_copies(model).net
     chosen = method("fedrep", fedrep_head_epochs=3)
-    monkeypatch.setattr(Descent, "step", noting)
-    fitted = chosen.fit(net, chosen.start(model), CLIENTS)
+    monkeypatch.setattr(InPlaceSGD, "step", noting)
+    fitted = chosen.train_stack(net, chosen.start(model), CLIENTS)
     per_epoch = 3  # 20 examples in batches of 8
     assert trained == [HEAD] * 3 * per_epoch + [set(net.sites.params) - HEAD] * 2 * per_epoch
     head_only = dataclasses.replace(chosen.round_loop, epochs=3)
-    start = stacked(net, chosen.start(model), CLIENTS)
-    first = descend(net, start, CLIENTS, head_only, 0.05, only=HEAD, stream="head")
+    start = client_states(net, chosen.start(model), CLIENTS)
+    first = run_local_sgd(net, start, CLIENTS, head_only, 0.05, only=HEAD, stream="head")
     assert all(torch.equal(first.params[k], fitted.state.params[k]) for k in HEAD)
 
 

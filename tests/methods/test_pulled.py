@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.finetuning.sgd_step import cross_entropy
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import State
 from fedl2p.methods import apfl
 from fedl2p.methods.apfl import APFL, Pair, alpha_gradient
-from fedl2p.methods.base.local_sgd import LocalSGD, descend, finetuned, loss_gradient
-from fedl2p.methods.base.personalizing import with_state
+from fedl2p.methods.base.local_sgd import LocalSGD, finetune_plain, loss_gradient, run_local_sgd
+from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.methods.base.proximal import damped, pulled
-from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of
+from fedl2p.methods.base.tensor_groups import client_states, client_tensors, tensor_names
 from fedl2p.methods.ditto import PERSONAL
 from fedl2p.methods.perfedavg import through_step
 from support.baseline_tools import (
@@ -45,14 +45,14 @@ def test_fedprox_without_the_term_is_fedavg_bit_for_bit() -> None:
 
 
 def test_fedprox_a_step_goes_down_loss_and_term() -> None:
-    net = Net(nested_net())
+    net = FunctionalModel(nested_net())
     anchor = net.start(2, "global").params
     away = {k: v + 0.1 for k, v in anchor.items()}
-    start = NetState(away, net.start(2, "global").stats)
+    start = ModelState(away, net.start(2, "global").stats)
     loss = loss_gradient(net, CLIENTS[:2], InnerLoop(batch_size=8), "local")
     mu, eta = 3.0, 0.1
     one = InnerLoop(epochs=1, batch_size=20)
-    after = descend(
+    after = run_local_sgd(
         net, start, CLIENTS[:2], one, damped(eta, mu), gradient=pulled(loss, anchor, mu)
     )
     grads, _ = loss(start, 0, frozenset(away))
@@ -93,15 +93,15 @@ def test_ditto_global_path_is_fedavg() -> None:
 
 def test_ditto_without_pull_is_local_training() -> None:
     model = nested_net()
-    net = resident(model).net
+    net = working_copies(model).net
     chosen = method("ditto", ditto_lambda=0.0)
     state, clients = after_a_round(chosen, model)
     updates = chosen.train(model, state, clients)
-    alone = stacked(net, {}, CLIENTS)
+    alone = client_states(net, {}, CLIENTS)
     for cohort in (CLIENTS, clients):
-        alone = descend(net, alone, cohort, chosen.round_loop, 0.05, stream="personal")
+        alone = run_local_sgd(net, alone, cohort, chosen.round_loop, 0.05, stream="personal")
     for j, update in enumerate(updates):
-        expected = tensors_of(net, alone, j, tensor_names(net))
+        expected = client_tensors(net, alone, j, tensor_names(net))
         assert_same(expected, {k.removeprefix(PERSONAL): v for k, v in update.kept.items()})
 
 
@@ -122,10 +122,12 @@ def test_ditto_an_unseen_client_starts_from_the_global_model() -> None:
     model = nested_net()
     chosen = method("ditto", ditto_lambda=0.0)
     state, _ = after_a_round(chosen, model)
-    net = resident(with_state(model, state)).net
+    net = working_copies(model_with_state(model, state)).net
     (personal,) = adapted(chosen, model, state, [STRANGER])
-    plain = finetuned(net, stacked(net, state, [STRANGER]), [STRANGER], chosen.inner, chosen.rate)
-    assert_same(tensors_of(net, plain.state, 0, tensor_names(net)), personal)
+    plain = finetune_plain(
+        net, client_states(net, state, [STRANGER]), [STRANGER], chosen.inner, chosen.rate
+    )
+    assert_same(client_tensors(net, plain.state, 0, tensor_names(net)), personal)
 
 
 # Per-FedAvg
@@ -137,7 +139,7 @@ class TwoSteps:
     alpha = 0.1
 
     def __init__(self) -> None:
-        self.net = Net(nested_net())
+        self.net = FunctionalModel(nested_net())
         self.mix = torch.ones(2, len(self.net.sites.norms), dtype=torch.float64)
         self.batches = [
             (torch.stack([c.data.train.x[s] for c in CLIENTS[:2]]), self.labels(s))
@@ -151,11 +153,13 @@ class TwoSteps:
 
     def loss(self, params: State, batch: int) -> Tensor:
         x, y = self.batches[batch]
-        logits, _ = self.net.logits(NetState(params, self.start.stats), self.mix, x, training=True)
+        logits, _ = self.net.logits(
+            ModelState(params, self.start.stats), self.mix, x, training=True
+        )
         return cross_entropy(logits, y)
 
     def gradient(self, batch: int) -> Callable[..., tuple[State, State]]:
-        def of(state: NetState, step: int, wanted: object) -> tuple[State, State]:
+        def of(state: ModelState, step: int, wanted: object) -> tuple[State, State]:
             leaf = {k: v.detach().requires_grad_() for k, v in state.params.items()}
             grads = torch.autograd.grad(self.loss(leaf, batch).sum(), list(leaf.values()))
             return dict(zip(leaf, grads, strict=True)), state.stats
@@ -198,7 +202,7 @@ def test_perfedavg_first_order_is_the_gradient_at_the_adapted_point() -> None:
     two = TwoSteps()
     grads, _ = two.gradient(0)(two.start, 0, None)
     ahead = {k: v - two.alpha * grads[k] for k, v in two.start.params.items()}
-    expected, _ = two.gradient(1)(NetState(ahead, two.start.stats), 0, None)
+    expected, _ = two.gradient(1)(ModelState(ahead, two.start.stats), 0, None)
     assert error(two.estimate(None), expected) < 1e-12
 
 
@@ -207,7 +211,7 @@ def test_perfedavg_first_order_is_the_gradient_at_the_adapted_point() -> None:
 
 def test_apfl_with_share_zero_is_fedavg() -> None:
     model = nested_net()
-    net = resident(model).net
+    net = working_copies(model).net
     chosen, fedavg = method("apfl", apfl_alpha=0.0, apfl_adaptive=False), method("fedavg")
     state, clients = after_a_round(chosen, model)
     plain = fedavg.train(model, state, clients)
@@ -217,20 +221,20 @@ def test_apfl_with_share_zero_is_fedavg() -> None:
     )
     for j, (a, b) in enumerate(zip(chosen.train(model, state, clients), plain, strict=True)):
         assert_same(a.shared, b.shared)
-        assert_same(b.shared, tensors_of(net, pair.mixture, j, tensor_names(net)))
+        assert_same(b.shared, client_tensors(net, pair.mixture, j, tensor_names(net)))
 
 
 def test_apfl_with_share_one_is_local_training() -> None:
     model = nested_net()
-    net = resident(model).net
+    net = working_copies(model).net
     chosen = method("apfl", apfl_alpha=1.0, apfl_adaptive=False)
     state, clients = after_a_round(chosen, model)
-    alone = stacked(net, {}, CLIENTS)
+    alone = client_states(net, {}, CLIENTS)
     for cohort in (CLIENTS, clients):
-        alone = descend(net, alone, cohort, chosen.round_loop, 0.05)
+        alone = run_local_sgd(net, alone, cohort, chosen.round_loop, 0.05)
     for j, update in enumerate(chosen.train(model, state, clients)):
         assert_same(
-            tensors_of(net, alone, j, tensor_names(net)),
+            client_tensors(net, alone, j, tensor_names(net)),
             {k.removeprefix(apfl.LOCAL): v for k, v in update.kept.items()},
         )
 
@@ -242,10 +246,10 @@ def test_apfl_gradient_of_the_share_against_finite_differences() -> None:
 
     def loss(shift: float) -> Tensor:
         return two.loss(
-            Pair(two.start, NetState(away, two.start.stats), alpha + shift).mixture.params, 0
+            Pair(two.start, ModelState(away, two.start.stats), alpha + shift).mixture.params, 0
         )
 
-    pair = Pair(two.start, NetState(away, two.start.stats), alpha)
+    pair = Pair(two.start, ModelState(away, two.start.stats), alpha)
     grads, _ = two.gradient(0)(pair.mixture, 0, None)
     numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
     torch.testing.assert_close(alpha_gradient(pair, grads), numeric, rtol=1e-6, atol=1e-9)
@@ -253,7 +257,7 @@ def test_apfl_gradient_of_the_share_against_finite_differences() -> None:
 
 def test_apfl_share_takes_one_step_a_round_down_its_gradient() -> None:
     model = nested_net()
-    net = resident(model).net
+    net = working_copies(model).net
     chosen = method("apfl", apfl_alpha=0.5)
     assert isinstance(chosen, APFL)
     state, clients = after_a_round(chosen, model)

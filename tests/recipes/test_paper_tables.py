@@ -16,7 +16,7 @@ from fedl2p import recipes
 from fedl2p.cli import entry as cli
 from fedl2p.recipes._paper_tables import cells, run_table
 from fedl2p.reporting.paper_table import paper_table
-from fedl2p.reporting.published import FIGURES, figures
+from fedl2p.reporting.published import PUBLISHED, published_accuracies
 from fedl2p.study.settings import Study
 from support import smoke_data
 from support.synthetic_run import make_run
@@ -147,13 +147,16 @@ def test_no_seeds_and_no_such_table_are_refused(tmp_path: Path) -> None:
 
 
 def test_published_figures_are_the_three_lines_of_the_summary() -> None:
-    assert sorted(f.percent for f in FIGURES) == [62.76, 77.68, 79.58, 80.28, 80.97, 87.85, 88.85]
-    assert figures("speech", "", "unseen") == {"fedl2p": 87.85, "finetuning-client": 62.76}
+    assert sorted(f.percent for f in PUBLISHED) == [62.76, 77.68, 79.58, 80.28, 80.97, 87.85, 88.85]
+    assert published_accuracies("speech", "", "unseen") == {
+        "fedl2p": 87.85,
+        "finetuning-client": 62.76,
+    }
     cifar = {"fedl2p": 80.28, "fedbabu": 79.58, "perfedavg": 77.68}
-    assert figures("cifar10", "alpha 0.1", "seen") == cifar
-    assert figures("office10", "", "seen")["fedl2p"] == 88.85
-    assert figures("cifar10", "alpha 1000", "seen") == {}
-    for figure in FIGURES:
+    assert published_accuracies("cifar10", "alpha 0.1", "seen") == cifar
+    assert published_accuracies("office10", "", "seen")["fedl2p"] == 88.85
+    assert published_accuracies("cifar10", "alpha 1000", "seen") == {}
+    for figure in PUBLISHED:
         assert figure.cell in [cell.label for cell in cells(figure.recipe)]
 
 

@@ -23,7 +23,7 @@ from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
 
 CENTRAL = Privacy(mechanism="central", noise=2.0, clip=0.5)
-ADAPTIVE = Privacy(mechanism="adaptive", noise=2.0, clip=1.0, count_noise=2.0, delta=1e-6)
+LATER = Privacy(mechanism="central", noise=2.0, clip=1.0, delta=1e-6)
 LOCAL = Privacy(mechanism="local", noise=20.0, clip=1.0)
 
 
@@ -45,7 +45,7 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 def test_stages_and_methods_say_what_they_spent(tmp_path: Path) -> None:
-    report = run_study(study(CENTRAL, ADAPTIVE, "fedavg", "local", "bestfixed", "fedl2p"), tmp_path)
+    report = run_study(study(CENTRAL, LATER, "fedavg", "local", "bestfixed", "fedl2p"), tmp_path)
     spent = told(tmp_path)
     pretrain, learn = spent["stages"]
     assert pretrain == {
@@ -60,7 +60,7 @@ def test_stages_and_methods_say_what_they_spent(tmp_path: Path) -> None:
         "epsilon": pretrain["epsilon"],
         "delta": 1e-5,
     }
-    assert (learn["releases"], learn["mechanism"], learn["delta"]) == (2, "adaptive", 1e-6)
+    assert (learn["releases"], learn["mechanism"], learn["delta"]) == (2, "central", 1e-6)
     first = Releases(noise=2.0, cohort=4, population=6, count=3)
     assert pretrain["epsilon"] == pytest.approx(epsilon([first], delta=1e-5))
     both = dataclasses.replace(first, count=5)
@@ -114,7 +114,7 @@ def test_central_and_local_have_no_common_epsilon(tmp_path: Path) -> None:
 
 
 def test_an_equal_study_gives_an_equal_result() -> None:
-    one, two = (run_study(study(CENTRAL, ADAPTIVE, "fedl2p")) for _ in range(2))
+    one, two = (run_study(study(CENTRAL, LATER, "fedl2p")) for _ in range(2))
     assert [r.accuracy for r in one.rows] == [r.accuracy for r in two.rows]
     assert [r.loss for r in one.rows] == [r.loss for r in two.rows]
     assert all(math.isfinite(r.loss) for r in one.rows)

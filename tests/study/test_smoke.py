@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from fedl2p import MetaNets, find_sites, methods, models, recipes
+from fedl2p.core.settings import Compute
 from fedl2p.federation.round_records import RoundRecord
-from fedl2p.federation.rounds import draw_cohort
+from fedl2p.federation.sampling import draw_cohort
 from fedl2p.runs.layout import load_tensors
 from fedl2p.runs.results import Report
 from fedl2p.study.run import run_study
@@ -171,7 +172,7 @@ def test_another_seed_gives_another_result() -> None:
     assert [r.loss for r in one.rows] != [r.loss for r in two.rows]
 
 
-def test_cohort_size_changes_nothing_but_rounding() -> None:
+def test_stack_size_changes_nothing_but_rounding() -> None:
     # Few rounds, since training amplifies the rounding; and a smooth model: where a background
     # sits on the kink of a ReLU, the last bit decides over a step.
     study = small()
@@ -180,7 +181,8 @@ def test_cohort_size_changes_nothing_but_rounding() -> None:
         "pretrain": dataclasses.replace(study.pretrain, rounds=2),
         "learn": dataclasses.replace(study.learn, rounds=1),
     }
-    one, two = run_study(small(**short)), run_study(small(**short, cohort=1))
+    alone = Compute(stack_size=1)
+    one, two = run_study(small(**short)), run_study(small(**short, compute=alone))
     assert [r.loss for r in one.rows] == pytest.approx([r.loss for r in two.rows], rel=1e-4)
 
 

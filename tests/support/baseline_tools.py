@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, State, Update
 from fedl2p.methods import build, names
 from fedl2p.methods.base.local_sgd import LocalSGD
-from fedl2p.methods.base.personalizing import with_state
+from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.methods.base.settings import Baselines, LocalTraining, Settings
-from fedl2p.methods.base.tensor_groups import tensor_names, tensors_of
+from fedl2p.methods.base.tensor_groups import client_tensors, tensor_names
 
 NAMES = tuple(n for n in names() if isinstance(build(n, Settings()), LocalSGD) and n != "fedavg")
 SETTINGS = Settings(
@@ -63,9 +63,9 @@ def after_a_round(chosen: LocalSGD, model: nn.Module) -> tuple[State, list[Clien
 
 def adapted(chosen: LocalSGD, model: nn.Module, state: State, clients: list[Client]) -> list[State]:
     """All tensors of the clients' personal models."""
-    net = resident(with_state(model, state)).net
-    made = chosen.adapt(net, state, clients)
-    return [tensors_of(net, made.state, j, tensor_names(net)) for j in range(len(clients))]
+    net = working_copies(model_with_state(model, state)).net
+    made = chosen.personalize_stack(net, state, clients)
+    return [client_tensors(net, made.state, j, tensor_names(net)) for j in range(len(clients))]
 
 
 def assert_same(a: State, b: State) -> None:

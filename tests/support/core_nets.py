@@ -6,6 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedl2p.core.finetuning.batches import Batches, StackBatch
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.hypergradients.estimators import stack_hypergradient
+from fedl2p.core.hypergradients.problem import Hypergradient, Problem
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import HypergradientConfig, Statistics
 from fedl2p.core.sites import is_mixable_norm
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -131,3 +137,26 @@ def plain_training(
             for (name, p), grad in zip(trained.items(), grads, strict=True):
                 p -= (rates if isinstance(rates, float) else rates[name]) * grad
     return model
+
+
+def hypergradient_of(
+    net: FunctionalModel,
+    hyperparams: Hyperparams,
+    batches: Batches,
+    validation: tuple[Tensor, Tensor] | list[StackBatch],
+    *,
+    config: HypergradientConfig,
+    statistics: Statistics = "corrected",
+    following: tuple[Tensor, Tensor] | None = None,
+) -> Hypergradient:
+    """Return the hypergradient of a stack; its validation batch may be one pair of all clients."""
+    problem = Problem(
+        net=net,
+        mix=hyperparams.mix,
+        rate=hyperparams.rate,
+        batches=batches,
+        validation=validation if isinstance(validation, list) else [StackBatch(*validation)],
+        statistics=statistics,
+        following=following,
+    )
+    return stack_hypergradient(problem, config)

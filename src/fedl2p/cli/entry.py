@@ -291,7 +291,7 @@ def _fields_help(kind: type) -> str:
 
 def _run_study(run: _Run) -> int:
     from fedl2p import models
-    from fedl2p.federation.rounds import FederationError
+    from fedl2p.federation.messages import FederationError
     from fedl2p.reporting.page import write_page
     from fedl2p.study.run import run_study
 

@@ -16,8 +16,10 @@ _EXTRAS = {
     "ray": "ray",
     "sklearn": "data",
     "soundfile": "audio",
-    "scipy": "audio",
+    "scipy": "report",
     "jinja2": "report",
+    "matplotlib": "report",
+    "captum": "explain",
     "tyro": "cli",
     "rich": "cli",
 }

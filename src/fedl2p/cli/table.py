@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
         )
     name = args[0] if not args[0].startswith("-") else "RECIPE"
     chosen = parse(Table, args[name != "RECIPE" :], prog=f"fedl2p table {name}")
-    from fedl2p.federation.rounds import FederationError
+    from fedl2p.federation.messages import FederationError
     from fedl2p.recipes._paper_tables import run_table
 
     # A colon, which stands in the names of users' own recipes, is not for names of folders.

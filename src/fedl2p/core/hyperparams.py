@@ -98,6 +98,12 @@ class Hyperparams:
         """Return those of one client of a cohort."""
         return Hyperparams(self.mix[client], self.rate[client], self.sites, check=False)
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Hyperparams:
+        """Return the same hyperparameters on another device and in another dtype."""
+        return Hyperparams(
+            self.mix.to(device, dtype), self.rate.to(device, dtype), self.sites, check=False
+        )
+
     def by_name(self) -> dict[str, dict[str, float]]:
         """Return plain numbers: ``{"mix": {norm: value}, "rate": {parameter: value}}``."""
         if self.mix.dim() != 1:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fedl2p.core.functional.copies import Modes, working_copy
+from fedl2p.core.functional.copies import Modes, eager_copy
 from fedl2p.core.functional.mixed_norm import MarkedMean
 from fedl2p.core.functional.randomness import drawing_from, generators
 from fedl2p.core.sites import Sites, find_sites
@@ -138,7 +138,7 @@ class Profiler:
 
     def __init__(self, model: nn.Module) -> None:
         self.sites = find_sites(model)
-        self._model = working_copy(model)
+        self._model = eager_copy(model)
         Modes(self._model).set(False)
         modules = dict(self._model.named_modules())
         self._channels: dict[str, _Moments] = {}

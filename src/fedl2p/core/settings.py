@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Statistics = Literal["corrected", "published", "global"]
 
-Parts = Literal["train", "train+validation"]
+DataParts = Literal["train", "train+validation"]
 """The parts of a client's data that training reads."""
 
 
@@ -45,7 +45,7 @@ class InnerLoop:
     epochs: int = 15
     batch_size: int = 32
     statistics: Statistics = "corrected"
-    final: Parts = "train"
+    final: DataParts = "train"
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +56,8 @@ class InnerLoop:
         if self.statistics not in get_args(Statistics):
             wanted = ", ".join(get_args(Statistics))
             raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
-        if self.final not in get_args(Parts):
-            wanted = ", ".join(get_args(Parts))
+        if self.final not in get_args(DataParts):
+            wanted = ", ".join(get_args(DataParts))
             raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
         if self.early_stopping and self.final == "train+validation":
             raise ValueError(

@@ -101,12 +101,12 @@ def find_sites(model: nn.Module) -> Sites:
             )
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    head_of = {id(p) for p in modules[linear[-1]].parameters()} if linear else set()
+    head_ids = {id(p) for p in modules[linear[-1]].parameters()} if linear else set()
     return Sites(
         norms=tuple(name for name, module in modules.items() if is_mixable_norm(module)),
         layers=tuple(name for name, module in modules.items() if _is_layer(module)),
         params=params,
         head=tuple(
-            name for name, p in model.named_parameters() if id(p) in head_of and p.requires_grad
+            name for name, p in model.named_parameters() if id(p) in head_ids and p.requires_grad
         ),
     )

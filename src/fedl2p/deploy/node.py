@@ -25,10 +25,10 @@ from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
 from fedl2p.core.metanets import MetaNets
 from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
-from fedl2p.federation.clients.node import Handler
+from fedl2p.federation.clients.node import ClientNode
 from fedl2p.method import Outcome, State
 from fedl2p.runs.layout import RunDir
-from fedl2p.study.engines import find_device, handler_of
+from fedl2p.study.engines import find_device, node_of
 from fedl2p.study.new_client import write_personal_files
 from fedl2p.study.settings import Study
 
@@ -89,8 +89,8 @@ class Node:
             model=str(config["model"]) if "model" in config else None,
         )
 
-    def handler(self, study: Study, *, split: bool = True) -> Handler:
-        """Return what answers for this node's client.
+    def client_node(self, study: Study, *, split: bool = True) -> ClientNode:
+        """Return what answers for this machine's client.
 
         Parameters
         ----------
@@ -119,20 +119,21 @@ class Node:
                 f"trusts it says so: --node-config 'model=\"{study.model}\" ...'"
             )
 
-        def keeper(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
+        def write(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
             nets = methods.build(method, study.settings).final_metanets(model, state)
             if nets is not None:
                 self._keep_received(study, model, nets)
             write_personal_files(self.out / quote(method, safe=" "), outcome)
 
-        return handler_of(
+        return node_of(
             study,
             OwnFile(
                 self.client, self.data, shape=source.shape, classes=source.classes, split=split
             ),
             device=find_device(self.device or study.device),
             received=self.out / "models",
-            keeper=keeper,
+            on_personalized=write,
+            wants_models=True,
         )
 
     def _keep_received(self, study: Study, model: nn.Module, nets: MetaNets) -> None:

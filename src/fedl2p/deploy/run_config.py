@@ -25,7 +25,7 @@ Scalar = bool | int | float | str
 Task = Literal["study", "personalize"]
 
 # Fields of a study that mean nothing where clients are on nodes, or are decided otherwise.
-_NOT_SET_HERE = ("recipe", "engine", "cohort", "data.kind", "data.clients")
+_NOT_SET_HERE = ("recipe", "engine", "data.kind", "data.clients")
 
 
 @dataclass(frozen=True, kw_only=True)

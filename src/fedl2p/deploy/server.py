@@ -12,7 +12,7 @@ from pathlib import Path
 from fedl2p import methods
 from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
 from fedl2p.runs.config import differences
@@ -28,15 +28,15 @@ log = logging.getLogger("fedl2p")
 _ASK_AGAIN = 30.0
 
 
-def serve(config: RunConfig, nodes: Nodes) -> None:
+def serve(config: RunConfig, clients: OnFlower) -> None:
     """Do what a run configuration asks for.
 
     Parameters
     ----------
     config
         The study, and what to do about it.
-    nodes
-        Where the clients are.
+    clients
+        Where they are.
 
     Raises
     ------
@@ -45,13 +45,13 @@ def serve(config: RunConfig, nodes: Nodes) -> None:
     """
     study = config.study
     if config.task == "personalize":
-        serve_latecomers(config, nodes)
+        serve_latecomers(config, clients)
         return
     if isinstance(study.data, Remote):
         study.data.check()
-        names = gather(nodes, config)
+        names = gather(clients, config)
         study = dataclasses.replace(study, data=dataclasses.replace(study.data, clients=names))
-    run_study(study, config.out, resume=config.resume, listeners=[LogListener()], nodes=nodes)
+    run_study(study, config.out, resume=config.resume, listeners=[LogListener()], clients=clients)
     if config.out is not None:
         # Not at the top: nodes load this file too, and need no jinja2.
         from fedl2p.reporting.page import write_page
@@ -60,7 +60,7 @@ def serve(config: RunConfig, nodes: Nodes) -> None:
         log.info("results are in %s", config.out.absolute())
 
 
-def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
+def serve_latecomers(config: RunConfig, clients: OnFlower) -> None:
     """Have clients that took no part in a finished study personalize themselves.
 
     They are sent the global model and the meta-nets; only numbers come back.
@@ -78,7 +78,7 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
         raise ValueError(f"{config.out} already holds results.json; give another folder")
     method = methods.build(methods.METANETS, study.settings)
     took_part = set(read_json(config.run / "population.json")["clients"])
-    names = gather(nodes, config, without=took_part)
+    names = gather(clients, config, without=took_part)
     assert isinstance(config.study.data, Remote)
     source = dataclasses.replace(config.study.data, clients=names)
     outcomes = personalize_all(
@@ -87,7 +87,7 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
         metanets.state_dict(),
         source.open(study.seed),
         seed=study.seed,
-        nodes=nodes,
+        clients=clients,
     )
     rows = tuple(Row.of(method.name, "unseen", outcome) for outcome in outcomes)
     report = Report(
@@ -99,13 +99,15 @@ def serve_latecomers(config: RunConfig, nodes: Nodes) -> None:
         report.save(config.out)
 
 
-def gather(nodes: Nodes, config: RunConfig, *, without: Collection[str] = ()) -> tuple[str, ...]:
+def gather(
+    clients: OnFlower, config: RunConfig, *, without: Collection[str] = ()
+) -> tuple[str, ...]:
     """Wait until enough clients are there and return their names, sorted.
 
     Parameters
     ----------
-    nodes
-        Asked who they are.
+    clients
+        Whose nodes are asked which clients they are.
     config
         Its ``clients``, ``min_clients`` and ``wait`` say who, how many and how long.
     without
@@ -122,11 +124,11 @@ def gather(nodes: Nodes, config: RunConfig, *, without: Collection[str] = ()) ->
     names: tuple[str, ...] = ()
     log.info("waiting for %d clients", wanted)
     while True:
-        online = set(nodes.grid.get_node_ids())
+        online = clients.directory.online()
         again = online != asked or time.monotonic() - asked_at > _ASK_AGAIN
         if len(online) >= wanted and again:
-            there = nodes.meet()
-            names = tuple(n for n in there if n in config.clients or n not in without)
+            known = clients.directory.refresh()
+            names = tuple(n for n in known if n in config.clients or n not in without)
             if config.clients:
                 names = tuple(n for n in names if n in config.clients)
             if len(names) >= wanted:

@@ -2,20 +2,19 @@
 
 Integrated gradients (Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017,
 section 3): along the straight path from a typical profile to the client's, the gradient of an
-output by an entry, times the entry's difference. The parts of one output add up to the whole
-difference of that output (completeness), which is measured here and bounds the numerical error.
+output with respect to an entry, times the entry's difference. The attributions of one output add up
+to its difference (completeness); how far they do not is measured, and bounds the numerical error.
 
 The path is straight in what the nets read (``MetaNets.prepared``), for example in the logarithm of
-a divergence, so that a dead channel of thousands of nats does not use up the path. Each such input
-stands for one entry of the profile, so a part belongs to that entry.
-
-Rates are explained in log space where the nets write them so: a part is then a factor on the rate.
+a divergence, so that a dead channel of thousands of nats does not use up the path. Rates are
+explained in log space where the nets write them so: an attribution is then a factor on the rate.
 All outputs are explained before their bounds; a bound would hide what moved them.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,152 +22,100 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 
-TOLERANCE = 0.01
-FEWEST_POINTS, MOST_POINTS = 256, 4096
+STEPS = 1024
+"""Points of the path. A power of two: Captum keeps the weight of a point, 1 / STEPS, in float32."""
+ROWS = 8192
+"""Most inputs in memory at once."""
 LEAST = 1e-12
-"""Movements below this are rounding, in float64: there is nothing to explain."""
+"""Movement below this is rounding, in float64: there is nothing to explain."""
 
 
 @dataclass(frozen=True)
-class Integrated:
-    """Integrated gradients of O outputs by E inputs.
+class Entry:
+    """One entry of a profile, e.g. ``divergence of norm1``, of the client and of a typical one."""
 
-    Parameters
-    ----------
-    parts
-        Shape (O, E), in the unit of the outputs: what each input added to each output.
-    start, end
-        Shape (O,): the outputs at both ends of the path.
-    points
-        Points of the path at which the gradient was taken.
-    gap
-        How far the parts fail to add up to ``end - start``: the largest over the outputs, as a
-        fraction of the sum of the output's absolute parts.
-    """
-
-    parts: Tensor
-    start: Tensor
-    end: Tensor
-    points: int
-    gap: float
-
-
-def integrated_gradients(
-    outputs: Callable[[Tensor], Tensor],
-    start: Tensor,
-    end: Tensor,
-    *,
-    tolerance: float = TOLERANCE,
-    fewest: int = FEWEST_POINTS,
-    most: int = MOST_POINTS,
-) -> Integrated:
-    """Attribute the change of some outputs along a straight path to the inputs.
-
-    Parameters
-    ----------
-    outputs
-        Maps inputs (N, E) to outputs (N, O), row by row; differentiable almost everywhere.
-    start, end
-        The ends of the path, shape (E,), of one floating type.
-    tolerance
-        The points are doubled until the gap is at most this fraction.
-    fewest, most
-        The first number of points, and the number at which doubling stops whatever the gap is: the
-        caller finds it in the result.
-
-    Raises
-    ------
-    ValueError
-        If a setting makes no sense, or an output or its gradient is not finite.
-    """
-    if not (0 < tolerance < 1 and 1 <= fewest <= most):
-        raise ValueError(
-            f"tolerance {tolerance} must be in (0, 1) and points from {fewest} to {most} a range "
-            "that starts at 1 or more"
-        )
-    with torch.no_grad():
-        first, last = outputs(torch.stack([start, end]))
-    points = fewest
-    while True:
-        parts = _mean_gradient(outputs, start, end, points) * (end - start)
-        if not bool(torch.stack([parts.sum(1), first, last]).isfinite().all()):
-            raise ValueError(
-                "the outputs or their gradients are not finite between the two profiles; check the "
-                "weights of the meta-nets and the profiles"
-            )
-        gap = _gap(parts, last - first)
-        if gap <= tolerance or 2 * points > most:
-            return Integrated(parts, first, last, points, gap)
-        points *= 2
-
-
-def _mean_gradient(
-    outputs: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, points: int
-) -> Tensor:
-    """Return the mean over the midpoints of equal pieces of the path, shape (O, E)."""
-    along = (torch.arange(points, dtype=start.dtype, device=start.device) + 0.5) / points
-    path = start + along[:, None] * (end - start)
-    # A shift common to all points: its gradient is the sum over them.
-    shift = torch.zeros_like(start).requires_grad_()
-    with torch.enable_grad():
-        means = outputs(path + shift).mean(0)
-        rows = [
-            torch.autograd.grad(one, shift, retain_graph=True, materialize_grads=True)[0]
-            for one in means
-        ]
-    return torch.stack(rows) if rows else start.new_zeros(0, len(start))
-
-
-def _gap(parts: Tensor, change: Tensor) -> float:
-    missing = (parts.sum(1) - change).abs()
-    size = torch.maximum(parts.abs().sum(1), change.abs())
-    return float(torch.where(size > LEAST, missing / size, 0.0).max()) if len(size) else 0.0
+    name: str
+    value: float
+    typical: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)
+class Explained:
+    """One hyperparameter, or the mean of one kind, and its attributions.
+
+    Parameters
+    ----------
+    kind, name
+        mix and a norm layer, or rate and a parameter tensor.
+    log
+        Whether outputs and attributions are natural logarithms of rates.
+    value, typical
+        Of the client and of the typical client, within the bounds.
+    output, typical_output
+        Of the meta-nets, before the bounds.
+    attributions
+        What each profile entry added to ``output - typical_output``.
+    """
+
+    kind: Literal["mix", "rate"]
+    name: str
+    log: bool
+    value: float
+    typical: float
+    output: float
+    typical_output: float
+    attributions: Sequence[float]
+
+    @property
+    def change(self) -> float:
+        """The difference that the attributions add up to."""
+        return self.output - self.typical_output
+
+    @property
+    def movement(self) -> float:
+        """The sum of the absolute attributions."""
+        return math.fsum(map(abs, self.attributions))
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether the client's value is not what the nets put out, but a bound."""
+        output = self.unbounded(self.output)
+        return not math.isclose(self.value, output, rel_tol=1e-9, abs_tol=1e-12)
+
+    def unbounded(self, output: float) -> float:
+        """Return an output as a mix or a learning rate."""
+        if not self.log:
+            return output
+        return math.exp(output) if output < 700 else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attribution:
     """What moved one client's hyperparameters away from those of a typical client.
 
-    B norms, L layers, P parameter tensors, E = B + 2L profile entries in the order divergence of
-    every norm, then mean and standard deviation of every layer's input in turn.
-
     Parameters
     ----------
-    hyperparams, typical
-        What the nets write for the client's and for the typical profile, within the bounds.
-    mix, typical_mix
-        Shape (B,): the mixes before their bounds.
-    rate, typical_rate
-        Shape (P,): the rates before their bounds, as logarithms if ``scale`` is log.
-    mix_parts, rate_parts
-        Shapes (B, E) and (P, E): what each entry added; the rows add up to ``mix - typical_mix``
-        and ``rate - typical_rate``.
-    scale
-        log: a part of a rate is the logarithm of a factor. linear: it is a learning rate.
-    points, gap
-        See :class:`Integrated`.
+    entries
+        The profile: the divergence of every norm, then mean and standard deviation (sd) of every
+        layer's input.
+    mixes, rates
+        One per norm and per parameter tensor; their attributions are in the order of the entries.
+    gap
+        How far attributions do not add up: the largest over the hyperparameters, as a fraction of
+        the sum of its absolute attributions.
     """
 
-    hyperparams: Hyperparams
-    typical: Hyperparams
-    mix: Tensor
-    typical_mix: Tensor
-    rate: Tensor
-    typical_rate: Tensor
-    mix_parts: Tensor
-    rate_parts: Tensor
-    scale: Literal["log", "linear"]
-    points: int
+    entries: Sequence[Entry]
+    mixes: Sequence[Explained]
+    rates: Sequence[Explained]
     gap: float
 
 
-def attribute(
-    metanets: MetaNets, profile: Profile, typical: Profile, *, tolerance: float = TOLERANCE
-) -> Attribution:
+def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribution:
     """Attribute a client's hyperparameters to the entries of its profile.
 
     Parameters
@@ -179,14 +126,12 @@ def attribute(
         The client's profile.
     typical
         The profile that it is compared with, e.g. :func:`median_profile` of other clients.
-    tolerance
-        Wanted bound of :attr:`Attribution.gap`.
 
     Raises
     ------
     ValueError
         If the nets leave the profile out (``constant``), a profile is another model's or one of a
-        cohort, or something is not finite.
+        stack, or something is not finite.
     """
     if metanets.config.constant:
         raise ValueError(
@@ -194,38 +139,81 @@ def attribute(
             "them; explain meta-nets that read profiles"
         )
     if profile.divergence.dim() != 1 or typical.divergence.dim() != 1:
-        raise ValueError("attribute explains one client against one profile; index the cohort")
+        raise ValueError("attribute explains one client against one profile; index the stack")
     nets = copy.deepcopy(metanets).double().cpu().eval()
-    norms = len(nets.sites.norms)
+    sites = nets.sites
+    norms = len(sites.norms)
 
-    def outputs(read: Tensor) -> Tensor:
-        return torch.cat(nets.unbounded(read[..., :norms], read[..., norms:]), dim=-1)
+    def outputs(inputs: Tensor) -> Tensor:
+        return torch.cat(nets.unbounded(inputs[..., :norms], inputs[..., norms:]), dim=-1)
 
     with torch.no_grad():
-        here, there = nets(profile), nets(typical)
+        values = [torch.cat([h.mix, h.rate]) for h in (nets(profile), nets(typical))]
         end, start = (torch.cat(nets.prepared(p), dim=-1) for p in (profile, typical))
-    found = integrated_gradients(outputs, start, end, tolerance=tolerance)
+        values += outputs(torch.stack([end, start]))
+    attributions, gap = integrated_gradients(outputs, start, end)
+    rows = zip(*(column.tolist() for column in (*values, attributions)), strict=True)
+    log = nets.config.form != "published"
     return Attribution(
-        hyperparams=here,
-        typical=there,
-        mix=found.end[:norms],
-        typical_mix=found.start[:norms],
-        rate=found.end[norms:],
-        typical_rate=found.start[norms:],
-        mix_parts=found.parts[:norms],
-        rate_parts=found.parts[norms:],
-        scale="linear" if nets.config.form == "published" else "log",
-        points=found.points,
-        gap=found.gap,
+        entries=_entries(profile, typical),
+        mixes=[Explained("mix", name, False, *next(rows)) for name in sites.norms],
+        rates=[Explained("rate", name, log, *next(rows)) for name in sites.params],
+        gap=gap,
     )
+
+
+def integrated_gradients(
+    function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor
+) -> tuple[Tensor, float]:
+    """Return the integrated gradients of a function's outputs, and how far they do not add up.
+
+    Parameters
+    ----------
+    function
+        Maps inputs (N, E) to outputs (N, O), row by row; differentiable almost everywhere.
+    start, end
+        The ends of the straight path, shape (E,).
+
+    Returns
+    -------
+    attributions
+        Shape (O, E).
+    gap
+        See :class:`Attribution`.
+
+    Raises
+    ------
+    ValueError
+        If an output or its gradient is not finite.
+    ModuleNotFoundError
+        If Captum is not installed.
+    """
+    from captum.attr import IntegratedGradients
+
+    count = function(start[None]).shape[1]
+    attributions, missing = IntegratedGradients(function).attribute(
+        end.expand(count, -1),
+        start.expand(count, -1),
+        target=torch.arange(count),
+        n_steps=STEPS,
+        method="riemann_middle",
+        internal_batch_size=max(ROWS, count),
+        return_convergence_delta=True,
+    )
+    attributions, missing = attributions.detach(), missing.detach().abs()
+    if not bool(torch.cat([attributions.flatten(), missing]).isfinite().all()):
+        raise ValueError(
+            "the outputs or their gradients are not finite between the two profiles; check the "
+            "weights of the meta-nets and the profiles"
+        )
+    size = torch.maximum(attributions.abs().sum(1), missing)
+    return attributions, float(torch.where(size > LEAST, missing / size, 0.0).max())
 
 
 def median_profile(profiles: Sequence[Profile]) -> Profile:
     """Return the profile of a typical client: the median of every entry over clients.
 
-    A mean would follow the one client whose dead channel makes thousands of nats. The median is
-    also the same whether divergences are looked at in nats or, as the nets read them, in their
-    logarithms (up to the midpoint between the middle two of an even number).
+    A mean would follow the one client whose dead channel makes thousands of nats.
 
     Raises
     ------
@@ -236,20 +224,26 @@ def median_profile(profiles: Sequence[Profile]) -> Profile:
         raise ValueError("there is no profile to take the median of; give at least one")
     if any(p.sites != profiles[0].sites for p in profiles):
         raise ValueError("the profiles belong to different models; give those of one model")
-    many = Profile.stack([Profile(*_on_cpu(p), p.num_examples, p.sites) for p in profiles])
     return Profile(
-        _median(many.divergence),
-        _median(many.moments),
-        round(many.num_examples / len(profiles)),
-        many.sites,
+        _median([p.divergence for p in profiles]),
+        _median([p.moments for p in profiles]),
+        round(sum(p.num_examples for p in profiles) / len(profiles)),
+        profiles[0].sites,
     )
 
 
-def _median(values: Tensor) -> Tensor:
-    """Return the median over the first dimension, also of no entries at all."""
-    ordered = values.sort(dim=0).values
-    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+def _median(many: Sequence[Tensor]) -> Tensor:
+    """Return the median in float64, the mean of the middle two of an even number."""
+    values = torch.stack([one.detach().double().cpu() for one in many]).sort(dim=0).values
+    return (values[(len(many) - 1) // 2] + values[len(many) // 2]) / 2
 
 
-def _on_cpu(profile: Profile) -> tuple[Tensor, Tensor]:
-    return profile.divergence.detach().double().cpu(), profile.moments.detach().double().cpu()
+def _entries(profile: Profile, typical: Profile) -> list[Entry]:
+    sites = profile.sites
+    names = [(f"divergence of {name}", " nats") for name in sites.norms]
+    names += [(f"input {what} of {name}", "") for name in sites.layers for what in ("mean", "sd")]
+    values = [[*p.divergence.tolist(), *p.moments.flatten().tolist()] for p in (profile, typical)]
+    return [
+        Entry(name, value, other, unit)
+        for (name, unit), value, other in zip(names, *values, strict=True)
+    ]

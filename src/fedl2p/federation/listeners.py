@@ -1,4 +1,4 @@
-"""Who is told of the rounds: a progress bar, a CSV file, TensorBoard, or anything of one's own."""
+"""Listeners of the rounds: a progress bar, a CSV file, TensorBoard, or a user's own."""
 
 from __future__ import annotations
 
@@ -7,26 +7,18 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedl2p.atomic_files import write_text
 from fedl2p.federation.round_records import COLUMNS, FAILURE_COLUMNS, RoundRecord
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
 
 class Listener(Protocol):
-    """Is told of a stage's start, of every round, and of the end, also of an interrupted stage."""
+    """Is called at a stage's start, after every round, and at its end, also if interrupted."""
 
     def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
         """Begin a stage.
@@ -68,8 +60,8 @@ class _Table:
                 others = list(csv.reader(file))[1:]
         # A full disk may have cut the last line off anywhere; its stage writes it again.
         others = [row for row in others if len(row) == len(self.columns) and row[0] != stage]
-        own = (line for record in done for line in self.lines(record))
-        write_text(self.path, _as_csv([self.columns, *others, *own]))
+        lines = (line for record in done for line in self.lines(record))
+        write_text(self.path, _as_csv([self.columns, *others, *lines]))
 
     def on_round(self, record: RoundRecord) -> None:
         """Append the lines of a round."""
@@ -133,12 +125,16 @@ class ProgressListener:
     Parameters
     ----------
     stages
-        How many stages will be told of; None if unknown.
+        How many stages there are; None if unknown.
     console
         Where to draw; None for standard error. Nothing is drawn if it is no terminal.
     """
 
     def __init__(self, *, stages: int | None = None, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
         console = console or Console(stderr=True)
         self._bars = Bars(
             TextColumn("{task.description}"),

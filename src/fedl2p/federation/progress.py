@@ -1,28 +1,44 @@
-"""Where the rounds of a stage stand, in memory and as a checkpoint."""
+"""How far the rounds of a stage have come, in memory and as checkpoints that no crash can spoil.
+
+A checkpoint is one safetensors file per round. It holds the tensors, and in its header everything
+else as JSON with a hash over both. The newest two are kept; a damaged newest falls back to the one
+before.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from fedl2p.federation.checkpoints import Checkpoint
+from fedl2p.atomic_files import write_tensors
+from fedl2p.federation.messages import content_hash
 from fedl2p.federation.round_records import Federated, RoundRecord
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import State
 
+log = logging.getLogger("fedl2p")
+
 _PLAIN = ("round", "made_in", "best_round", "best_loss", "averaged", "waited", "dry")
 _FLAGS = ("finished", "stopped_early")
 
+_NAME = re.compile(r"round-(\d{6})\.safetensors")
+_KEPT = 2
+
 
 @dataclass
-class Position:
-    """The loop's whole state besides what strategy and clients remember.
+class Progress:
+    """The loop's whole state besides what server optimizer and clients remember.
 
     Parameters
     ----------
@@ -55,7 +71,7 @@ class Position:
     records: list[RoundRecord] = field(default_factory=list)
 
     def judge(self, loss: float, *, patience: int) -> None:
-        """Take note of the loss of the current state; finish if patience has run out."""
+        """Note the loss of the current state; finish if patience has run out."""
         if math.isnan(loss):
             return
         if self.best_loss is None or loss < self.best_loss:
@@ -66,7 +82,7 @@ class Position:
         if patience and self.waited >= patience:
             self.finished = self.stopped_early = True
 
-    def made(self, state: State, *, decay: float) -> None:
+    def advance(self, state: State, *, decay: float) -> None:
         """Take the state that this round has made, and let it enter the average.
 
         The average is the plain mean of the states until there are 1 / (1 - decay) of them, and
@@ -84,17 +100,14 @@ class Position:
 
     def result(self, rounds: Rounds) -> Federated:
         """Return the state to keep: the last where no loss is known."""
+        state, made_in = self.state, self.made_in
         if rounds.keep == "average" and self.averaged:
-            return Federated(
-                state=self.average,
-                best_round=self.made_in,
-                records=tuple(self.records),
-                stopped_early=self.stopped_early,
-            )
-        last = rounds.keep != "best" or self.best_loss is None
+            state = self.average
+        elif rounds.keep == "best" and self.best_loss is not None:
+            state, made_in = self.best_state, self.best_round
         return Federated(
-            state=self.state if last else self.best_state,
-            best_round=self.made_in if last else self.best_round,
+            state=state,
+            best_round=made_in,
             records=tuple(self.records),
             stopped_early=self.stopped_early,
         )
@@ -103,9 +116,9 @@ class Position:
         self,
         *,
         job: Mapping[str, Any],
-        memory: State,
+        optimizer: State,
         kept: Mapping[str, State],
-        has_model: tuple[str, ...],
+        has_model: list[str] | None,
     ) -> Checkpoint:
         """Return everything that continuing needs.
 
@@ -113,24 +126,24 @@ class Position:
         ----------
         job
             What identifies the stage: a checkpoint of another one is refused.
-        memory
+        optimizer
             What the server optimizer remembers.
         kept
-            What clients in this process keep, by client.
+            What clients on this machine keep, by client.
         has_model
-            Clients that have been sent the frozen model.
+            Clients that have been sent the frozen model; None for all.
         """
         values = {name: getattr(self, name) for name in (*_PLAIN, *_FLAGS)}
         values["records"] = [_finite(dataclasses.asdict(record)) for record in self.records]
-        values |= {"job": dict(job), "clients": list(kept), "has_model": list(has_model)}
-        groups = {"state": self.state, "best": self.best_state, "server": memory}
+        values |= {"job": dict(job), "clients": list(kept), "has_model": has_model}
+        groups = {"state": self.state, "best": self.best_state, "server": optimizer}
         groups["average"] = self.average
         groups |= {f"kept {name}": state for name, state in kept.items()}
         return Checkpoint(groups, values)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Position:
-        """Return the position that was saved."""
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Progress:
+        """Return the progress that was saved."""
         values = checkpoint.values
         for name in (*_PLAIN, *_FLAGS):
             kinds = {"best_loss": (float, int, type(None))}.get(name, (int,))
@@ -168,3 +181,106 @@ def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     # JSON has no NaN.
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named groups of tensors, and plain values with a JSON form."""
+
+    groups: dict[str, State]
+    values: dict[str, Any]
+
+
+def save(folder: Path, round: int, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint of a round and remove all but the newest two.
+
+    When this returns, the file is on the disk; until then, the older ones are untouched.
+
+    Raises
+    ------
+    OSError
+        If the disk does not take it; the older checkpoints are still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Groups and names may hold any character, so tensors go by number and the header says which.
+    tensors: State = {}
+    index: list[list[str]] = []
+    for group, state in checkpoint.groups.items():
+        for name, tensor in state.items():
+            tensors[str(len(index))] = tensor
+            index.append([group, name])
+    header = json.dumps(
+        {"groups": list(checkpoint.groups), "index": index, "values": checkpoint.values},
+        allow_nan=False,
+    )
+    metadata = {"fedl2p": header, "hash": _hash(tensors, header)}
+    path = folder / f"round-{round:06d}.safetensors"
+    write_tensors(path, tensors, metadata=metadata)
+    _remove(_paths(folder)[_KEPT:])
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """Return the newest sound checkpoint of a folder, or None if there is none at all.
+
+    A damaged one is named in the log and the one before it is taken. Older ones that a process
+    killed during ``save`` could not remove any more are removed.
+
+    Raises
+    ------
+    ValueError
+        If there are checkpoints, but every one is damaged.
+    """
+    paths = _paths(folder)
+    for place, path in enumerate(paths):
+        try:
+            newest = _load(path)
+        except (
+            *(SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError),
+            RecursionError,
+        ) as error:
+            log.warning("checkpoint %s is damaged (%s); taking the one before", path, error)
+        else:
+            _remove(paths[max(_KEPT, place + 1) :])
+            return newest
+    if paths:
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged; remove that folder to start this stage again"
+        )
+    return None
+
+
+def exist(folder: Path) -> bool:
+    """Return whether a folder holds checkpoints."""
+    return bool(_paths(folder))
+
+
+def _load(path: Path) -> Checkpoint:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        header = metadata["fedl2p"]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _hash(tensors, header) != metadata["hash"]:
+        raise ValueError("its content does not match its hash")
+    content = json.loads(header)
+    groups: dict[str, State] = {group: {} for group in content["groups"]}
+    for number, (group, name) in enumerate(content["index"]):
+        if not isinstance(name, str):
+            raise TypeError(f"a tensor's name is {name!r}, not a text")
+        groups[group][name] = tensors[str(number)]
+    return Checkpoint(groups, content["values"])
+
+
+def _hash(tensors: State, header: str) -> str:
+    return hashlib.blake2b((content_hash(tensors) + header).encode(), digest_size=16).hexdigest()
+
+
+def _remove(old: list[Path]) -> None:
+    for path in old:
+        path.unlink(missing_ok=True)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)

@@ -1,53 +1,57 @@
 """The rounds of a stage: draw clients, ask them, combine their answers, keep the best state.
 
-A round's metrics judge the state that the clients received, so one more pass of messages after the
-last round judges the last state.
+A round's metrics judge the state that the clients received, so one more pass after the last round
+judges the last state.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.population import Population
-from fedl2p.federation import checkpoints
-from fedl2p.federation.flower import records as wire
-from fedl2p.federation.flower.client_directory import Answers, Frozen, Nodes, in_process
+from fedl2p.federation import progress as checkpoints
+from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.listeners import Listener
-from fedl2p.federation.privacy.cohorts import draw_each
-from fedl2p.federation.privacy.noise import PrivateMean
-from fedl2p.federation.privacy.randomness import seeded, system
-from fedl2p.federation.progress import Position, refuse_other_job
+from fedl2p.federation.messages import (
+    Answer,
+    Clients,
+    FederationError,
+    FrozenModel,
+    Question,
+    one_line,
+)
+from fedl2p.federation.privacy import accounting
+from fedl2p.federation.privacy.noise import Gaussian, PrivateMean, sample, seeded, system
+from fedl2p.federation.progress import Progress, refuse_other_job
 from fedl2p.federation.round_records import Federated, RoundRecord
-from fedl2p.federation.server.aggregation import Aggregator
-from fedl2p.federation.server.answer_checks import objection, one_line, overweight
-from fedl2p.federation.server.replies import Reply
+from fedl2p.federation.sampling import draw_cohort
+from fedl2p.federation.server.aggregation import (
+    Mean,
+    Rule,
+    RuleOfAll,
+    ServerOptimizer,
+    WeightedMean,
+    norm_clipping,
+)
+from fedl2p.federation.server.answer_checks import objection, overweight
 from fedl2p.federation.settings import Rounds
-from fedl2p.method import Method, State
-from fedl2p.seeds import derive_seed, generator
+from fedl2p.method import Method, State, Update
+from fedl2p.seeds import derive_seed
 from fedl2p.version import __version__
 
 log = logging.getLogger("fedl2p")
-
-_MOST_SHUFFLED = 100_000
-"""Clients among whom cohorts are drawn by a shuffle of all; of more, by position until enough."""
-
-
-class FederationError(RuntimeError):
-    """The rounds cannot go on: too many in a row brought too few good answers."""
 
 
 def federate(
@@ -58,7 +62,7 @@ def federate(
     rounds: Rounds,
     seed: int,
     stage: str,
-    nodes: Nodes | None = None,
+    clients: Clients | None = None,
     listeners: Sequence[Listener] = (),
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -70,7 +74,7 @@ def federate(
     method
         What travels and how clients train.
     model
-        The frozen model (initial or pre-trained weights). It travels to each node that does not
+        The frozen model (initial or pre-trained weights). It travels to each client that does not
         have it, once, and is only read.
     population
         The clients; only the seen ones take part.
@@ -78,19 +82,19 @@ def federate(
         How many rounds, with whom, and how answers are combined.
     seed
         The study's seed. The cohorts drawn depend on it and on the round only, so that all methods
-        of a study meet the same clients.
+        of a study have the same clients in a round.
     stage
         ``pretrain``, ``learn`` or the method's name: part of every client's seed, and the first
         column of the records.
-    nodes
-        Where the clients are; None for this process, all clients of a round in one call.
+    clients
+        Where the clients are; None for this process.
     listeners
-        Told of the start, every round and the end.
+        Called at the start, after every round and at the end.
     checkpoint
         Folder for this stage's checkpoints, one after every round; None for none.
     resume
         Continue from the newest checkpoint, bit for bit as if never stopped. A finished stage
-        returns its result without a message. Without checkpoints it starts from the beginning.
+        returns its result without a question. Without checkpoints it starts from the beginning.
 
     Returns
     -------
@@ -100,254 +104,374 @@ def federate(
     Raises
     ------
     ValueError
-        If the population is too small, a client has no node, or the checkpoints are of another
-        run, all damaged, or there although ``resume`` is False.
+        If the population is too small, a client does not exist, the robust rule needs Flower and it
+        is not installed, or the checkpoints are of another run, all damaged, or there although
+        ``resume`` is False.
     FederationError
         If ``rounds.give_up`` rounds in a row had too few good answers; resumable.
     """
-    names = _seen(population)
-    size = rounds.cohort(len(names))
-    nodes = nodes or in_process(
-        model, population, {method.name: method}, privacy={method.name: rounds.privacy}
+    if not len(names := population.seen):
+        raise ValueError("the population has no seen client, so nobody can take part in rounds")
+    size, privacy = rounds.cohort(len(names)), rounds.privacy
+    if clients is None:
+        clients = in_process(
+            model, population, {method.name: method}, privacy={method.name: privacy}
+        )
+    from_seed = privacy.seeded(simulated=clients.simulated)
+    frozen = FrozenModel.of(model)
+    optimizer = ServerOptimizer(
+        rounds,
+        buffers=[name for name, _ in model.named_buffers()],
+        variances=_variances(model),
     )
-    from_seed = rounds.privacy.seeded(simulated=nodes.simulated)
-    stage_run = _StageRun(
-        method=method,
-        model=Frozen.of(model),
-        names=names,
-        rounds=rounds,
-        seed=seed,
-        stage=stage,
-        nodes=nodes,
-        from_seed=from_seed,
-        aggregator=Aggregator(
-            rounds,
-            buffers=[name for name, _ in model.named_buffers()],
-            variances=_variances(model),
-            private=PrivateMean(
-                rounds.privacy,
-                cohort=size,
-                gaussian=lambda step: seeded(seed, stage, "privacy", step) if from_seed else system,
-            )
-            if rounds.privacy.central
-            else None,
-        ),
-        folder=checkpoint,
-    )
-    resident(model).net.foresee(population.shape)
-    position = (stage_run.resumed() if resume else None) or stage_run.started(model)
+    new_mean = mean_of(rounds, size)
+    job = _job(stage, method, seed, rounds, names, frozen)
+    progress = None
+    if checkpoint is not None and resume:
+        progress = _resumed(checkpoint, job, optimizer, clients)
+    elif checkpoint is not None and checkpoints.exist(checkpoint):
+        raise ValueError(f"{checkpoint} holds checkpoints already; resume, or use another folder")
+    if progress is None:
+        # A study may use the same clients for several runs: they keep nothing of an earlier one.
+        clients.restore(method.name, {})
+        working_copies(model).net.foresee(population.shape)
+        state = method.start(model, seed=derive_seed(seed, "start", method.name))
+        state = {name: tensor.detach().cpu() for name, tensor in state.items()}
+        progress = Progress(state=state, finished=rounds.rounds == 0)
     for listener in listeners:
-        listener.on_start(stage, rounds.rounds, position.records)
+        listener.on_start(stage, rounds.rounds, progress.records)
     try:
-        while not position.finished:
-            stage_run.advance(position)
-            gave_up = position.dry >= rounds.give_up
+        while not progress.finished:
+            began = time.perf_counter()
+            progress.round += 1
+            judging = progress.round > rounds.rounds
+            averaging = judging and rounds.keep == "average"
+            if privacy.central:
+                share = size / len(names)
+                cohort = sample(
+                    names, share=share, seed=seed, round=progress.round, from_seed=from_seed
+                )
+            else:
+                size_ = rounds.clients_per_round
+                cohort = draw_cohort(names, size=size_, seed=seed, round=progress.round)
+            question = Question(
+                action="validate" if judging else "train",
+                method=method.name,
+                stage=stage,
+                round=progress.round,
+                state=progress.result(rounds).state if averaging else progress.state,
+                model=frozen,
+                seeds={name: derive_seed(seed, stage, progress.round, name) for name in cohort},
+            )
+            step = optimizer.steps
+            draw = seeded(seed, stage, "privacy", step) if from_seed else system
+            tally = Tally(
+                question,
+                rounds,
+                None if judging else new_mean(progress.state, draw),
+                trusted=clients.simulated,
+            )
+            for answer in clients.ask(question):
+                tally.add(answer)
+            tally.close()
+            if not averaging:  # the loss of an average says nothing about the last state
+                progress.judge(tally.loss, patience=0 if judging else rounds.patience)
+            if judging:
+                progress.finished = True
+            elif not progress.finished:
+                _combine(progress, tally, optimizer, rounds)
+            progress.records.append(tally.record(seconds=time.perf_counter() - began))
+            gave_up = progress.dry >= rounds.give_up
             if gave_up:  # a resumed run tries as often again
-                position.dry = 0
-            stage_run.save(position)
+                progress.dry = 0
+            if checkpoint is not None:
+                saved = progress.to_checkpoint(
+                    job=job,
+                    optimizer=optimizer.memory,
+                    kept=clients.kept(method.name),
+                    has_model=clients.has_model(frozen.key),
+                )
+                checkpoints.save(checkpoint, progress.round, saved)
             for listener in listeners:
-                listener.on_round(position.records[-1])
+                listener.on_round(progress.records[-1])
             if gave_up:
-                raise FederationError(stage_run.why_given_up(position))
+                raise FederationError(_why_given_up(progress.records[-1], rounds))
     finally:
         for listener in listeners:
             listener.on_end(stage)
-    return position.result(rounds)
+    return progress.result(rounds)
 
 
-def draw_cohort(names: Sequence[str], *, size: int, seed: int, round: int) -> list[str]:
-    """Draw the clients of one round, without replacement, sorted by name.
+class Tally:
+    """The answers of one round: checked and added in the order of the clients' names.
+
+    An answer that comes before its turn waits. The weights that clients elsewhere state are
+    compared with one another, so there all answers wait until the last has come.
 
     Parameters
     ----------
-    names
-        The seen clients in the population's order.
-    size
-        How many; 0 for all.
-    seed, round
-        The draw depends on nothing else.
+    question
+        What was asked.
+    rounds
+        The stage's settings.
+    mean
+        What becomes of the updates; None where none come back.
+    trusted
+        Whether the answers are those of this package's own nodes, which have checked them.
+
+    Attributes
+    ----------
+    failures
+        Clients without a usable answer, and why.
     """
-    if size == 0:
-        return sorted(names)
-    source = generator(seed, "cohort", round)
-    if len(names) <= _MOST_SHUFFLED or 2 * size > len(names):
-        order = torch.randperm(len(names), generator=source)
-        return sorted(names[i] for i in order[:size].tolist())
-    drawn: dict[int, None] = {}
-    while len(drawn) < size:  # half of them are free at least
-        more = torch.randint(len(names), (size,), generator=source).tolist()
-        drawn |= dict.fromkeys(more)
-    return sorted(names[i] for i in itertools.islice(drawn, size))
 
+    def __init__(
+        self, question: Question, rounds: Rounds, mean: Mean | None, *, trusted: bool
+    ) -> None:
+        self._question, self._rounds, self.mean, self._trusted = question, rounds, mean, trusted
+        self._sent = question.state if question.action == "train" else {}
+        # No weight counts under these, so none can be too large.
+        unweighted = rounds.privacy.central or rounds.robust != "none"
+        self._compares = not (trusted or unweighted)
+        self._order = iter(sorted(question.seeds))
+        self._next = next(self._order, None)
+        self._waiting: dict[str, Answer] = {}
+        self._compared: list[Update] = []
+        self._good: list[tuple[float, dict[str, float]]] = []
+        self.failures: dict[str, str] = {}
+        self._bytes = dict.fromkeys(("bytes_down", "bytes_up", "bytes_model"), 0)
 
-@dataclasses.dataclass(frozen=True)
-class _StageRun:
-    """What does not change during a stage, and the steps of its loop."""
+    def add(self, answer: Answer) -> None:
+        """Take an answer, and with it those that have waited for it."""
+        for name in self._bytes:
+            self._bytes[name] += getattr(answer, name)
+        self._waiting[answer.client] = answer
+        while self._next is not None and self._next in self._waiting:
+            self._check(self._waiting.pop(self._next))
+            self._next = next(self._order, None)
 
-    method: Method
-    model: Frozen
-    names: Sequence[str]
-    rounds: Rounds
-    seed: int
-    stage: str
-    nodes: Nodes
-    aggregator: Aggregator
-    folder: Path | None
-    from_seed: bool = True
+    def close(self) -> None:
+        """Add the updates that have waited for the last one."""
+        assert self._next is None
+        assert not self._waiting
+        heavy = overweight({update.client: update.weight for update in self._compared})
+        self._fail(heavy)
+        compared, self._compared = self._compared, []
+        for update in compared:
+            if update.client not in heavy:
+                self._count(update)
 
     @property
-    def job(self) -> dict[str, Any]:
-        """What identifies this stage in a checkpoint."""
-        return {
-            "version": __version__,
-            "stage": self.stage,
-            "method": self.method.name,
-            "seed": self.seed,
-            "rounds": dataclasses.asdict(self.rounds),
-            "clients": list(self.names),
-            "model": self.model.key,
-        }
+    def good(self) -> int:
+        """How many updates were added."""
+        return len(self._good)
 
-    def started(self, model: nn.Module) -> Position:
-        if self.folder is not None and checkpoints.exist(self.folder):
-            raise ValueError(
-                f"{self.folder} holds checkpoints already; resume, or use another folder"
-            )
-        # A study may use the same nodes for several runs: nobody keeps anything of an earlier one.
-        self.nodes.restore(self.method.name, {}, model=self.model)
-        start_seed = derive_seed(self.seed, "start", self.method.name)
-        state = self.method.start(model, seed=start_seed)
-        state = {name: tensor.detach().cpu() for name, tensor in state.items()}
-        return Position(state=state, finished=self.rounds.rounds == 0)
+    @property
+    def asked(self) -> int:
+        """How many clients were asked."""
+        return len(self._question.seeds)
 
-    def resumed(self) -> Position | None:
-        saved = None if self.folder is None else checkpoints.load_newest(self.folder)
-        if saved is None or self.folder is None:
-            return None
-        try:
-            refuse_other_job(self.folder, saved.values["job"], self.job)
-            position = Position.from_checkpoint(saved)
-            kept = {name: saved.groups[f"kept {name}"] for name in saved.values["clients"]}
-            has_model = [str(name) for name in saved.values["has_model"]]
-            self.aggregator.remember(saved.groups["server"])
-        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-            # Its hash is right, so it is as it was written: by something else than this.
-            raise ValueError(
-                f"the checkpoint in {self.folder} does not hold what a stage needs "
-                f"({type(error).__name__}: {error}); remove that folder to start this stage again"
-            ) from None
-        self.nodes.restore(self.method.name, kept, model=self.model, has_model=has_model)
-        return position
+    @property
+    def loss(self) -> float:
+        """Loss of the state that was sent: weighted mean or, under a robust rule, median."""
+        return self._typical("loss")
 
-    def save(self, position: Position) -> None:
-        """Write a checkpoint."""
-        if self.folder is not None:
-            saved = position.to_checkpoint(
-                job=self.job,
-                memory=self.aggregator.memory(),
-                kept=self.nodes.kept(self.method.name),
-                has_model=self.nodes.has_model(self.model.key),
-            )
-            checkpoints.save(self.folder, position.round, saved)
-
-    def why_given_up(self, position: Position) -> str:
-        """Return what led nowhere, in one line, with one client's reason."""
-        reasons = sorted(position.records[-1].reasons.items())
-        example = f" (client {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
-        return (
-            f"{self.stage}: {self.rounds.give_up} rounds in a row brought no new state, for lack "
-            f"of {self.rounds.fewest} or more good answers, the last one round "
-            f"{position.round}{example}; failures.csv and the log name all clients and reasons"
+    def record(self, *, seconds: float) -> RoundRecord:
+        """Return the round's record."""
+        return RoundRecord(
+            stage=self._question.stage,
+            round=self._question.round,
+            clients=self.asked,
+            loss=self.loss,
+            accuracy=self._typical("accuracy"),
+            seconds=seconds,
+            failures=len(self.failures),
+            reasons=dict(sorted(self.failures.items())),
+            **self._bytes,
         )
 
-    def advance(self, position: Position) -> None:
-        """Do one round, or the pass that judges the last state."""
-        start = time.perf_counter()
-        number = position.round + 1
-        judging = number > self.rounds.rounds
-        averaging = judging and self.rounds.keep == "average"
-        cohort = self.cohort(number)
-        answers = self.nodes.ask(
-            wire.VALIDATE if judging else wire.TRAIN,
-            {name: derive_seed(self.seed, self.stage, number, name) for name in cohort},
-            method=self.method.name,
-            stage=self.stage,
-            round=number,
-            state=position.result(self.rounds).state if averaging else position.state,
-            model=self.model,
-        )
-        replies = _accept(
-            answers,
-            like=None if judging else position.state,
-            rounds=self.rounds,
-        )
-        for name, reason in sorted(answers.failures.items()):
-            log.warning("%s, round %d: client %s failed: %s", self.stage, number, name, reason)
-        typical = _mean if self.rounds.robust == "none" else _median
-        loss, accuracy = typical("loss", replies), typical("accuracy", replies)
-        if not averaging:  # the loss of an average says nothing about the last state
-            position.judge(loss, patience=0 if judging else self.rounds.patience)
-        position.round = number
-        if judging:
-            position.finished = True
-        elif not position.finished:
-            self._combine(position, replies, asked=len(cohort))
-        position.records.append(
-            RoundRecord(
-                stage=self.stage,
-                round=number,
-                clients=len(cohort),
-                loss=loss,
-                accuracy=accuracy,
-                seconds=time.perf_counter() - start,
-                bytes_down=answers.bytes_down,
-                bytes_up=answers.bytes_up,
-                failures=len(answers.failures),
-                bytes_model=answers.bytes_model,
-                reasons=dict(sorted(answers.failures.items())),
-            )
-        )
-
-    def cohort(self, round: int) -> list[str]:
-        """Return whom to ask in a round."""
-        size = self.rounds.clients_per_round
-        if not self.rounds.privacy.central:
-            return draw_cohort(self.names, size=size, seed=self.seed, round=round)
-        share = self.rounds.cohort(len(self.names)) / len(self.names)
-        return draw_each(
-            self.names, share=share, seed=self.seed, round=round, from_seed=self.from_seed
-        )
-
-    def _combine(self, position: Position, replies: Sequence[Reply], *, asked: int) -> None:
-        """Make the next state of the replies, or keep the old one if they are too few.
-
-        Under central privacy the state moves by noise at least: whether it moved must not tell who
-        was there.
-        """
-        private = self.rounds.privacy.central
-        enough = len(replies) >= self.rounds.fewest or (private and not asked)
-        state, why = None, f"{len(replies)} good answers are too few"
-        if enough or private:
-            try:
-                state = self.aggregator.combine(position.state, replies)
-            except ArithmeticError as error:
-                why, enough = str(error), False
-        if state is not None:
-            position.made(state, decay=self.rounds.average_decay)
-        if state is not None and enough:
-            position.dry = 0
+    def _check(self, answer: Answer) -> None:
+        update, reason = answer.update, answer.failure
+        if reason is None:
+            assert update is not None
+            if not self._trusted:
+                reason = objection(update, sent=self._sent)
+            if self._rounds.privacy.mechanism == "local" and update.metrics:
+                reason = "its answer has metrics, so it was not made under local privacy"
+        if reason is not None or update is None:
+            self._fail({answer.client: one_line(reason or "")})
+        elif self._compares:
+            self._compared.append(update)
         else:
-            position.dry += 1
-            what = "stays as it was" if state is None else "moves by noise"
-            log.warning("%s, round %d: %s, the state %s", self.stage, position.round, why, what)
-        # A method without a travelling state has nothing to judge after its last round.
-        position.finished = position.round == self.rounds.rounds and not position.state
+            self._count(update)
+
+    def _count(self, update: Update) -> None:
+        self._good.append((update.weight, update.metrics))
+        if self.mean is not None:
+            self.mean.add(update)
+
+    def _fail(self, reasons: dict[str, str]) -> None:
+        self.failures |= reasons
+        for name, reason in reasons.items():
+            stage, number = self._question.stage, self._question.round
+            log.warning("%s, round %d: client %s failed: %s", stage, number, name, reason)
+
+    def _typical(self, metric: str) -> float:
+        """Return the mean of a metric over the answers that have it; NaN if none has.
+
+        A client may state any loss, and the choice of the best round must not be its own: under a
+        robust rule it is the median, whatever the weights.
+        """
+        pairs = [(weight, metrics[metric]) for weight, metrics in self._good if metric in metrics]
+        if not pairs:
+            return nan
+        if self._rounds.robust != "none":
+            return median(value for _, value in pairs)
+        return sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs)
 
 
-def _seen(population: Population) -> Sequence[str]:
-    if not len(population.seen):
-        raise ValueError("the population has no seen client, so nobody can take part in rounds")
-    return population.seen
+def spending(
+    stage: str,
+    rounds: Rounds,
+    records: Sequence[RoundRecord],
+    *,
+    names: Sequence[str],
+    seed: int,
+    travels: bool,
+) -> accounting.Stage:
+    """Return what privacy accounting needs to know of a stage that is over.
+
+    Parameters
+    ----------
+    stage
+        As in the records; a last round more than ``rounds`` only judges and is not counted.
+    names
+        The seen clients.
+    seed
+        The study's.
+    travels
+        Whether any tensor came back from clients.
+    """
+    count = sum(r.stage == stage and r.round <= rounds.rounds for r in records)
+    if rounds.privacy.mechanism == "local":
+        size = rounds.clients_per_round
+        drawn = [draw_cohort(names, size=size, seed=seed, round=r + 1) for r in range(count)]
+        count = accounting.most_asked(drawn)
+    return accounting.Stage(
+        name=stage,
+        privacy=rounds.privacy,
+        cohort=rounds.cohort(len(names)),
+        population=len(names),
+        count=count,
+        travels=travels,
+    )
+
+
+def mean_of(rounds: Rounds, size: int) -> Callable[[State, Gaussian], Mean]:
+    """Return what makes a round's mean, from the state that is sent and a source of noise."""
+    privacy = rounds.privacy
+    if privacy.central:
+        return lambda state, draw: PrivateMean(
+            state, bound=privacy.clip, clients=size, noise=privacy.noise, draw=draw
+        )
+    if rounds.robust != "none":
+        rule = norm_clipping(rounds) if rounds.robust == "normclipping" else _flowers_rule(rounds)
+        return lambda state, draw: RuleOfAll(state, rule)
+    return lambda state, draw: WeightedMean(state, clip_norm=rounds.clip_norm)
+
+
+def _flowers_rule(rounds: Rounds) -> Rule:
+    try:
+        from fedl2p.federation.flower.robust import robust_rule
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"robust is {rounds.robust!r}, which needs {error.name}, and that is not installed; "
+            "run pip install 'fedl2p[flower]', or use 'normclipping'"
+        ) from None
+    return robust_rule(rounds)
+
+
+def _combine(progress: Progress, tally: Tally, optimizer: ServerOptimizer, rounds: Rounds) -> None:
+    """Make the next state of the answers, or keep the old one if they are too few.
+
+    Under central privacy the state moves by noise at least: whether it moved must not tell who took
+    part.
+    """
+    private = rounds.privacy.central
+    enough = tally.good >= rounds.fewest or (private and not tally.asked)
+    state, why = None, f"{tally.good} good answers are too few"
+    if enough or private:
+        assert tally.mean is not None
+        try:
+            mean = tally.mean.result()
+            state = None if mean is None else optimizer.step(progress.state, mean)
+        except ArithmeticError as error:
+            why, enough = str(error), False
+    if state is not None:
+        progress.advance(state, decay=rounds.average_decay)
+    if state is not None and enough:
+        progress.dry = 0
+    else:
+        progress.dry += 1
+        what = "stays as it was" if state is None else "moves by noise"
+        stage = tally.record(seconds=0.0).stage
+        log.warning("%s, round %d: %s, the state %s", stage, progress.round, why, what)
+    # A method without a travelling state has nothing to judge after its last round.
+    progress.finished = progress.round == rounds.rounds and not progress.state
+
+
+def _job(
+    stage: str, method: Method, seed: int, rounds: Rounds, names: Sequence[str], model: FrozenModel
+) -> dict[str, Any]:
+    """Return what identifies a stage in its checkpoints."""
+    clients = hashlib.blake2b(digest_size=16)
+    for name in names:  # there may be a million
+        clients.update(f"{name}\0".encode())
+    return {
+        "version": __version__,
+        "stage": stage,
+        "method": method.name,
+        "seed": seed,
+        "rounds": dataclasses.asdict(rounds),
+        "clients": clients.hexdigest(),
+        "model": model.key,
+    }
+
+
+def _resumed(
+    folder: Path, job: dict[str, Any], optimizer: ServerOptimizer, clients: Clients
+) -> Progress | None:
+    """Return the progress of the newest checkpoint, with optimizer and clients as they were."""
+    saved = checkpoints.load_newest(folder)
+    if saved is None:
+        return None
+    try:
+        refuse_other_job(folder, saved.values["job"], job)
+        progress = Progress.from_checkpoint(saved)
+        kept = {name: saved.groups[f"kept {name}"] for name in saved.values["clients"]}
+        has_model = saved.values["has_model"]
+        has_model = None if has_model is None else [str(name) for name in has_model]
+        optimizer.memory = {"steps": saved.groups["server"]["steps"], **saved.groups["server"]}
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        # Its hash is right, so it is as it was written: by something else than this.
+        raise ValueError(
+            f"the checkpoint in {folder} does not hold what a stage needs "
+            f"({type(error).__name__}: {error}); remove that folder to start this stage again"
+        ) from None
+    clients.restore(job["method"], kept)
+    clients.set_has_model(job["model"], has_model)
+    return progress
+
+
+def _why_given_up(record: RoundRecord, rounds: Rounds) -> str:
+    """Return why the rounds cannot go on, in one line, with one client's reason."""
+    reasons = sorted(record.reasons.items())
+    example = f" (client {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
+    return (
+        f"{record.stage}: {rounds.give_up} rounds in a row brought no new state, for lack of "
+        f"{rounds.fewest} or more good answers, the last one round {record.round}{example}; "
+        "failures.csv and the log name all clients and reasons"
+    )
 
 
 def _variances(model: nn.Module) -> list[str]:
@@ -357,60 +481,3 @@ def _variances(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
     ]
-
-
-def _accept(answers: Answers, *, like: State | None, rounds: Rounds) -> list[Reply]:
-    """Turn good contents into replies sorted by client, and bad ones into failures.
-
-    ``like`` is the state that was sent, or None where no tensors come back. Contents are taken out
-    of the answers, so that a tensor is not held twice.
-    """
-    privacy = rounds.privacy
-    accepted: list[Reply] = []
-    for name in sorted(answers.contents):
-        try:
-            reply = _read(name, answers.contents.pop(name), like)
-            # One that waits in a file is read as a whole, once, and let go.
-            shared = dict(reply.shared)
-            reason = objection(shared, like=like or {}, weight=reply.weight, metrics=reply.metrics)
-            del shared
-            if privacy.mechanism == "local" and reply.metrics:
-                reason = "its answer has metrics, so it was not made under local privacy"
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            reason = f"its answer cannot be read: {error}"
-        if reason is None:
-            accepted.append(reply)
-        else:
-            answers.failures[name] = one_line(reason)
-    if privacy.central or rounds.robust != "none":  # no weight counts, so none can be too large
-        return accepted
-    heavy = overweight({r.client: r.weight for r in accepted}, limit=rounds.weight_limit)
-    answers.failures |= heavy
-    return [reply for reply in accepted if reply.client not in heavy]
-
-
-def _read(name: str, content: RecordDict, like: State | None) -> Reply:
-    metrics: Mapping[str, Any] = wire.record_of(content, wire.METRICS, MetricRecord)
-    numbers = {key: float(value) for key, value in metrics.items()}
-    shared: Mapping[str, Tensor] = {}
-    if like is not None:
-        shared = wire.state_of(wire.record_of(content, wire.ARRAYS, ArrayRecord))
-    if wire.WEIGHT not in numbers:
-        raise ValueError(f"it has no {wire.WEIGHT!r}")
-    return Reply(name, shared, numbers.pop(wire.WEIGHT), numbers)
-
-
-def _mean(metric: str, replies: Sequence[Reply]) -> float:
-    """Return the weighted mean of a metric over the replies that have it; NaN if none has."""
-    pairs = [(r.weight, r.metrics[metric]) for r in replies if metric in r.metrics]
-    total = sum(weight for weight, _ in pairs)
-    return sum(weight * value for weight, value in pairs) / total if pairs else nan
-
-
-def _median(metric: str, replies: Sequence[Reply]) -> float:
-    """Return the median of a metric over the replies that have it, whatever their weights.
-
-    A client may state any loss; the choice of the best round must not be its own.
-    """
-    values = [r.metrics[metric] for r in replies if metric in r.metrics]
-    return median(values) if values else nan

@@ -1,4 +1,4 @@
-"""The settings of one stage of federated rounds."""
+"""Settings of federated rounds, and of the workers that may share their clients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Literal, get_args
 
 from fedl2p.federation.privacy.settings import Privacy
 
-Strategy = Literal["fedavg", "fedadam", "fedyogi"]
+Strategy = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam"]
 
 Robust = Literal[
     "none", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "normclipping"
 ]
-
-SERVER_OPTIMIZERS = ("fedadam", "fedyogi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +33,9 @@ class Rounds:
     average_decay
         How much of the average stays per round, in [0, 1); 0.9 averages about the last ten states.
     strategy
-        How answers become the next state. fedavg: their mean, weighted by examples; fedadam,
-        fedyogi: that mean's difference to the old state is the gradient of a server optimizer
-        (Reddi et al., ICLR 2021).
+        How answers become the next state. fedavg: their mean, weighted by examples. The others
+        step from the old state, with the old state minus that mean as the gradient (Reddi et al.,
+        ICLR 2021): fedavgm: SGD with momentum; fedadagrad: Adagrad; fedadam: Adam.
     robust
         What takes the place of the mean, so that some hostile answers do no harm; none looks at a
         client's weight. none; fedmedian and fedtrimmedavg: entry by entry (Yin et al., ICML 2018);
@@ -45,17 +43,17 @@ class Rounds:
         bulyan: both (El Mhamdi et al., ICML 2018); normclipping: the mean of updates shortened to
         clip_norm (Sun et al., 2019, arXiv 1911.07963). The strategy goes on from there.
     server_rate
-        Learning rate of fedadam and fedyogi.
+        Learning rate of the server's optimizer; 1 with fedavgm and server_beta1 0 is fedavg.
     server_schedule
         How the server's rate changes: constant, or cosine (from server_rate in the first round
         down towards 0 after the last).
     server_beta1
-        Decay rate of the first moment in fedadam and fedyogi, in [0, 1).
+        Momentum of fedavgm and decay rate of fedadam's first moment, in [0, 1).
     server_beta2
-        Decay rate of the second moment in fedadam and fedyogi, in [0, 1).
+        Decay rate of fedadam's second moment, in [0, 1).
     server_tau
-        Added below the fraction's line in fedadam and fedyogi, which sets how far they adapt; > 0.
-        Adam's usual epsilon is 1e-8, the published value for federated averages 1e-3.
+        Epsilon of fedadagrad and fedadam, which sets how far they adapt; > 0. Adam's usual epsilon
+        is 1e-8, the published value for federated averages 1e-3.
     trim
         Fraction of answers that fedtrimmedavg cuts off at each end, in [0, 0.5).
     hostile
@@ -65,11 +63,6 @@ class Rounds:
         Largest L2 norm of a client's update (its answer minus the state), over all tensors; longer
         ones are shortened first, under whatever robust says. 0 for no bound; under normclipping
         for the median norm of the round's updates.
-    weight_limit
-        Largest weight of an answer, as a multiple of the median weight of the round's good answers;
-        >= 1. Clients state their own weights (numbers of examples): one above this is taken for
-        wrong and its answer rejected, since the average would be that client's alone. It is no
-        protection from a client that lies within bounds; the strategies that look at no weight are.
     min_clients
         Fewest good answers that make a new state; with fewer the old one stays.
     give_up
@@ -94,7 +87,6 @@ class Rounds:
     trim: float = 0.2
     hostile: int = 1
     clip_norm: float = 0.0
-    weight_limit: float = 1000.0
     min_clients: int = 1
     give_up: int = 3
     privacy: Privacy = field(default_factory=Privacy)
@@ -107,10 +99,6 @@ class Rounds:
         for name in ("server_rate", "server_tau"):
             value = getattr(self, name)
             _need(math.isfinite(value) and value > 0, name, value, "finite and > 0")
-        _need(
-            math.isfinite(self.weight_limit) and self.weight_limit >= 1,
-            *("weight_limit", self.weight_limit, "finite and >= 1"),
-        )
         for name in ("server_beta1", "server_beta2"):
             _need(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _need(0 <= self.trim < 0.5, "trim", self.trim, "in [0, 0.5)")
@@ -158,18 +146,18 @@ class Rounds:
         """Fewest good answers of which a new state can be made."""
         match self.robust:
             case "krum" | "multikrum":
-                own = 2 * self.hostile + 3
+                needed = 2 * self.hostile + 3
             case "bulyan":
-                own = 4 * self.hostile + 3
+                needed = 4 * self.hostile + 3
             case "fedmedian" | "normclipping":
-                own = 3
+                needed = 3
             case "fedtrimmedavg" if self.trim:
-                own = math.ceil(1 / self.trim)
-                while int(self.trim * own) < 1:  # Flower cuts off that many at each end
-                    own += 1
+                needed = math.ceil(1 / self.trim)
+                while int(self.trim * needed) < 1:  # Flower cuts off that many at each end
+                    needed += 1
             case _:
-                own = 1
-        return max(own, self.min_clients)
+                needed = 1
+        return max(needed, self.min_clients)
 
     def cohort(self, seen: int) -> int:
         """Return how many clients a round has (under central privacy on average), of so many.
@@ -192,7 +180,6 @@ class Rounds:
             )
         if self.robust == "fedtrimmedavg" and not self.trim:
             raise ValueError("trim is 0, so that fedtrimmedavg bears nobody; use e.g. 0.2")
-        self.privacy.check(size)
         return size
 
     @property
@@ -210,6 +197,68 @@ class Rounds:
         if self.server_schedule == "constant" or not self.rounds:
             return self.server_rate
         return self.server_rate * (1 + math.cos(math.pi * min(step / self.rounds, 1.0))) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ray:
+    """How the clients of a study share this machine under Ray; no result depends on it.
+
+    A worker answers one stack of clients at a time and keeps the model and the data for the next.
+
+    Parameters
+    ----------
+    cpus_per_worker
+        CPUs that a worker occupies, > 0; a fraction puts several workers on one CPU. A worker
+        computes with as many threads, rounded down but at least 1.
+    gpus_per_worker
+        The same for GPUs, >= 0; with 0 clients compute on the CPU. 0.5 puts two workers on a GPU,
+        whose memory they must share.
+    workers
+        How many workers; 0 for as many as fit.
+    """
+
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        cpus, gpus = self.cpus_per_worker, self.gpus_per_worker
+        if not (math.isfinite(cpus) and cpus > 0):
+            raise ValueError(f"ray.cpus_per_worker is {cpus!r}, but must be finite and > 0")
+        if not (math.isfinite(gpus) and gpus >= 0):
+            raise ValueError(f"ray.gpus_per_worker is {gpus!r}, but must be finite and >= 0")
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(
+                f"ray.gpus_per_worker is {gpus!r}, but above 1 it must be a whole number"
+            )
+        if self.workers < 0:
+            raise ValueError(
+                f"ray.workers is {self.workers}, but must be 0 (as many as fit) or more"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Threads of one worker."""
+        return max(1, int(self.cpus_per_worker))
+
+    def fitting(self, *, cpus: int, gpus: int) -> int:
+        """Return how many workers to start on a machine.
+
+        Raises
+        ------
+        ValueError
+            If none fits, or fewer than asked for.
+        """
+        fit = int(cpus / self.cpus_per_worker)
+        if self.gpus_per_worker:
+            fit = min(fit, int(gpus / self.gpus_per_worker))
+        if fit < max(1, self.workers):
+            raise ValueError(
+                f"{max(1, self.workers)} workers of {self.cpus_per_worker:g} CPUs and "
+                f"{self.gpus_per_worker:g} GPUs do not fit into {cpus} CPUs and {gpus} GPUs; give "
+                "ray.cpus_per_worker, ray.gpus_per_worker or ray.workers smaller values"
+            )
+        return self.workers or fit
 
 
 def _need(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -29,14 +29,24 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.finetuning.in_place_sgd import Gradient
-from fedl2p.core.finetuning.sgd_step import descended
-from fedl2p.core.functional.model import Net, NetState
-from fedl2p.core.functional.named_tensors import Named, inner_all
+from fedl2p.core.finetuning.sgd_step import sgd_update
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.named_tensors import NamedTensors, inner_product
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, State
-from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, afresh, loss_gradient
-from fedl2p.methods.base.personalizing import Tuned, same_mix, uniform
-from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of, to_keep
+from fedl2p.methods.base.local_sgd import (
+    LocalSGD,
+    RoundResult,
+    loss_gradient,
+    with_fresh_statistics,
+)
+from fedl2p.methods.base.personalizing import PersonalModels, constant_hyperparams, constant_mix
+from fedl2p.methods.base.tensor_groups import (
+    client_states,
+    client_tensors,
+    kept_copies,
+    tensor_names,
+)
 
 LOCAL, ALPHA = "local.", "alpha"
 """Names among what a client keeps: prefix of v and the mixture's statistics; alpha, shape (1,)."""
@@ -56,17 +66,19 @@ class Pair:
         Share of v, shape (C,).
     """
 
-    shared: NetState
-    local: NetState
+    shared: ModelState
+    local: ModelState
     alpha: Tensor
 
     @property
-    def mixture(self) -> NetState:
+    def mixture(self) -> ModelState:
         """What a client uses."""
-        return NetState(mixed(self.alpha, self.local.params, self.shared.params), self.local.stats)
+        return ModelState(
+            mixed(self.alpha, self.local.params, self.shared.params), self.local.stats
+        )
 
 
-def mixed(alpha: Tensor, yes: Named, no: Named) -> Named:
+def mixed(alpha: Tensor, yes: NamedTensors, no: NamedTensors) -> NamedTensors:
     """Return alpha yes + (1 - alpha) no with one alpha per client, shape (C,)."""
 
     def mix(a: Tensor, b: Tensor) -> Tensor:
@@ -76,10 +88,10 @@ def mixed(alpha: Tensor, yes: Named, no: Named) -> Named:
     return {k: mix(v, no[k]) for k, v in yes.items()}
 
 
-def alpha_gradient(pair: Pair, grads: Named) -> Tensor:
+def alpha_gradient(pair: Pair, grads: NamedTensors) -> Tensor:
     """Return the derivative by alpha of the mixture's loss, whose gradients are given, (C,)."""
     apart = {k: v - pair.shared.params[k] for k, v in pair.local.params.items()}
-    return inner_all(apart, grads)
+    return inner_product(apart, grads)
 
 
 def train_pair(pair: Pair, gradient: Gradient, steps: int, rate: Tensor, *, adaptive: bool) -> Pair:
@@ -94,8 +106,8 @@ def train_pair(pair: Pair, gradient: Gradient, steps: int, rate: Tensor, *, adap
         if adaptive and step == 0:
             alpha = (alpha - rate * alpha_gradient(pair, towards)).clamp(0, 1)
         pair = Pair(
-            NetState(descended(pair.shared.params, rates, grads), stats),
-            NetState(descended(pair.local.params, own, towards), mixture_stats),
+            ModelState(sgd_update(pair.shared.params, rates, grads), stats),
+            ModelState(sgd_update(pair.local.params, own, towards), mixture_stats),
             alpha,
         )
     return pair
@@ -122,41 +134,47 @@ class APFL(LocalSGD):
     adaptive: bool
 
     @property
-    def ragged(self) -> bool:
+    def unequal_sizes(self) -> bool:
         """No: it goes down a gradient of its own."""
         return False
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
         """Train both models of clients of equal shapes for one round."""
         pair = self.pair(net, state, clients)
         rate = self.local.rate_in(clients[0].round)
         pair = self.trained(net, pair, clients, self.round_loop, rate, "local")
         names = tensor_names(net)
         kept = [
-            to_keep(tensors_of(net, pair.local, j, names), prefix=LOCAL)
+            kept_copies(client_tensors(net, pair.local, j, names), prefix=LOCAL)
             | {ALPHA: pair.alpha[j : j + 1].cpu().clone()}
             for j in range(len(clients))
         ]
-        return Fitted(pair.shared, kept)
+        return RoundResult(pair.shared, kept)
 
-    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+    def personalize_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> PersonalModels:
         """Train both models of clients of equal shapes; they use the mixture."""
         pair = self.pair(net, state, clients)
-        pair = replace(pair, local=afresh(net, pair.local, self.inner))
+        pair = replace(pair, local=with_fresh_statistics(net, pair.local, self.inner))
         pair = self.trained(net, pair, clients, self.inner, self.rate, "finetune")
-        return Tuned(pair.mixture, same_mix(net, len(clients), 1.0))
+        return PersonalModels(pair.mixture, constant_mix(net, len(clients), 1.0))
 
-    def pair(self, net: Net, state: State, clients: Sequence[Client]) -> Pair:
+    def pair(self, net: FunctionalModel, state: State, clients: Sequence[Client]) -> Pair:
         """Return what clients have before a round."""
-        shared = stacked(net, state, clients)
-        local = stacked(net, {}, clients, prefix=LOCAL)
+        shared = client_states(net, state, clients)
+        local = client_states(net, {}, clients, prefix=LOCAL)
         first = torch.tensor([self.alpha], device=net.device, dtype=net.dtype)
         alpha = torch.cat([c.kept.get(ALPHA, first).to(first) for c in clients])
-        return Pair(shared, NetState(local.params, mixed(alpha, local.stats, shared.stats)), alpha)
+        return Pair(
+            shared, ModelState(local.params, mixed(alpha, local.stats, shared.stats)), alpha
+        )
 
     def trained(
         self,
-        net: Net,
+        net: FunctionalModel,
         pair: Pair,
         clients: Sequence[Client],
         loop: InnerLoop,
@@ -166,7 +184,7 @@ class APFL(LocalSGD):
         """Return the pair after a loop of steps on a draw of batches."""
         gradient = loss_gradient(net, clients, loop, stream)
         steps = loop.steps(len(clients[0].data.train.x))
-        rates = uniform(net, len(clients), mix=1.0, rate=rate).rate[:, 0]
+        rates = constant_hyperparams(net, len(clients), mix=1.0, rate=rate).rate[:, 0]
         return train_pair(pair, gradient, steps, rates, adaptive=self.adaptive)
 
 

@@ -19,12 +19,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.method import Client, State
-from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, afresh, descend, loss_gradient
-from fedl2p.methods.base.personalizing import Tuned, same_mix
+from fedl2p.methods.base.local_sgd import (
+    LocalSGD,
+    RoundResult,
+    loss_gradient,
+    run_local_sgd,
+    with_fresh_statistics,
+)
+from fedl2p.methods.base.personalizing import PersonalModels, constant_mix
 from fedl2p.methods.base.proximal import damped, pulled
-from fedl2p.methods.base.tensor_groups import stacked, tensor_names, tensors_of, to_keep
+from fedl2p.methods.base.tensor_groups import (
+    client_states,
+    client_tensors,
+    kept_copies,
+    tensor_names,
+)
 
 PERSONAL = "personal."
 """Prefix of a personal model's tensors among what a client keeps."""
@@ -43,18 +54,20 @@ class Ditto(LocalSGD):
     pull: float
 
     @property
-    def ragged(self) -> bool:
+    def unequal_sizes(self) -> bool:
         """No: it goes down a gradient of its own."""
         return False
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
         """Train global and personal models of clients of equal shapes for one round."""
         loop, rate = self.round_loop, self.local.rate_in(clients[0].round)
-        received = stacked(net, state, clients)
-        trained = descend(net, received, clients, loop, rate)
-        anchor, start = received.params, stacked(net, {}, clients, prefix=PERSONAL)
+        received = client_states(net, state, clients)
+        trained = run_local_sgd(net, received, clients, loop, rate)
+        anchor, start = received.params, client_states(net, {}, clients, prefix=PERSONAL)
         loss = loss_gradient(net, clients, loop, "personal")
-        personal = descend(
+        personal = run_local_sgd(
             net,
             start,
             clients,
@@ -64,17 +77,21 @@ class Ditto(LocalSGD):
         )
         names = tensor_names(net)
         kept = [
-            to_keep(tensors_of(net, personal, j, names), prefix=PERSONAL)
+            kept_copies(client_tensors(net, personal, j, names), prefix=PERSONAL)
             for j in range(len(clients))
         ]
-        return Fitted(trained, kept)
+        return RoundResult(trained, kept)
 
-    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+    def personalize_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> PersonalModels:
         """Train the personal models of clients of equal shapes, near the final global one."""
-        anchor = stacked(net, state, clients).params
-        start = afresh(net, stacked(net, {}, clients, prefix=PERSONAL), self.inner)
+        anchor = client_states(net, state, clients).params
+        start = with_fresh_statistics(
+            net, client_states(net, {}, clients, prefix=PERSONAL), self.inner
+        )
         loss = loss_gradient(net, clients, self.inner, "finetune")
-        personal = descend(
+        personal = run_local_sgd(
             net,
             start,
             clients,
@@ -82,7 +99,7 @@ class Ditto(LocalSGD):
             damped(self.rate, self.pull),
             gradient=pulled(loss, anchor, self.pull),
         )
-        return Tuned(personal, same_mix(net, len(clients), 1.0))
+        return PersonalModels(personal, constant_mix(net, len(clients), 1.0))
 
 
 METHODS = {

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State
 from fedl2p.methods.base.local_sgd import LocalSGD
-from fedl2p.methods.base.personalizing import constant_for, personalize_with, with_state
+from fedl2p.methods.base.personalizing import choose_constant, model_with_state, personalize_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class FedAvg(LocalSGD):
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Evaluate the averaged model as it is; accuracy before and after are the same."""
-        averaged = with_state(model, state)
-        choose = constant_for(resident(averaged).net, 0.0, 0.0)
+        averaged = model_with_state(model, state)
+        choose = choose_constant(working_copies(averaged).net, 0.0, 0.0)
         return personalize_with(averaged, clients, InnerLoop(epochs=0), choose)
 
 

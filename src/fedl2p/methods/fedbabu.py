@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.method import Client, State
-from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend
-from fedl2p.methods.base.tensor_groups import head_of, stacked
+from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, run_local_sgd
+from fedl2p.methods.base.tensor_groups import client_states, head_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +34,23 @@ class FedBABU(LocalSGD):
 
     head: str | None = None
 
-    def stays(self, net: Net) -> frozenset[str]:
+    def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return the head."""
-        return head_of(net, self.name, self.head)
+        return head_tensors(net, self.name, self.head)
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
         """Train the bodies of a stack of clients for one round; nobody keeps anything."""
-        trained = descend(
+        trained = run_local_sgd(
             net,
-            stacked(net, state, clients),
+            client_states(net, state, clients),
             clients,
             self.round_loop,
             self.local.rate_in(clients[0].round),
-            only=set(net.sites.params) - self.stays(net),
+            only=set(net.sites.params) - self.kept_names(net),
         )
-        return Fitted(trained, [{}] * len(clients))
+        return RoundResult(trained, [{}] * len(clients))
 
 
 METHODS = {

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.method import Client, State
-from fedl2p.methods.base.local_sgd import LocalSGD, finetuned
-from fedl2p.methods.base.personalizing import Tuned, same_mix
+from fedl2p.methods.base.local_sgd import LocalSGD, finetune_plain
+from fedl2p.methods.base.personalizing import PersonalModels, constant_mix
 from fedl2p.methods.base.settings import Settings
-from fedl2p.methods.base.tensor_groups import norms_of, per_client, stacked
+from fedl2p.methods.base.tensor_groups import client_states, norm_tensors, where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +44,23 @@ class FedBN(LocalSGD):
 
     finetune: bool
 
-    def stays(self, net: Net) -> frozenset[str]:
+    def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return everything that belongs to batch-norm layers."""
-        return norms_of(net, self.name)
+        return norm_tensors(net, self.name)
 
-    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+    def personalize_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> PersonalModels:
         """Use a seen client's norms; make those of an unseen one."""
-        start = stacked(net, state, clients)
+        start = client_states(net, state, clients)
         if self.finetune:
-            return finetuned(net, start, clients, self.inner, self.rate)
+            return finetune_plain(net, start, clients, self.inner, self.rate)
         without = torch.tensor([not c.kept for c in clients], device=net.device)
         if not bool(without.any()):
-            return Tuned(start, same_mix(net, len(clients), 1.0))
-        norms = self.stays(net)
-        made = finetuned(net, start, clients, self.inner, self.rate, only=norms)
-        return Tuned(per_client(without, made.state, start), made.mix)
+            return PersonalModels(start, constant_mix(net, len(clients), 1.0))
+        norms = self.kept_names(net)
+        made = finetune_plain(net, start, clients, self.inner, self.rate, only=norms)
+        return PersonalModels(where(without, made.state, start), made.mix)
 
 
 def _fedbn(settings: Settings, name: str, *, finetune: bool) -> FedBN:

@@ -28,11 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import Examples
-from fedl2p.core.finetuning.batches import Part
-from fedl2p.core.finetuning.inner_loop import batches_of, on
-from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
-from fedl2p.core.functional.model import Net
-from fedl2p.core.hypergradients.estimators import RAGGED, Hypergradient, cohort_hypergradient
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.evaluation import evaluate
+from fedl2p.core.finetuning.inner_loop import inner_batches
+from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES, stack_hypergradient
+from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
@@ -40,11 +43,12 @@ from fedl2p.core.settings import InnerLoop
 from fedl2p.core.sites import Sites, find_sites
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
+    evaluation_updates,
+    finetune_stack,
     kept_profile,
     metrics_of,
     personalize_with,
     profile_of,
-    tune,
     validation_part,
 )
 from fedl2p.methods.base.settings import MetaLearning, Settings
@@ -62,47 +66,55 @@ class MetaLearner:
         The meta-nets' form; their weights are given to :meth:`run`.
     meta, inner
         Settings of outer and inner loop.
+    optimizer
+        Of the outer steps.
+    steps
+        Outer steps; None for as many as ``meta`` says.
+    rate
+        Learning rate of the outer steps; None for those of ``meta``.
     """
 
-    def __init__(self, net: Net, nets: MetaNets, meta: MetaLearning, inner: InnerLoop) -> None:
+    def __init__(
+        self,
+        net: FunctionalModel,
+        nets: MetaNets,
+        meta: MetaLearning,
+        inner: InnerLoop,
+        *,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        steps: int | None = None,
+        rate: float | None = None,
+    ) -> None:
         self.net, self.nets, self.meta, self.inner = net, nets, meta, inner
-        self.learned = [name for name, _ in nets.named_parameters()]
+        self.optimizer, self.steps, self.rate = optimizer, steps, rate
 
     @property
-    def ragged(self) -> bool:
-        """Whether clients of a stack may hold unequally many examples.
+    def unequal_sizes(self) -> bool:
+        """Whether the clients of a stack may have unequally many examples.
 
         Not where that gives them unequally many outer steps, nor under estimators that take second
         derivatives on one batch of all clients.
         """
-        mode = self.meta.hypergradient.mode
-        return mode in RAGGED and not self.meta.validation_batch
+        return self.meta.hypergradient.mode in UNEQUAL_SIZES and not self.meta.validation_batch
 
     def run(
-        self,
-        state: State,
-        clients: Sequence[Client],
-        profiles: Sequence[Profile],
-        optimizer: Literal["sgd", "adam"] = "sgd",
-        *,
-        steps: int | None = None,
-        rate: float | None = None,
-    ) -> tuple[State, list[dict[str, float]]]:
-        """Take the outer steps.
+        self, states: Sequence[State], clients: Sequence[Client], profiles: Sequence[Profile]
+    ) -> list[tuple[State, dict[str, float]]]:
+        """Take the outer steps of a stack of clients.
 
         Parameters
         ----------
-        state
-            Weights (and buffers) of every client's meta-nets, with a leading dimension C.
-        optimizer, steps, rate
-            By default the settings' own; l2p gives others.
+        states
+            Every client's meta-nets before the first step.
+        clients, profiles
+            The clients and their profiles.
 
         Returns
         -------
-        weights, metrics
-            The learned tensors with a leading dimension C, and per client ``loss`` and
-            ``accuracy``: of the received nets where the first step sees the whole validation part,
-            otherwise the mean over the first pass, while they change (as published).
+        list of (state, metrics)
+            Every client's meta-nets after the last step, and ``loss`` and ``accuracy``: of the
+            first ones where the first step sees the whole validation part, otherwise the mean over
+            the first pass, while they change (as published).
         """
         for client in clients:
             if client.data.validation is None:
@@ -110,16 +122,30 @@ class MetaLearner:
                     f"client {client.name!r} has no validation part, on which meta-nets are "
                     "learned; give it one"
                 )
-        held = {k: v.to(self.net.device) for k, v in state.items()}
-        weights = {k: held[k].clone().requires_grad_() for k in self.learned}
-        fixed = {k: v for k, v in held.items() if k not in weights}
-        stepper = self._optimizer(weights, optimizer, rate)
-        stacked = Profile.stack(list(profiles))
+        net, config = self.net, self.meta.hypergradient
+        weights = {
+            k: torch.stack([s[k] for s in states]).to(net.device).requires_grad_()
+            for k, _ in self.nets.named_parameters()
+        }
+        optimizer = self._optimizer(weights)
+        profile = Profile.stack(list(profiles))
+        data = [c.data for c in clients]
         scores: list[tuple[Tensor, Tensor]] = []
-        validation = self._validation_batches(clients, steps)
-        for step, part in enumerate(validation):
-            hyperparams = self.nets.per_client({**fixed, **weights}, stacked)
-            gradient = self._hypergradient(clients, hyperparams, part, step)
+        validation = self._validation_batches(clients)
+        for step, of_step in enumerate(validation):
+            hyperparams = self.nets.per_client(weights, profile)
+            seeds = [derive_seed(c.seed, "inner", step) for c in clients]
+            batches = inner_batches(net, data, seeds, self.inner, align="end")
+            problem = Problem(
+                net=net,
+                mix=hyperparams.mix.detach().to(net.device, net.dtype),
+                rate=hyperparams.rate.detach().to(net.device, net.dtype),
+                batches=batches,
+                validation=of_step,
+                statistics=self.inner.statistics,
+                following=None if config.mode in UNEQUAL_SIZES else batches[len(batches)],
+            )
+            gradient = stack_hypergradient(problem, config)
             scores.append((gradient.loss, gradient.accuracy))
             outputs = [(hyperparams.mix, gradient.mix), (hyperparams.rate, gradient.rate)]
             attached = [(h, g.to(h)) for h, g in outputs if h.requires_grad and h.numel()]
@@ -132,37 +158,39 @@ class MetaLearner:
             )
             for weight, grad in zip(weights.values(), self._clipped(list(grads)), strict=True):
                 weight.grad = grad
-            stepper.step()
+            optimizer.step()
         first_pass = scores[: max(1, len(validation) // max(1, self.meta.outer_epochs))]
         loss = torch.stack([s[0] for s in first_pass]).mean(0).tolist()
         accuracy = torch.stack([s[1] for s in first_pass]).mean(0).tolist()
-        metrics = [metrics_of(*pair) for pair in zip(loss, accuracy, strict=True)]
-        return {k: v.detach() for k, v in weights.items()}, metrics
+        return [
+            ({k: v.detach()[j] for k, v in weights.items()}, metrics_of(loss[j], accuracy[j]))
+            for j in range(len(clients))
+        ]
 
-    def _optimizer(
-        self, weights: State, kind: Literal["sgd", "adam"], rate: float | None
-    ) -> torch.optim.Optimizer:
+    def _optimizer(self, weights: State) -> torch.optim.Optimizer:
         # both are elementwise, so that stacked weights are stepped as C clients would be
         nets = [v for k, v in weights.items() if k != "base"]
-        nets_rate = self.meta.rate if rate is None else rate
-        base_rate = self.meta.base_rate if rate is None else rate
-        groups = [{"params": nets, "lr": nets_rate}, {"params": [weights["base"]], "lr": base_rate}]
-        if kind == "adam":
+        rate, base_rate = self.meta.rate, self.meta.base_rate
+        if self.rate is not None:
+            rate = base_rate = self.rate
+        groups = [{"params": nets, "lr": rate}, {"params": [weights["base"]], "lr": base_rate}]
+        if self.optimizer == "adam":
             return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-8)
         return torch.optim.SGD(groups)
 
-    def _validation_batches(self, clients: Sequence[Client], steps: int | None) -> list[list[Part]]:
+    def _validation_batches(self, clients: Sequence[Client]) -> list[list[StackBatch]]:
         """Return the validation batches of every outer step, those of equal length together."""
         parts = [validation_part(c).to(self.net.device) for c in clients]
         count = max(len(p.x) for p in parts)
         size = self.meta.validation_batch or count
         per_pass = -(-count // size)
-        wanted = self.meta.outer_steps or self.meta.outer_epochs * per_pass
-        wanted = wanted if steps is None else steps
+        steps = self.steps
+        if steps is None:
+            steps = self.meta.outer_steps or self.meta.outer_epochs * per_pass
         if size >= count:
-            return [_together(parts)] * wanted
-        batches: list[list[Part]] = []
-        for epoch in range(-(-wanted // per_pass)):
+            return [_by_length(parts)] * steps
+        batches: list[list[StackBatch]] = []
+        for epoch in range(-(-steps // per_pass)):
             orders = [
                 torch.randperm(count, generator=generator(c.seed, "validation", epoch))
                 for c in clients
@@ -170,30 +198,9 @@ class MetaLearner:
             for begin in range(0, count, size):
                 rows = [o[begin : begin + size].to(self.net.device) for o in orders]
                 batches.append(
-                    _together([Examples(p.x[r], p.y[r]) for p, r in zip(parts, rows, strict=True)])
+                    _by_length([Examples(p.x[r], p.y[r]) for p, r in zip(parts, rows, strict=True)])
                 )
-        return batches[:wanted]
-
-    def _hypergradient(
-        self,
-        clients: Sequence[Client],
-        hyperparams: Hyperparams,
-        validation: Sequence[Part],
-        step: int,
-    ) -> Hypergradient:
-        seeds = [derive_seed(c.seed, "inner", step) for c in clients]
-        data = [c.data for c in clients]
-        batches = batches_of(self.net, data, seeds, self.inner, align="end")
-        config = self.meta.hypergradient
-        return cohort_hypergradient(
-            self.net,
-            on(self.net, hyperparams),
-            batches,
-            validation,
-            config=config,
-            following=None if config.mode in RAGGED else batches[len(batches)],
-            statistics=self.inner.statistics,
-        )
+        return batches[:steps]
 
     def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
         """Clip each client's meta-gradient; entries (published) or its norm."""
@@ -207,13 +214,13 @@ class MetaLearner:
         return grads
 
 
-def _together(parts: Sequence[Examples]) -> list[Part]:
-    """Stack examples of equal lengths."""
+def _by_length(parts: Sequence[Examples]) -> list[StackBatch]:
+    """Return one batch for each group of clients with equally many examples."""
     lengths: dict[int, list[int]] = {}
     for i, part in enumerate(parts):
         lengths.setdefault(len(part.x), []).append(i)
     return [
-        Part(
+        StackBatch(
             torch.stack([parts[i].x for i in members]),
             torch.stack([parts[i].y for i in members]),
             tuple(members) if len(lengths) > 1 else None,
@@ -246,10 +253,12 @@ class FedL2P(Method):
         """Return the learned meta-nets; None for the ablation without profiles."""
         if self.stage != "learn":
             return None
-        return self.metanets(find_sites(model), {k: v.cpu() for k, v in state.items()})
+        return self.build_metanets(find_sites(model), {k: v.cpu() for k, v in state.items()})
 
-    def metanets(self, sites: Sites, state: State | None = None, *, seed: int = 0) -> MetaNets:
-        """Return meta-nets, with the weights of ``state`` if given."""
+    def build_metanets(
+        self, sites: Sites, state: State | None = None, *, seed: int = 0
+    ) -> MetaNets:
+        """Return meta-nets of this method's form, with the weights of ``state`` if given."""
         nets = MetaNets(sites, config=self.meta.nets, seed=derive_seed(seed, "metanets"))
         if state is not None:
             nets.load_state_dict(state)
@@ -257,64 +266,61 @@ class FedL2P(Method):
 
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return the initial meta-nets."""
-        nets = self.metanets(resident(model).net.sites, seed=seed)
+        nets = self.build_metanets(working_copies(model).net.sites, seed=seed)
         return {k: v.detach().clone() for k, v in nets.state_dict().items()}
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Take every client's outer steps from the received meta-nets."""
-        work = resident(model)
-        learner = MetaLearner(work.net, self.metanets(work.net.sites), self.meta, self.inner)
+        work = working_copies(model)
+        nets = self.build_metanets(work.net.sites)
+        learner = MetaLearner(work.net, nets, self.meta, self.inner)
         profiles = [profile_of(work, c) for c in clients]
-
-        def stack(members: list[int]) -> list[Update]:
-            own = [clients[i] for i in members]
-            received = {k: v.expand(len(own), *v.shape) for k, v in state.items()}
-            weights, metrics = learner.run(received, own, [profiles[i] for i in members])
-            return [
-                Update(
-                    c.name,
-                    shared={
-                        k: weights[k][j].cpu() if k in weights else v for k, v in state.items()
-                    },
-                    kept=kept_profile(profiles[i]),
-                    weight=float(len(validation_part(c).x)),
-                    metrics=metrics[j],
-                    failure=_failure({k: v[j] for k, v in weights.items()}, metrics[j]),
-                )
-                for j, (i, c) in enumerate(zip(members, own, strict=True))
-            ]
-
-        return over_stacks(work.net, [c.data for c in clients], stack, ragged=learner.ragged)
+        learned = map_stacks(
+            learner.run,
+            work.net,
+            [c.data for c in clients],
+            [state] * len(clients),
+            clients,
+            profiles,
+            unequal_sizes=learner.unequal_sizes,
+        )
+        return [
+            Update(
+                client.name,
+                shared={k: weights[k].cpu() for k in state},
+                kept=kept_profile(profile),
+                weight=float(len(validation_part(client).x)),
+                metrics=metrics,
+                failure=_failure(weights, metrics),
+            )
+            for client, profile, (weights, metrics) in zip(clients, profiles, learned, strict=True)
+        ]
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Fine-tune with the received nets and judge on the validation parts."""
-        work = resident(model)
-        nets = self.metanets(work.net.sites, state).to(work.net.device)
+        """Fine-tune with the received nets and evaluate on the validation parts."""
+        work = working_copies(model)
+        net, nets = work.net, self.build_metanets(work.net.sites, state).to(work.net.device)
         profiles = [profile_of(work, c) for c in clients]
 
-        def stack(members: list[int]) -> list[Update]:
-            own = [clients[i] for i in members]
+        def stack(clients: Sequence[Client], profiles: Sequence[Profile]) -> list[Update]:
             with torch.no_grad():
-                hyperparams = on(work.net, nets(Profile.stack([profiles[i] for i in members])))
-            tuned = tune(work.net, own, hyperparams, self.inner)
-            parts = [validation_part(c) for c in own]
-            scores = evaluate(work.net, tuned, hyperparams.mix, parts)
-            return [
-                Update(c.name, weight=float(len(part.x)), metrics=metrics_of(*score))
-                for c, part, score in zip(own, parts, scores, strict=True)
-            ]
+                hyperparams = nets(Profile.stack(profiles)).to(net.device, net.dtype)
+            tuned = finetune_stack(net, clients, hyperparams, self.inner)
+            parts = [validation_part(c) for c in clients]
+            return evaluation_updates(clients, parts, evaluate(net, tuned, hyperparams.mix, parts))
 
-        return over_stacks(work.net, [c.data for c in clients], stack, ragged=True)
+        data = [c.data for c in clients]
+        return map_stacks(stack, net, data, clients, profiles, unequal_sizes=True)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Profile, one forward pass of the nets, fine-tune."""
-        work = resident(model)
-        nets = self.metanets(work.net.sites, state).to(work.net.device)
+        work = working_copies(model)
+        nets = self.build_metanets(work.net.sites, state).to(work.net.device)
 
-        def choose(members: list[int]) -> tuple[Hyperparams, list[Profile]]:
-            profiles = [profile_of(work, clients[i]) for i in members]
+        def choose(clients: Sequence[Client]) -> tuple[Hyperparams, list[Profile]]:
+            profiles = [profile_of(work, c) for c in clients]
             with torch.no_grad():
                 return nets(Profile.stack(profiles)), profiles
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.methods.base.local_sgd import LocalSGD
-from fedl2p.methods.base.tensor_groups import head_of
+from fedl2p.methods.base.tensor_groups import head_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class FedPer(LocalSGD):
 
     head: str | None = None
 
-    def stays(self, net: Net) -> frozenset[str]:
+    def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return the head."""
-        return head_of(net, self.name, self.head)
+        return head_tensors(net, self.name, self.head)
 
 
 METHODS = {

@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.method import Client, State
-from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend, loss_gradient
+from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, loss_gradient, run_local_sgd
 from fedl2p.methods.base.proximal import damped, pulled
 from fedl2p.methods.base.settings import Settings
-from fedl2p.methods.base.tensor_groups import stacked
+from fedl2p.methods.base.tensor_groups import client_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,17 @@ class FedProx(LocalSGD):
     mu: float
 
     @property
-    def ragged(self) -> bool:
+    def unequal_sizes(self) -> bool:
         """No: it goes down a gradient of its own."""
         return False
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
         """Train clients of equal shapes for one round, near the received model."""
-        start = stacked(net, state, clients)
+        start = client_states(net, state, clients)
         loss = loss_gradient(net, clients, self.round_loop, "local")
-        trained = descend(
+        trained = run_local_sgd(
             net,
             start,
             clients,
@@ -56,7 +58,7 @@ class FedProx(LocalSGD):
             damped(self.local.rate_in(clients[0].round), self.mu),
             gradient=pulled(loss, start.params, self.mu),
         )
-        return Fitted(trained, [{}] * len(clients))
+        return RoundResult(trained, [{}] * len(clients))
 
 
 def _finetuned(settings: Settings) -> FedProx:

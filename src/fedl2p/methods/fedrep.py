@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.method import Client, State
-from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend, finetuned
-from fedl2p.methods.base.personalizing import Tuned
-from fedl2p.methods.base.tensor_groups import head_of, stacked
+from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, finetune_plain, run_local_sgd
+from fedl2p.methods.base.personalizing import PersonalModels
+from fedl2p.methods.base.tensor_groups import client_states, head_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +41,28 @@ class FedRep(LocalSGD):
     head_epochs: int
     head: str | None = None
 
-    def stays(self, net: Net) -> frozenset[str]:
+    def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return the head."""
-        return head_of(net, self.name, self.head)
+        return head_tensors(net, self.name, self.head)
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
         """Train the heads, then the bodies, of a stack of clients."""
-        head, rate = self.stays(net), self.local.rate_in(clients[0].round)
+        head, rate = self.kept_names(net), self.local.rate_in(clients[0].round)
         first = replace(self.round_loop, epochs=self.head_epochs)
-        start = stacked(net, state, clients)
-        headed = descend(net, start, clients, first, rate, only=head, stream="head")
+        start = client_states(net, state, clients)
+        headed = run_local_sgd(net, start, clients, first, rate, only=head, stream="head")
         body = set(net.sites.params) - head
-        trained = descend(net, headed, clients, self.round_loop, rate, only=body)
-        return Fitted(trained, self.own(net, trained, len(clients)))
+        trained = run_local_sgd(net, headed, clients, self.round_loop, rate, only=body)
+        return RoundResult(trained, self.kept_tensors(net, trained, len(clients)))
 
-    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+    def personalize_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> PersonalModels:
         """Train the heads of a stack of clients over the final body."""
-        start = stacked(net, state, clients)
-        return finetuned(net, start, clients, self.inner, self.rate, only=self.stays(net))
+        start = client_states(net, state, clients)
+        return finetune_plain(net, start, clients, self.inner, self.rate, only=self.kept_names(net))
 
 
 METHODS = {

@@ -24,15 +24,15 @@ from typing import Literal
 
 from torch import nn
 
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State
-from fedl2p.methods.base.personalizing import WithoutRounds, constant_for, personalize_with
+from fedl2p.methods.base.personalizing import WithoutRounds, choose_constant, personalize_with
 from fedl2p.methods.base.settings import Settings
-from fedl2p.methods.base.tensor_groups import head_of, norms_of
+from fedl2p.methods.base.tensor_groups import head_tensors, norm_tensors
 
-Part = Literal["all", "head", "norms"]
+TrainedPart = Literal["all", "head", "norms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +56,28 @@ class FineTuning(WithoutRounds):
     mix: float
     rate: float
     inner: InnerLoop
-    only: Part = "all"
+    only: TrainedPart = "all"
     head: str | None = None
 
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return an empty state, once the model is seen to have the part."""
-        self._trains(resident(model).net)
+        self._trains(working_copies(model).net)
         return {}
 
-    def _trains(self, net: Net) -> frozenset[str] | None:
+    def _trains(self, net: FunctionalModel) -> frozenset[str] | None:
         if self.only == "all":
             return None
         if self.only == "head":
-            return head_of(net, self.name, self.head)
-        return norms_of(net, self.name)
+            return head_tensors(net, self.name, self.head)
+        return norm_tensors(net, self.name)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Fine-tune every client with the same hyperparameters."""
-        net = resident(model).net
+        net = working_copies(model).net
         net.examine(clients[0].data.train.x)
-        choose = constant_for(net, self.mix, self.rate, self._trains(net))
+        choose = choose_constant(net, self.mix, self.rate, self._trains(net))
         return personalize_with(model, clients, self.inner, choose)
 
 
@@ -85,7 +85,7 @@ def _fixed(name: str, mix: float) -> Callable[[Settings], FineTuning]:
     return lambda s: FineTuning(name=name, mix=mix, rate=s.finetune_rate, inner=s.finetune)
 
 
-def _partial(name: str, mix: float, only: Part) -> Callable[[Settings], FineTuning]:
+def _partial(name: str, mix: float, only: TrainedPart) -> Callable[[Settings], FineTuning]:
     return lambda s: FineTuning(
         name=name,
         mix=mix,

@@ -17,28 +17,28 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.finetuning.inner_loop import on
-from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.evaluation import evaluate
+from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     WithoutRounds,
-    constant_for,
-    judge_global,
+    choose_constant,
+    evaluate_global,
+    finetune_stack,
     personalize_with,
-    pick,
-    tune,
 )
 from fedl2p.methods.base.settings import Grid
 
 WORST = 1e4
-"""Stands for the loss (nats) of a grid point at which fine-tuning diverged."""
+"""Replaces the loss (nats) of a grid point at which fine-tuning diverged."""
 
 
 def search(
-    net: Net, clients: Sequence[Client], grid: Grid, inner: InnerLoop
+    net: FunctionalModel, clients: Sequence[Client], grid: Grid, inner: InnerLoop
 ) -> tuple[Tensor, Tensor]:
     """Try every grid point on every client.
 
@@ -58,23 +58,46 @@ def search(
                 f"client {client.name!r} has no validation part, which a search needs; give it one"
             )
     points = grid.points
-    pairs = [(c, point) for c in clients for point in points]
+    pairs = [(client, point) for client in clients for point in points]
 
-    def stack(members: list[int]) -> list[tuple[float, float]]:
-        hyperparams = Hyperparams.stack(
-            [
-                Hyperparams.constant(net.sites, mix=pairs[i][1][0], rate=pairs[i][1][1])
-                for i in members
-            ]
-        )
-        hyperparams = on(net, hyperparams)
-        state = tune(net, [pairs[i][0] for i in members], hyperparams, inner)
-        parts = [c.data.validation for c in (pairs[i][0] for i in members) if c.data.validation]
+    def stack(
+        clients: Sequence[Client], points: Sequence[tuple[float, float]]
+    ) -> list[tuple[float, float]]:
+        hyperparams = _stacked(net, points).to(net.device, net.dtype)
+        state = finetune_stack(net, clients, hyperparams, inner)
+        parts = [c.data.validation for c in clients if c.data.validation]
         return evaluate(net, state, hyperparams.mix, parts)
 
-    scores = torch.tensor(over_stacks(net, [c.data for c, _ in pairs], stack, ragged=True))
-    scores = scores.view(len(clients), len(points), 2)
+    scores = torch.tensor(
+        map_stacks(
+            stack,
+            net,
+            [client.data for client, _ in pairs],
+            [client for client, _ in pairs],
+            [point for _, point in pairs],
+            unequal_sizes=True,
+        )
+    ).view(len(clients), len(points), 2)
     return scores[..., 0].nan_to_num(nan=WORST).clamp(max=WORST), scores[..., 1]
+
+
+def best_point(
+    points: Sequence[tuple[float, float]], losses: Tensor, accuracies: Tensor, criterion: str
+) -> tuple[float, float]:
+    """Return the grid point of lowest loss, or of highest accuracy (ties by loss)."""
+    losses = losses.nan_to_num(nan=float("inf"), posinf=float("inf"))
+    if criterion == "accuracy":
+        losses = torch.where(
+            accuracies >= accuracies.max(), losses, torch.full_like(losses, float("inf"))
+        )
+    return points[int(losses.argmin())]
+
+
+def _stacked(net: FunctionalModel, points: Sequence[tuple[float, float]]) -> Hyperparams:
+    """Return the hyperparameters of one grid point (mix, rate) per client."""
+    return Hyperparams.stack(
+        [Hyperparams.constant(net.sites, mix=mix, rate=rate) for mix, rate in points]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +119,15 @@ class GridSearch(WithoutRounds):
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Search and fine-tune; the seconds contain the search."""
-        net = resident(model).net
+        net = working_copies(model).net
 
-        def choose(members: list[int]) -> tuple[Hyperparams, None]:
-            losses, accuracies = search(net, [clients[i] for i in members], self.grid, self.inner)
+        def choose(clients: Sequence[Client]) -> tuple[Hyperparams, None]:
+            losses, accuracies = search(net, clients, self.grid, self.inner)
             chosen = [
-                pick(self.grid.points, loss, accuracy, self.grid.criterion)
+                best_point(self.grid.points, loss, accuracy, self.grid.criterion)
                 for loss, accuracy in zip(losses, accuracies, strict=True)
             ]
-            return (
-                Hyperparams.stack(
-                    [Hyperparams.constant(net.sites, mix=m, rate=r) for m, r in chosen]
-                ),
-                None,
-            )
+            return _stacked(net, chosen), None
 
         return personalize_with(model, clients, self.inner, choose)
 
@@ -130,27 +148,29 @@ class BestFixed(GridSearch):
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Return every client's validation loss and accuracy at each grid point."""
-        losses, accuracies = search(resident(model).net, clients, self.grid, self.inner)
+        losses, accuracies = search(working_copies(model).net, clients, self.grid, self.inner)
         return [
             Update(
-                judged.client,
+                update.client,
                 shared={"loss": losses[i], "accuracy": accuracies[i]},
-                weight=judged.weight,
-                metrics=judged.metrics,
+                weight=update.weight,
+                metrics=update.metrics,
             )
-            for i, judged in enumerate(judge_global(model, clients))
+            for i, update in enumerate(evaluate_global(model, clients))
         ]
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the global model, without searching again."""
-        return judge_global(model, clients)
+        """Evaluate the global model, without searching again."""
+        return evaluate_global(model, clients)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Fine-tune every client at the winning grid point."""
-        mix, rate = pick(self.grid.points, state["loss"], state["accuracy"], self.grid.criterion)
-        choose = constant_for(resident(model).net, mix, rate)
+        mix, rate = best_point(
+            self.grid.points, state["loss"], state["accuracy"], self.grid.criterion
+        )
+        choose = choose_constant(working_copies(model).net, mix, rate)
         return personalize_with(model, clients, self.inner, choose)
 
 

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.method import Client, Outcome, State, Update
-from fedl2p.methods.base.personalizing import judge_global, personalize_with, profile_of
+from fedl2p.methods.base.personalizing import evaluate_global, personalize_with, profile_of
 from fedl2p.methods.fedl2p import FedL2P, MetaLearner
 
 
@@ -47,29 +47,36 @@ class L2P(FedL2P):
         return "none"
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the global model; nothing is shared."""
-        return judge_global(model, clients)
+        """Evaluate the global model; nothing is shared."""
+        return evaluate_global(model, clients)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
-        """Learn meta-nets, ask them, fine-tune; the seconds contain the learning."""
-        work = resident(model)
-        learner = MetaLearner(work.net, self.metanets(work.net.sites), self.meta, self.inner)
+        """Learn meta-nets, let them choose, fine-tune; the seconds contain the learning."""
+        work = working_copies(model)
+        learner = MetaLearner(
+            work.net,
+            self.build_metanets(work.net.sites),
+            self.meta,
+            self.inner,
+            optimizer=self.optimizer,
+            steps=self.steps,
+            rate=self.rate,
+        )
 
-        def choose(members: list[int]) -> tuple[Hyperparams, list[Profile]]:
-            own = [clients[i] for i in members]
-            profiles = [profile_of(work, c) for c in own]
-            starts = [self.start(model, seed=c.seed) for c in own]
-            first = {k: torch.stack([s[k] for s in starts]) for k in starts[0]}
-            weights, _ = learner.run(
-                first, own, profiles, self.optimizer, steps=self.steps, rate=self.rate
-            )
+        def choose(clients: Sequence[Client]) -> tuple[Hyperparams, list[Profile]]:
+            profiles = [profile_of(work, c) for c in clients]
+            starts = [self.start(model, seed=c.seed) for c in clients]
+            learned = learner.run(starts, clients, profiles)
+            weights = {k: torch.stack([state[k] for state, _ in learned]) for k in starts[0]}
             with torch.no_grad():
                 hyperparams = learner.nets.per_client(weights, Profile.stack(profiles))
             return hyperparams, profiles
 
-        return personalize_with(model, clients, self.inner, choose, ragged=learner.ragged)
+        return personalize_with(
+            model, clients, self.inner, choose, unequal_sizes=learner.unequal_sizes
+        )
 
 
 METHODS = {

@@ -12,10 +12,10 @@ from typing import Literal
 
 from torch import nn
 
-from fedl2p.core.finetuning.stacking import resident
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Outcome, State
-from fedl2p.methods.base.personalizing import WithoutRounds, constant_for, personalize_with
+from fedl2p.methods.base.personalizing import WithoutRounds, choose_constant, personalize_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Local(WithoutRounds):
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Train every client from the initial weights, with its own norm statistics."""
-        choose = constant_for(resident(model).net, 1.0, self.rate)
+        choose = choose_constant(working_copies(model).net, 1.0, self.rate)
         return personalize_with(model, clients, self.inner, choose)
 
 

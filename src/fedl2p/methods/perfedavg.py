@@ -32,15 +32,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.in_place_sgd import Gradient
-from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
-from fedl2p.core.functional.model import Net, NetState
-from fedl2p.core.functional.named_tensors import add, inner_all
+from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.named_tensors import add_scaled, inner_product
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.method import Client, State, Update
-from fedl2p.methods.base.local_sgd import Fitted, LocalSGD, descend, loss_gradient
-from fedl2p.methods.base.personalizing import metrics_of, same_mix, validation_part
+from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, loss_gradient, run_local_sgd
+from fedl2p.methods.base.personalizing import constant_mix, evaluation_updates, validation_part
 from fedl2p.methods.base.settings import Settings
-from fedl2p.methods.base.tensor_groups import stacked
+from fedl2p.methods.base.tensor_groups import client_states
 
 Variant = Literal["first-order", "hessian-free"]
 
@@ -69,27 +71,27 @@ def through_step(
     """
 
     def gradient(
-        state: NetState, step: int, wanted: Collection[str]
+        state: ModelState, step: int, trainable: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        grads, stats = first(state, step, wanted)
-        ahead, _ = second(_moved(state, grads, -alpha), step, wanted)
+        grads, stats = first(state, step, trainable)
+        ahead, _ = second(_moved(state, grads, -alpha), step, trainable)
         if third is None:
             return ahead, stats
-        e = delta / inner_all(ahead, ahead).sqrt().clamp_min(SMALLEST)
-        up, _ = third(_moved(state, ahead, e), step, wanted)
-        down, _ = third(_moved(state, ahead, -e), step, wanted)
+        e = delta / inner_product(ahead, ahead).sqrt().clamp_min(SMALLEST)
+        up, _ = third(_moved(state, ahead, e), step, trainable)
+        down, _ = third(_moved(state, ahead, -e), step, trainable)
         half = -alpha / (2 * e)
-        return add(add(ahead, half, up), -half, down), stats
+        return add_scaled(add_scaled(ahead, half, up), -half, down), stats
 
     return gradient
 
 
-def _moved(state: NetState, along: dict[str, Tensor], by: float | Tensor) -> NetState:
+def _moved(state: ModelState, along: dict[str, Tensor], by: float | Tensor) -> ModelState:
     """Return the state with the parameters named in ``along`` moved; one length per client."""
     like = next(iter(along.values()))
     lengths = torch.as_tensor(by, device=like.device, dtype=like.dtype).expand(len(like))
     named = {k: state.params[k] for k in along}
-    return NetState({**state.params, **add(named, lengths, along)}, state.stats)
+    return ModelState({**state.params, **add_scaled(named, lengths, along)}, state.stats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,45 +113,43 @@ class PerFedAvg(LocalSGD):
     delta: float
 
     @property
-    def ragged(self) -> bool:
+    def unequal_sizes(self) -> bool:
         """No: it goes down a gradient of its own."""
         return False
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
         """Train clients of equal shapes for one round, down the gradient through a step."""
         loop = self.round_loop
         first = loss_gradient(net, clients, loop, "local")
         second = loss_gradient(net, clients, loop, "ahead")
         free = self.variant == "hessian-free"
         third = loss_gradient(net, clients, loop, "hessian") if free else None
-        trained = descend(
+        trained = run_local_sgd(
             net,
-            stacked(net, state, clients),
+            client_states(net, state, clients),
             clients,
             loop,
             self.local.rate_in(clients[0].round),
             gradient=through_step(first, second, third, alpha=self.alpha, delta=self.delta),
         )
-        return Fitted(trained, [{}] * len(clients))
+        return RoundResult(trained, [{}] * len(clients))
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the received model after one step on a training batch."""
-        net = resident(model).net
+        """Evaluate the received model after one step on a training batch."""
+        net = working_copies(model).net
 
-        def stack(members: list[int]) -> list[Update]:
-            own = [clients[i] for i in members]
-            parts = [validation_part(c) for c in own]
-            start = stacked(net, state, own)
-            first = loss_gradient(net, own, self.round_loop, "local")
+        def stack(clients: Sequence[Client]) -> list[Update]:
+            parts = [validation_part(c) for c in clients]
+            start = client_states(net, state, clients)
+            first = loss_gradient(net, clients, self.round_loop, "local")
             grads, stats = first(start, 0, start.params)
-            stepped = NetState(_moved(start, grads, -self.alpha).params, stats)
-            scores = evaluate(net, stepped, same_mix(net, len(own), 1.0), parts)
-            return [
-                Update(c.name, weight=float(len(part.x)), metrics=metrics_of(*score))
-                for c, part, score in zip(own, parts, scores, strict=True)
-            ]
+            stepped = ModelState(_moved(start, grads, -self.alpha).params, stats)
+            scores = evaluate(net, stepped, constant_mix(net, len(clients), 1.0), parts)
+            return evaluation_updates(clients, parts, scores)
 
-        return over_stacks(net, [c.data for c in clients], stack)
+        return map_stacks(stack, net, [c.data for c in clients], clients)
 
 
 def _perfedavg(settings: Settings, name: str, variant: Variant) -> PerFedAvg:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedl2p.core.settings import InnerLoop, MetaNetsConfig, Parts
+from fedl2p.core.settings import DataParts, InnerLoop, MetaNetsConfig
 from fedl2p.methods.base.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
 from fedl2p.recipes import digits
 from fedl2p.study.settings import Source, Study
@@ -29,7 +29,7 @@ def settings(
     epochs: int,
     turns: float,
     local: LocalTraining | None = None,
-    final: Parts = "train",
+    final: DataParts = "train",
 ) -> Settings:
     """Return the published settings of the methods.
 

@@ -46,7 +46,6 @@ def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fals
             ),
             final="train+validation",
         ),
-        cohort=10,
     )
     study = published if as_published else _paper.ours(published)
     if not smoke:

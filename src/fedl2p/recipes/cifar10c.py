@@ -38,7 +38,6 @@ def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fals
         pretrain=Rounds(rounds=500, clients_per_round=10, keep="last"),
         learn=Rounds(rounds=500, clients_per_round=25, patience=100),
         settings=_paper.settings(rate=1e-3, epochs=15, turns=500 * 25 / 250),
-        cohort=10,
     )
     study = published if as_published else _paper.ours(published)
     if not smoke:

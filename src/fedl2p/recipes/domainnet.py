@@ -37,7 +37,6 @@ def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fals
         settings=_paper.settings(
             rate=1e-2, epochs=15, turns=100 * 15 / 150, local=LocalTraining(rate=1e-2)
         ),
-        cohort=5,
     )
     study = published if as_published else _paper.ours(published)
     return _paper.miniature(study, DomainNet(alpha=alpha, seen=1)) if smoke else study

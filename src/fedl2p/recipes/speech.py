@@ -43,7 +43,6 @@ def recipe(unseen: int = 50, *, as_published: bool = False, smoke: bool = False)
             turns=100 * 25 / 250,
             local=LocalTraining(epochs=1, batch_size=32, rate=0.1, end_rate=0.01, end_round=500),
         ),
-        cohort=5,
     )
     study = published if as_published else _paper.ours(published)
     return _paper.miniature(study, Speech(seen=3, unseen=min(unseen, 2))) if smoke else study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedl2p.reporting.method_names import method_name
@@ -26,7 +26,7 @@ class ClientView:
     about: Mapping[str, str | float]
     row: Row
     gain: float
-    against: float | None
+    over_baseline: float | None
     strategy: Strategy | None
 
     @property
@@ -38,8 +38,20 @@ class ClientView:
         """
         if self.strategy is None or not self.strategy.divergence:
             return None
-        logs = [math.log(v) for v in self.strategy.divergence.values() if 0 < v < math.inf]
-        return math.exp(sum(logs) / len(logs)) if logs else None
+        return _geometric_mean(self.strategy.divergence.values())
+
+    @property
+    def mean_mix(self) -> float | None:
+        """Plain mean over norm layers; None if it is not known or there are none."""
+        if self.strategy is None:
+            return None
+        values = _finite(self.strategy.mix.values())
+        return sum(values) / len(values) if values else None
+
+    @property
+    def mean_rate(self) -> float | None:
+        """Geometric mean over parameter tensors; None if it is not known."""
+        return None if self.strategy is None else _geometric_mean(self.strategy.rate.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +101,17 @@ def kind_key(run: RunFolder) -> str | None:
     return None
 
 
-def client_views(run: RunFolder, method: str, *, rival: str | None) -> tuple[ClientView, ...]:
+def client_views(run: RunFolder, method: str, *, baseline: str | None) -> tuple[ClientView, ...]:
     """Join the files by client, for the clients on which ``method`` has a tested result.
 
     Parameters
     ----------
     method
         The method whose gains are shown.
-    rival
-        The method that ``against`` subtracts, or None.
+    baseline
+        The method that ``over_baseline`` subtracts, or None.
     """
-    rivals = {r.client: r for r in run.report.rows if r.method == rival and _tested(r)}
+    others = {r.client: r.accuracy for r in run.report.rows if r.method == baseline and _tested(r)}
     rows = [r for r in run.report.rows if r.method == method and _tested(r)]
     kinds = _kinds(run, rows)
     strategies = run.strategies.get(method, {})
@@ -111,7 +123,7 @@ def client_views(run: RunFolder, method: str, *, rival: str | None) -> tuple[Cli
             about=run.about[row.client],
             row=row,
             gain=row.accuracy - row.accuracy_before,
-            against=row.accuracy - rivals[row.client].accuracy if row.client in rivals else None,
+            over_baseline=row.accuracy - others[row.client] if row.client in others else None,
             strategy=strategies.get(row.client),
         )
         for row in rows
@@ -143,24 +155,26 @@ def describe_about(about: Mapping[str, str | float]) -> str:
     )
 
 
-def describe(view: ClientView) -> str:
-    """Return one line on a client, for tooltips."""
-    numbers = f"{100 * view.row.accuracy_before:.1f} → {100 * view.row.accuracy:.1f} %"
-    return " · ".join(
-        part for part in (view.name, view.pool, describe_about(view.about), numbers) if part
-    )
-
-
-def rival_of(run: RunFolder, method: str) -> str | None:
+def baseline_of(run: RunFolder, method: str) -> str | None:
     """Return the method that per-client results are set against: today's usual strategy."""
     ran = {row.method for row in run.report.rows if row.failure is None}
-    wanted = ("finetuning-client", "finetuning-global", "bestfixed", "fedavg")
-    return next((m for m in wanted if m in ran and m != method), None)
+    usual = ("finetuning-client", "finetuning-global", "bestfixed", "fedavg")
+    return next((m for m in usual if m in ran and m != method), None)
 
 
 def label(method: str) -> str:
     """Return a method's name in tables."""
     return method_name(method).label
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _geometric_mean(values: Iterable[float | None]) -> float | None:
+    """Return the geometric mean of the positive finite values; None if there are none."""
+    logs = [math.log(value) for value in _finite(values) if value > 0]
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def _tested(row: Row) -> bool:

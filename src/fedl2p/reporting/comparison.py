@@ -91,8 +91,14 @@ class Comparison:
 
     def _cells(self, line: Line) -> tuple[str, ...]:
         above = "" if line.above is None else f"{line.above} of {len(self.seeds)}"
-        difference = "" if line.difference is None else _percent(line.difference, sign=True)
-        return line.method, _percent(line.accuracy), _percent(line.worst_decile), difference, above
+        difference = "" if line.difference is None else percent_interval(line.difference, sign=True)
+        return (
+            line.method,
+            percent_interval(line.accuracy),
+            percent_interval(line.worst_decile),
+            difference,
+            above,
+        )
 
 
 def compare(
@@ -154,8 +160,8 @@ def _line(
     difference, above = None, None
     if method != reference and (reference, pool) in tables[0]:
         gaps = [
-            table[reference, pool].accuracy - own
-            for table, own in zip(tables, accuracies, strict=True)
+            table[reference, pool].accuracy - accuracy
+            for table, accuracy in zip(tables, accuracies, strict=True)
         ]
         difference, above = mean_interval(gaps), sum(gap > 0 for gap in gaps)
     return Line(
@@ -255,7 +261,8 @@ def _plain(name: str, interval: Interval | None) -> dict[str, Any]:
     return {name: interval.mean, f"{name}_interval": list(bounds) if bounds else None}
 
 
-def _percent(interval: Interval, *, sign: bool = False) -> str:
+def percent_interval(interval: Interval, *, sign: bool = False) -> str:
+    """Return a mean of fractions and the half-width of its interval in percent."""
     mean = f"{100 * interval.mean:+.2f}" if sign else f"{100 * interval.mean:.2f}"
     return mean if interval.half is None else f"{mean} ± {100 * interval.half:.2f}"
 

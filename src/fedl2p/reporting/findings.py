@@ -6,12 +6,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedl2p.reporting.client_views import ClientView, Group, group_views, kind_key, label, main_pool
-from fedl2p.reporting.intervals import mean_interval, rank_correlation
+from fedl2p.reporting.client_views import (
+    ClientView,
+    Group,
+    client_views,
+    group_views,
+    kind_key,
+    label,
+    main_pool,
+)
+from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
 from fedl2p.reporting.number_formats import LEVEL, percent, points, seconds, signed
 from fedl2p.runs.reading import RunFolder
-from fedl2p.runs.results import Pool, Row, Summary
+from fedl2p.runs.results import Pool, Summary
+
+FEWEST = 6
+"""Clients below this allow no word on a correlation."""
+WEAK = 0.3
+"""A rank correlation below this is weak."""
 
 
 @dataclass(frozen=True)
@@ -23,202 +36,150 @@ class Card:
     detail: str
 
 
-def rivals(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summary]]:
-    """Return what a method is measured against: the best fixed strategy, then the search."""
-    table = [s for s in run.report.methods if s.pool == pool and s.method != method]
-    table = [s for s in table if math.isfinite(s.accuracy)]
-    found = []
-    other = "other " if method_name(method).role == "fixed" else ""
-    for role, words in (
-        ("fixed", f"the best {other}fixed strategy"),
-        ("search", "grid search per client"),
-    ):
-        best = max(
-            (s for s in table if method_name(s.method).role == role),
-            key=lambda s: s.accuracy,
-            default=None,
-        )
-        if best is not None:
-            found.append((words, best))
-    return found
-
-
 def headline(run: RunFolder, method: str) -> str:
     """Return the main result as one sentence."""
     pool = main_pool(run)
-    own = _summary(run, method, pool)
-    if own is None or not math.isfinite(own.accuracy):
+    summary = _summary(run, method, pool)
+    if summary is None or not math.isfinite(summary.accuracy):
         return f"{label(method)} has no tested client, so there is no accuracy to report."
-    start = f"{label(method)} reaches {percent(own.accuracy)} % on {pool} clients"
     parts = []
-    for words, rival in rivals(run, method, pool):
-        if method_name(rival.method).role == "fixed":
-            words += f" ({_short(rival.method)})"
-        parts.append(f"{_distance(own.accuracy - rival.accuracy)} {words}")
-    return f"{start}: {' and '.join(parts)}." if parts else f"{start}."
+    for words, baseline in _baselines(run, method, pool):
+        if method_name(baseline.method).role == "fixed":
+            words += f" ({lower(label(baseline.method))})"
+        gap = summary.accuracy - baseline.accuracy
+        side = "above" if gap > 0 else "below"
+        by = "level with" if abs(gap) < LEVEL else f"{abs(100 * gap):.1f} points {side}"
+        parts.append(f"{by} {words}")
+    start = f"{label(method)} reaches {percent(summary.accuracy)} % on {pool} clients"
+    return f"{start}{': ' if parts else ''}{' and '.join(parts)}."
 
 
 def cards(run: RunFolder, method: str) -> list[Card]:
-    """Return the numbers behind the headline."""
-    out: list[Card] = []
-    for pool in (main_pool(run), "seen"):
-        own = _summary(run, method, pool)
-        if own is not None and not any(pool in card.title.lower().split() for card in out):
-            out.append(
-                Card(
-                    f"{pool.capitalize()} clients, before → after",
-                    f"{percent(own.accuracy_before)} → {percent(own.accuracy)} %",
-                    f"{own.clients} clients; worst tenth {percent(own.accuracy_worst_decile)} %",
-                )
-            )
+    """Return the numbers behind the headline: before and after, differences, and their cost."""
     pool = main_pool(run)
-    for words, rival in rivals(run, method, pool):
-        out.append(_rival_card(run, method, rival, pool, words))
+    summaries = [_summary(run, method, one) for one in dict.fromkeys([pool, "seen"])]
+    out = [
+        Card(
+            f"{summary.pool.capitalize()} clients, before → after",
+            f"{percent(summary.accuracy_before)} → {percent(summary.accuracy)} %",
+            f"{summary.clients} clients; worst tenth {percent(summary.accuracy_worst_decile)} %",
+        )
+        for summary in summaries
+        if summary
+    ]
+    for words, baseline in _baselines(run, method, pool) if summaries[0] else []:
+        assert summaries[0] is not None
+        gap = points(summaries[0].accuracy - baseline.accuracy)
+        cost = [seconds(one.seconds_per_client) for one in (summaries[0], baseline)]
+        details = [
+            f"{label(baseline.method)}: {percent(baseline.accuracy)} %",
+            *_paired(run, method, baseline.method, pool),
+            f"{cost[0]} s against {cost[1]} s per client",
+        ]
+        out.append(Card(f"Against {words}, {pool} clients", f"{gap} points", "; ".join(details)))
     return out
 
 
 def statements(run: RunFolder, method: str, views: Sequence[ClientView]) -> list[str]:
-    """Return who gained and why, one sentence each."""
+    """Return who gained, who lost, and whether the distance of a client's data explains it."""
     if not views:
         return []
     out = [_who_gained(method, views)]
     groups = group_views(views)
     key = kind_key(run)
     if key is not None and len(groups) > 1:
-        out.append(_kinds(key, groups))
-    out += _why(views)
+        top = " and ".join(map(_group_words, groups[: 2 if len(groups) > 3 else 1]))
+        out.append(
+            f"By {key}, the largest gains are those of {top}; the smallest those of "
+            f"{_group_words(groups[-1])}."
+        )
+    return out + _distance_and_gain(views)
+
+
+def compared(method: str, baseline: str, views: Sequence[ClientView]) -> str:
+    """Return on how many clients a method is above, below and level with a baseline."""
+    gaps = [view.over_baseline for view in views if view.over_baseline is not None]
+    return f"{label(method)} against {lower(label(baseline))}: {_counts(gaps)}."
+
+
+def lower(name: str) -> str:
+    """Return a name as it stands within a sentence; abbreviations stay."""
+    return name[0].lower() + name[1:] if name[1:2].islower() else name
+
+
+def _counts(gaps: Sequence[float]) -> str:
+    above = sum(gap > LEVEL for gap in gaps)
+    below = sum(gap < -LEVEL for gap in gaps)
+    return f"above on {above}, below on {below} of {len(gaps)} clients"
+
+
+def _baselines(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summary]]:
+    """Return what a method is measured against: the best fixed strategy, then the search."""
+    other = "other " if method_name(method).role == "fixed" else ""
+    out = []
+    for role, words in (
+        ("fixed", f"the best {other}fixed strategy"),
+        ("search", "grid search per client"),
+    ):
+        table = [
+            summary
+            for summary in run.report.methods
+            if (summary.pool, method_name(summary.method).role) == (pool, role)
+            and summary.method != method
+            and math.isfinite(summary.accuracy)
+        ]
+        if table:
+            out.append((words, max(table, key=lambda summary: summary.accuracy)))
     return out
 
 
-def against_sentence(method: str, rival: str, views: Sequence[ClientView]) -> str:
-    """Return on how many clients a method is above, level with and below a rival."""
-    gaps = [view.against for view in views if view.against is not None]
-    above = sum(gap > LEVEL for gap in gaps)
-    below = sum(gap < -LEVEL for gap in gaps)
-    return (
-        f"{label(method)} is above {_short(rival)} on {above} of {len(gaps)} clients, "
-        f"below on {below}, level on {len(gaps) - above - below}."
-    )
-
-
-def _rival_card(run: RunFolder, method: str, rival: Summary, pool: Pool, words: str) -> Card:
-    own = _summary(run, method, pool)
-    assert own is not None
-    theirs = {r.client: r for r in run.report.rows if r.method == rival.method and _counts(r, pool)}
-    gaps = [
-        row.accuracy - theirs[row.client].accuracy
-        for row in run.report.rows
-        if row.method == method and _counts(row, pool) and row.client in theirs
+def _paired(run: RunFolder, method: str, baseline: str, pool: Pool) -> list[str]:
+    """Return what the differences of the clients say that both methods have tested."""
+    views = client_views(run, method, baseline=baseline)
+    gaps = [v.over_baseline for v in views if v.pool == pool and v.over_baseline is not None]
+    if len(gaps) < 2:
+        return []
+    interval = mean_interval(gaps)
+    low, high = map(points, interval.bounds or (math.nan, math.nan))
+    return [
+        _counts(gaps),
+        f"mean difference {points(interval.mean)}, 95 % interval {low} to {high}",
     ]
-    detail = f"{label(rival.method)}: {percent(rival.accuracy)} %"
-    if gaps:
-        ahead = sum(gap > LEVEL for gap in gaps)
-        behind = sum(gap < -LEVEL for gap in gaps)
-        detail += f"; above on {ahead}, below on {behind} of {len(gaps)} clients"
-        interval = mean_interval(gaps)
-        if interval.bounds:
-            low, high = interval.bounds
-            detail += (
-                f"; mean difference per client {points(interval.mean)}, "
-                f"95 % interval {points(low)} to {points(high)}"
-            )
-    if method_name(rival.method).role == "search":
-        detail += (
-            f"; {seconds(own.seconds_per_client)} s against "
-            f"{seconds(rival.seconds_per_client)} s per client"
-        )
-    gap = points(own.accuracy - rival.accuracy)
-    return Card(f"Against {words}, {pool} clients", f"{gap} points", detail)
 
 
 def _who_gained(method: str, views: Sequence[ClientView]) -> str:
-    up = sum(view.gain > LEVEL for view in views)
-    down = [view for view in views if view.gain < -LEVEL]
-    if up == len(views):
-        return f"{label(method)} makes all {up} clients more accurate than the starting model does."
-    text = (
-        f"{label(method)} makes {up} of {len(views)} clients more accurate than the starting model "
-        f"does, leaves {len(views) - up - len(down)} as they were and makes {len(down)} worse"
-    )
-    if down:
-        worst = min(down, key=lambda view: view.gain)
-        most = ", " if len(down) == 1 else ", most of all "
-        text += f"{most}{worst.name} ({points(worst.gain)} points)"
+    gains = [view.gain for view in views]
+    text = f"{label(method)} against the starting model: {_counts(gains)}"
+    worst = min(views, key=lambda view: view.gain)
+    if worst.gain < -LEVEL:
+        text += f"; {worst.name} loses most ({points(worst.gain)} points)"
     return text + "."
 
 
-def _kinds(key: str, groups: Sequence[Group]) -> str:
-    def name(group: Group) -> str:
-        size = len(group.clients)
-        unit = "client" if size == 1 else "clients"
-        unseen = (", unseen" if size == 1 else ", all unseen") if group.only_unseen else ""
-        return f"{group.label} ({points(group.mean_gain)} points, {size} {unit}{unseen})"
-
-    top = groups[: 2 if len(groups) > 3 else 1]
-    return (
-        f"By {key}, the largest gains are those of {' and '.join(map(name, top))}; "
-        f"the smallest those of {name(groups[-1])}."
-    )
+def _group_words(group: Group) -> str:
+    size = len(group.clients)
+    unseen = ", unseen" if group.only_unseen else ""
+    unit = "client" if size == 1 else "clients"
+    return f"{group.label} ({points(group.mean_gain)} points, {size} {unit}{unseen})"
 
 
-def _why(views: Sequence[ClientView]) -> list[str]:
-    known = [(view, view.distance) for view in views]
-    pairs = [(view, distance) for view, distance in known if distance is not None]
-    if len(pairs) < 6:
+def _distance_and_gain(views: Sequence[ClientView]) -> list[str]:
+    pairs = [(view.distance, view.gain) for view in views if view.distance is not None]
+    distances, gains = zip(*pairs, strict=True) if pairs else ((), ())
+    if len(pairs) < FEWEST or min(len(set(distances)), len(set(gains))) < 2:
         return []
-    rho = rank_correlation([d for _, d in pairs], [view.gain for view, _ in pairs])
-    out = [_distance_and_gain(rho, len(pairs))] if math.isfinite(rho) else []
-    pairs.sort(key=lambda pair: pair[1])
-    third = len(pairs) // 3
-    near, far = [v for v, _ in pairs[:third]], [v for v, _ in pairs[-third:]]
-    mixes = _mean_mix(near), _mean_mix(far)
-    if mixes[0] is not None and mixes[1] is not None:
-        out.append(
-            f"The nearest third of clients mixes in {100 * mixes[0]:.0f} % of its own statistics "
-            f"on average, the farthest third {100 * mixes[1]:.0f} %; their rates are "
-            f"{_mean_rate(near):.2g} and {_mean_rate(far):.2g} (geometric means)."
-        )
-    return out
+    from scipy import stats
+
+    found = stats.spearmanr(distances, gains)
+    how = f"(rank correlation {signed(float(found.statistic), '.2f')})"
+    if abs(found.statistic) < WEAK or found.pvalue > 0.05:
+        return [
+            f"How far a client's data lie from the global model says little about its gain {how}."
+        ]
+    side = "more" if found.statistic > 0 else "less"
+    return [f"The farther a client's data lie from the global model, the {side} it gains {how}."]
 
 
-def _distance_and_gain(rho: float, clients: int) -> str:
-    # Below this a rank correlation is weak, or may be chance (5 %) with so few clients.
-    least = max(0.3, 1.96 / math.sqrt(clients - 1))
-    how = f"(rank correlation {signed(rho, '.2f')})"
-    if rho >= least:
-        return f"The farther a client's data lie from the global model, the more it gains {how}."
-    if rho <= -least:
-        return f"The farther a client's data lie from the global model, the less it gains {how}."
-    return f"How far a client's data lie from the global model says little about its gain {how}."
-
-
-def _mean_mix(views: Sequence[ClientView]) -> float | None:
-    mixes = [v for view in views if view.strategy for v in view.strategy.mix.values()]
-    values = [v for v in mixes if math.isfinite(v)]
-    return sum(values) / len(values) if values else None
-
-
-def _mean_rate(views: Sequence[ClientView]) -> float:
-    rates = [v for view in views if view.strategy for v in view.strategy.rate.values()]
-    logs = [math.log(v) for v in rates if 0 < v < math.inf]
-    return math.exp(sum(logs) / len(logs)) if logs else 0.0
-
-
-def _distance(gap: float) -> str:
-    if abs(gap) < LEVEL:
-        return "level with"
-    return f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'}"
-
-
-def _short(method: str) -> str:
-    text = label(method)
-    return text[0].lower() + text[1:] if text[1:2].islower() else text
-
-
-def _summary(run: RunFolder, method: str, pool: Pool) -> Summary | None:
+def _summary(run: RunFolder, method: str, pool: str) -> Summary | None:
     table = run.report.methods
     return next((s for s in table if (s.method, s.pool) == (method, pool)), None)
-
-
-def _counts(row: Row, pool: Pool) -> bool:
-    return row.pool == pool and row.failure is None and row.num_test > 0

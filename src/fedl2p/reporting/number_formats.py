@@ -15,6 +15,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if math.isfinite(fraction) else NO_NUMBER
 
 
+def loss(nats: float) -> str:
+    """Return a loss with three decimals."""
+    return f"{nats:.3f}" if math.isfinite(nats) else "not finite"
+
+
 def points(difference: float) -> str:
     """Return a difference of fractions in percentage points, with its sign."""
     return "0.0" if abs(difference) < LEVEL else signed(100 * difference, ".1f")

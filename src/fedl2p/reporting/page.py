@@ -9,7 +9,7 @@ from typing import Any
 
 from fedl2p.reporting import findings, number_formats
 from fedl2p.reporting.client_views import (
-    ClientView,
+    baseline_of,
     best_method,
     client_views,
     describe_about,
@@ -18,13 +18,10 @@ from fedl2p.reporting.client_views import (
     kind_key,
     label,
     main_pool,
-    rival_of,
 )
 from fedl2p.reporting.comparison import flatten
-from fedl2p.reporting.curves import curve
-from fedl2p.reporting.dot_strips import strips
+from fedl2p.reporting.figures import gain_strips, learning_curve, strategy_maps
 from fedl2p.reporting.method_names import method_name
-from fedl2p.reporting.strategy_panels import gutter, strategy_panels
 from fedl2p.runs.files import damaged, write_atomically
 from fedl2p.runs.privacy_spent import epsilon_words
 from fedl2p.runs.reading import RoundLine, RunFolder, read_run
@@ -49,73 +46,80 @@ def write_page(folder: str | Path) -> Path:
     ValueError
         In one line that names the file and what to do, if a file is missing or damaged.
     ModuleNotFoundError
-        If jinja2 is not installed; the line says how to install it.
+        If Jinja2, Matplotlib or SciPy is not installed; the line says how to install it.
     """
     run = read_run(folder)
     if not run.report.methods:
         raise damaged(run.path / "clients.csv", "it has no client with a result")
     path = run.path / "report.html"
-    write_atomically(path, render("report.html", page_content(run)))
+    try:
+        page = render("report.html", page_content(run))
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} needs {error.name}, which is not installed; run pip install 'fedl2p[report]'",
+            name=error.name,
+        ) from None
+    write_atomically(path, page)
     return path
 
 
 def page_content(run: RunFolder) -> dict[str, Any]:
-    """Return everything that the template shows, in words, numbers and markup."""
-    focus = focus_of(run)
-    method = focus or best_method(run)
-    rival = rival_of(run, method)
-    views = client_views(run, method, rival=rival)
+    """Return what the template shows."""
+    learned = focus_of(run)
+    method = learned or best_method(run)
+    baseline = baseline_of(run, method)
+    views = client_views(run, method, baseline=baseline)
     groups = group_views(views)
+    pools = [pool for pool in POOLS if any(s.pool == pool for s in run.report.methods)]
     return {
         "report": run.report,
         "headline": findings.headline(run, method),
         "cards": findings.cards(run, method),
         "statements": findings.statements(run, method, views),
-        "method": label(method),
-        "learned": focus is not None,
-        "pools": [_pool_head(run, pool) for pool in POOLS if _table(run, pool)],
-        "comparison": _comparison(run, method),
+        "method": method,
+        "learned": learned is not None,
+        "pools": pools,
+        "comparison": _comparison(run, pools),
+        "best": {pool: _best_accuracy(run, pool) for pool in pools},
         "failures": _failures(run),
         "kind": kind_key(run),
-        "has_pools": len({view.pool for view in views}) == 2,
-        "gains": strips(
-            groups, lambda view: view.gain, label=f"gain of each client under {label(method)}"
+        "gains": gain_strips(
+            groups,
+            lambda view: view.gain,
+            name="gains",
+            label=f"Gain of each client under {label(method)}, one row per group",
         ),
-        "rival": label(rival) if rival else None,
-        "against_sentence": findings.against_sentence(method, rival, views) if rival else "",
-        "against": strips(
-            groups, lambda view: view.against, label="difference of each client to the rival"
+        "baseline": findings.lower(label(baseline)) if baseline else None,
+        "compared": findings.compared(method, baseline, views) if baseline else "",
+        "over_baseline": gain_strips(
+            groups,
+            lambda view: view.over_baseline,
+            name="over-baseline",
+            label=f"{label(method)} minus {label(baseline)} for each client, one row per group",
         )
-        if rival
-        else "",
-        "gutter": gutter(groups),
-        "panels": strategy_panels(groups) if focus else [],
+        if baseline
+        else None,
+        "strategies": strategy_maps(groups) if learned else [],
         "with_strategy": sum(view.strategy is not None for view in views),
         "with_mix": any(view.strategy and view.strategy.mix for view in views),
-        "stages": _stages(run.rounds),
-        "single_rounds": _single_rounds(run.rounds),
-        "cost": _cost(run),
-        "private": _private(run),
-        "clients": _clients(views),
+        "stages": _curves(run.rounds),
+        "single_rounds": [
+            stage for stage, lines in _by_stage(run.rounds).items() if _num_rounds(lines) < 2
+        ],
+        "cost": sorted(
+            dict.fromkeys([*run.report.bytes_per_client_round, *run.report.seconds]),
+            key=lambda stage: stage == "total",
+        ),
+        "clients": sorted(views, key=lambda view: (-view.gain, view.name)),
         "settings": flatten(run.config),
     }
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """Return a page made of one of the templates.
+    """Return a page made of one of the templates."""
+    import jinja2
+    from markupsafe import Markup
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If jinja2 is not installed; the line says how to install it.
-    """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the page needs {error.name}, which is not installed; run pip install 'fedl2p[report]'"
-        ) from None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fedl2p.reporting", "templates"),
         autoescape=True,
@@ -123,71 +127,48 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # The markup of figures is escaped where it is made; everything else is escaped here.
+    # Figures are escaped where they are made; everything else is escaped here.
     environment.filters["markup"] = Markup
-    environment.filters["points"] = number_formats.points
-    environment.filters["percent"] = number_formats.percent
+    environment.filters |= {
+        "about": describe_about,
+        "bytes": number_formats.bytes_of,
+        "epsilon": epsilon_words,
+        "label": label,
+        "loss": number_formats.loss,
+        "percent": number_formats.percent,
+        "points": number_formats.points,
+        "seconds": number_formats.seconds,
+        "short": number_formats.short_number,
+        "stage": _stage_name,
+        "what": lambda method: method_name(method).line,
+    }
     return environment.get_template(template).render(content) + "\n"
 
 
-def _failures(run: RunFolder) -> list[tuple[str, str, str, str]]:
-    """Return client, pool, reason and the methods for which it is so."""
+def _failures(run: RunFolder) -> dict[tuple[str, str, str], list[str]]:
+    """Return the methods by client, pool and reason."""
     methods: dict[tuple[str, str, str], list[str]] = {}
     for row in run.report.failures:
         methods.setdefault((row.client, row.pool, row.failure or ""), []).append(label(row.method))
-    return [(*key, "; ".join(names)) for key, names in methods.items()]
+    return methods
 
 
-def _table(run: RunFolder, pool: Pool) -> list[Summary]:
-    return [summary for summary in run.report.methods if summary.pool == pool]
+def _best_accuracy(run: RunFolder, pool: Pool) -> float | None:
+    accuracies = [s.accuracy for s in run.report.methods if s.pool == pool]
+    return max(filter(math.isfinite, accuracies), default=None)
 
 
-def _pool_head(run: RunFolder, pool: Pool) -> dict[str, Any]:
-    counts = [summary.clients for summary in _table(run, pool)]
-    return {"pool": pool, "clients": max(counts)}
+def _comparison(run: RunFolder, pools: Sequence[Pool]) -> dict[str, list[Summary | None]]:
+    """Return the summaries of each method by pool, the most accurate on the main pool first."""
+    table = {(s.method, s.pool): s for s in run.report.methods}
+    main = main_pool(run)
 
+    def order(method: str) -> float:
+        summary = table.get((method, main))
+        return -summary.accuracy if summary and math.isfinite(summary.accuracy) else 1.0
 
-def _comparison(run: RunFolder, method: str) -> list[dict[str, Any]]:
-    """Return the lines of the table, the most accurate on the main pool first."""
-    tables = {pool: {s.method: s for s in _table(run, pool)} for pool in POOLS}
-    methods = list(dict.fromkeys(summary.method for summary in run.report.methods))
-    main = tables[main_pool(run)]
-
-    def order(name: str) -> float:
-        accuracy = main[name].accuracy if name in main else math.nan
-        return -accuracy if math.isfinite(accuracy) else 1.0
-
-    best = {
-        pool: max((s.accuracy for s in table.values() if math.isfinite(s.accuracy)), default=None)
-        for pool, table in tables.items()
-    }
-    return [
-        {
-            "label": label(name),
-            "line": method_name(name).line,
-            "focus": name == method,
-            "cells": [_cells(tables[pool].get(name), best[pool]) for pool in POOLS if tables[pool]],
-        }
-        for name in sorted(methods, key=order)
-    ]
-
-
-_COLUMNS = ("before", "after", "worst", "loss", "seconds", "clients")
-
-
-def _cells(summary: Summary | None, best: float | None) -> dict[str, Any]:
-    if summary is None:
-        empty: dict[str, Any] = dict.fromkeys(_COLUMNS, number_formats.NO_NUMBER)
-        return empty | {"best": False}
-    return {
-        "before": number_formats.percent(summary.accuracy_before),
-        "after": number_formats.percent(summary.accuracy),
-        "worst": number_formats.percent(summary.accuracy_worst_decile),
-        "loss": f"{summary.loss:.3f}" if math.isfinite(summary.loss) else "not finite",
-        "seconds": number_formats.seconds(summary.seconds_per_client),
-        "clients": str(summary.clients),
-        "best": summary.accuracy == best,
-    }
+    methods = sorted(dict.fromkeys(method for method, _ in table), key=order)
+    return {method: [table.get((method, pool)) for pool in pools] for method in methods}
 
 
 def _by_stage(rounds: Sequence[RoundLine]) -> dict[str, list[RoundLine]]:
@@ -197,8 +178,8 @@ def _by_stage(rounds: Sequence[RoundLine]) -> dict[str, list[RoundLine]]:
     return stages
 
 
-def _trained(lines: Sequence[RoundLine]) -> int:
-    """Return the rounds of training: the last line only judges what the one before it made."""
+def _num_rounds(lines: Sequence[RoundLine]) -> int:
+    """Return the number of rounds: the last line only evaluates what the one before it made."""
     return max(line.round for line in lines) - 1
 
 
@@ -206,126 +187,55 @@ def _rounds(count: int) -> str:
     return "1 round" if count == 1 else f"{count} rounds"
 
 
-_STAGE_NAMES = {
-    "pretrain": "Pre-training the global model",
-    "learn": "Learning the meta-nets",
-}
+def _stage_name(stage: str) -> str:
+    names = {
+        "pretrain": "Pre-training the global model",
+        "learn": "Learning the meta-nets",
+        "personalize": "Personalizing the clients",
+        "total": "Whole run",
+    }
+    return names.get(stage) or label(stage)
 
 
-def _stages(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
-    """Return the curves of every stage of several rounds."""
-    out = []
+def _curves(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
+    """Return the curves of every stage of several rounds, and a line about them."""
+    out: list[dict[str, Any]] = []
     for stage, lines in _by_stage(rounds).items():
-        if _trained(lines) < 2:
+        if _num_rounds(lines) < 2:
             continue
-        # A round judges the state that it received, so round 1 has no training behind it.
-        xs = [float(line.round - 1) for line in lines]
         losses = [line.loss for line in lines]
         finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
         best = min(finite, key=lambda i: losses[i]) if finite else None
-        name = _STAGE_NAMES.get(stage, label(stage))
-        asked = number_formats.span([line.clients for line in lines[:-1]])
-        note = f"{_rounds(_trained(lines))}, {asked} clients a round"
-        if best is not None:
-            at = lines[best]
-            note += (
-                f"; lowest loss {at.loss:.3f} nats after {_rounds(at.round - 1)}, "
-                f"accuracy there {number_formats.percent(at.accuracy)} %"
-            )
-        failed = sum(line.failures for line in lines)
-        if failed:
-            note += f"; {failed} answers of clients failed and were left out"
-        accuracies = [line.accuracy for line in lines]
-        marked = best if best is not None and math.isfinite(accuracies[best]) else None
         out.append(
             {
-                "name": name,
-                "note": note,
-                "loss": curve(xs, losses, label=f"{name}: loss by round", percent=False, best=best),
-                "accuracy": curve(
-                    xs, accuracies, label=f"{name}: accuracy by round", percent=True, best=marked
-                ),
+                "name": _stage_name(stage),
+                "note": _curve_note(lines, best),
+                **{
+                    field: learning_curve(
+                        # A round evaluates the state that it received: round 1 has none behind it.
+                        [line.round - 1 for line in lines],
+                        [getattr(line, field) for line in lines],
+                        name=f"{field}-{len(out)}",
+                        label=f"{_stage_name(stage)}: {field} by round",
+                        percent=field == "accuracy",
+                        best=best,
+                    )
+                    for field in ("loss", "accuracy")
+                },
             }
         )
     return out
 
 
-def _single_rounds(rounds: Sequence[RoundLine]) -> str:
-    names = [
-        _STAGE_NAMES.get(stage, label(stage))
-        for stage, lines in _by_stage(rounds).items()
-        if _trained(lines) < 2
-    ]
-    return ", ".join(names)
-
-
-def _private(run: RunFolder) -> dict[str, Any] | None:
-    """Return what differential privacy the run gave, or None."""
-    spent = run.report.privacy
-    if not spent.stages:
-        return None
-    return {
-        "seeded": any(stage.randomness == "seed" for stage in spent.stages),
-        "stages": [
-            {
-                "stage": _STAGE_NAMES.get(stage.stage, label(stage.stage)),
-                "mechanism": stage.mechanism,
-                "noise": f"{stage.noise:g}",
-                "clip": f"{stage.clip:g}",
-                "clients": f"{stage.cohort} of {stage.population}",
-                "releases": str(stage.releases),
-                "epsilon": epsilon_words(stage.epsilon),
-                "delta": f"{stage.delta:g}",
-            }
-            for stage in spent.stages
-        ],
-        "methods": [
-            {
-                "method": label(own.method),
-                "epsilon": epsilon_words(own.epsilon),
-                "delta": f"{own.delta:g}",
-                "open": "; ".join(own.open),
-            }
-            for own in spent.methods
-        ],
-    }
-
-
-def _cost(run: RunFolder) -> list[dict[str, str]]:
-    """Return seconds and bytes by stage, the whole run last; what is unknown stays empty."""
-    report = run.report
-    stages = dict.fromkeys([*report.bytes_per_client_round, *report.seconds])
-    names = {**_STAGE_NAMES, "personalize": "Personalizing the clients", "total": "Whole run"}
-    last = sorted(stages, key=lambda stage: stage == "total")
-    out = []
-    if report.bytes_model:
-        down = number_formats.bytes_of(report.bytes_model)
-        out.append({"stage": "Global model, sent once", "seconds": "", "down": down, "up": ""})
-    for stage in last:
-        ways = report.bytes_per_client_round.get(stage, {})
-        out.append(
-            {
-                "stage": names.get(stage, label(stage)),
-                "seconds": f"{report.seconds[stage]:,.1f}" if stage in report.seconds else "",
-                "down": number_formats.bytes_of(ways["down"]) if "down" in ways else "",
-                "up": number_formats.bytes_of(ways["up"]) if "up" in ways else "",
-            }
+def _curve_note(lines: Sequence[RoundLine], best: int | None) -> str:
+    clients = number_formats.span([line.clients for line in lines[:-1]])
+    note = f"{_rounds(_num_rounds(lines))}, {clients} clients a round"
+    if best is not None:
+        line = lines[best]
+        note += (
+            f"; lowest loss {line.loss:.3f} nats after {_rounds(line.round - 1)}, "
+            f"accuracy there {number_formats.percent(line.accuracy)} %"
         )
-    return out
-
-
-def _clients(views: Sequence[ClientView]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": view.name,
-            "pool": view.pool,
-            "about": describe_about(view.about),
-            "train": view.row.num_train,
-            "test": view.row.num_test,
-            "before": view.row.accuracy_before,
-            "after": view.row.accuracy,
-            "gain": view.gain,
-            "against": view.against,
-        }
-        for view in sorted(views, key=lambda view: (-view.gain, view.name))
-    ]
+    if failures := sum(line.failures for line in lines):
+        note += f"; {failures} answers of clients failed and were left out"
+    return note

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedl2p.reporting.comparison import Comparison, compare
+from fedl2p.reporting.comparison import Comparison, compare, percent_interval
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
-from fedl2p.reporting.published import SOURCE, figures
+from fedl2p.reporting.published import SOURCE, published_accuracies
 from fedl2p.runs.files import write_atomically
 from fedl2p.runs.results import POOLS, Pool, Report
 from fedl2p.runs.text_table import columns
@@ -68,9 +68,9 @@ class PaperTable:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the rows: what ran, then what is published only."""
-        ran = (method for column in self.columns for method in column.accuracies)
-        said = (method for column in self.columns for method in column.published)
-        return tuple(dict.fromkeys([*ran, *said]))
+        measured = (method for column in self.columns for method in column.accuracies)
+        published = (method for column in self.columns for method in column.published)
+        return tuple(dict.fromkeys([*measured, *published]))
 
     @property
     def title(self) -> str:
@@ -85,11 +85,11 @@ class PaperTable:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader has to know besides."""
-        own = [note for comparison in self.comparisons.values() for note in comparison.notes]
+        """The source of published numbers, and the notes of the comparisons."""
+        notes = [note for comparison in self.comparisons.values() for note in comparison.notes]
         if any(column.published for column in self.columns):
-            own.insert(0, f"published: {SOURCE}")
-        return tuple(dict.fromkeys(own))
+            notes.insert(0, f"published: {SOURCE}")
+        return tuple(dict.fromkeys(notes))
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return all rows as text, the head first."""
@@ -99,8 +99,8 @@ class PaperTable:
             for column in self.columns:
                 texts.append(_measured(column.accuracies.get(method)))
                 if column.published:
-                    said = column.published.get(method)
-                    texts.append("" if said is None else f"{said:.2f}")
+                    percent = column.published.get(method)
+                    texts.append("" if percent is None else f"{percent:.2f}")
             rows.append(tuple(texts))
         return rows
 
@@ -144,11 +144,11 @@ class PaperTable:
             ],
             "published_source": SOURCE,
             "folders": {cell: list(folders) for cell, folders in self.folders.items()},
-            "comparisons": {cell: made.to_dict() for cell, made in self.comparisons.items()},
+            "comparisons": {cell: one.to_dict() for cell, one in self.comparisons.items()},
         }
 
     def save(self, folder: Path) -> None:
-        """Write table.md and table.json into a folder, which is there."""
+        """Write table.md and table.json into an existing folder."""
         write_atomically(folder / "table.json", json.dumps(self.to_dict(), indent=1) + "\n")
         write_atomically(folder / "table.md", self.markdown())
 
@@ -156,7 +156,7 @@ class PaperTable:
 def paper_table(
     recipe: str, runs: Mapping[str, Sequence[Path]], *, published: str | None
 ) -> PaperTable:
-    """Put finished runs together.
+    """Return the table of finished runs.
 
     Parameters
     ----------
@@ -165,16 +165,16 @@ def paper_table(
     runs
         By label of the cell: one folder per seed, in the same order of seeds everywhere.
     published
-        The recipe whose published figures stand beside the measured ones; None for none.
+        The recipe whose published accuracies stand beside the measured ones; None for none.
 
     Raises
     ------
     ValueError
         If runs of one cell differ in more than the seed, or a file is missing or damaged.
     """
-    # The global model may be a file, which every seed has one of.
+    # The global model may be a file, a different one for every seed.
     comparisons = {c: compare(folders, may_differ=("pretrained",)) for c, folders in runs.items()}
-    made = []
+    table_columns: list[Column] = []
     for cell, folders in runs.items():
         tables = [
             {(s.method, s.pool): s.accuracy for s in Report.load(folder).methods}
@@ -183,16 +183,22 @@ def paper_table(
         for pool in POOLS:
             accuracies = {
                 method: tuple(table[method, pool] for table in tables)
-                for method, own in tables[0]
-                if own == pool
+                for method, summary_pool in tables[0]
+                if summary_pool == pool
             }
             if accuracies:
-                said = {} if published is None else figures(published, cell, pool)
-                made.append(Column(cell=cell, pool=pool, accuracies=accuracies, published=said))
+                table_columns.append(
+                    Column(
+                        cell=cell,
+                        pool=pool,
+                        accuracies=accuracies,
+                        published=published_accuracies(published, cell, pool) if published else {},
+                    )
+                )
     return PaperTable(
         recipe=recipe,
         seeds=next(iter(comparisons.values())).seeds,
-        columns=tuple(made),
+        columns=tuple(table_columns),
         comparisons=comparisons,
         folders={cell: tuple(map(str, folders)) for cell, folders in runs.items()},
     )
@@ -201,19 +207,17 @@ def paper_table(
 def _measured(values: Sequence[float] | None) -> str:
     if values is None:
         return ""
-    found = mean_interval(values)
-    mean = f"{100 * found.mean:.2f}"
-    return mean if found.half is None else f"{mean} ± {100 * found.half:.2f}"
+    return percent_interval(mean_interval(values))
 
 
 def _summary(values: Sequence[float] | None) -> dict[str, Any]:
     if values is None or not all(map(math.isfinite, values)):
         return {"accuracies": [], "mean": None, "interval": None, "standard_deviation": None}
-    found = mean_interval(values)
+    interval = mean_interval(values)
     return {
         "accuracies": list(values),
-        "mean": found.mean,
-        "interval": None if found.bounds is None else list(found.bounds),
+        "mean": interval.mean,
+        "interval": None if interval.bounds is None else list(interval.bounds),
         "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
     }
 

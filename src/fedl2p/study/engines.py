@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.functional.precision import computing
 from fedl2p.data.population import Population
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler, Keeper
-from fedl2p.federation.clients.ray import RayGrid
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode, OnPersonalized
+from fedl2p.federation.messages import Clients
 from fedl2p.federation.privacy.settings import Privacy
-from fedl2p.method import Method
+from fedl2p.method import Method, Outcome, State
+from fedl2p.runs.client_files import write_strategy
 
 if TYPE_CHECKING:
     from fedl2p.study.settings import Study
@@ -61,18 +62,18 @@ def device_of(study: Study) -> torch.device:
     return torch.device("cuda" if share else "cpu")
 
 
-def handler_of(
+def node_of(
     study: Study,
     population: Population | None = None,
     *,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     received: Path | None = None,
-    keeper: Keeper | None = None,
-    live: bool = False,
+    on_personalized: OnPersonalized | None = None,
+    wants_models: bool = False,
     simulated: bool = False,
-) -> Handler:
-    """Return what answers for the clients of a study in one process.
+) -> ClientNode:
+    """Return the node that answers for the clients of a study in one process.
 
     Parameters
     ----------
@@ -83,19 +84,22 @@ def handler_of(
     device
         Where they compute.
     folder
-        Where the files that stay with the clients are written; None to write none.
-    received, keeper
-        For a machine of its own: where global models are kept, and what writes down personalized
-        ones (see :class:`~fedl2p.federation.Handler`).
-    live
-        True if replies stay in this process, so that nothing needs to be encoded.
+        The run's folder, where clients' hyperparameters are written; None to write none.
+    received, on_personalized, wants_models
+        For a machine of its own: where global models are kept, and what is done with a personalized
+        client (see :class:`~fedl2p.federation.clients.node.ClientNode`).
     simulated
         True if all clients are on this machine, so that privacy may draw its noise from the seed.
     """
     opened = study.data.open(study.seed) if population is None else population
     names = dict.fromkeys((methods.PRETRAINING, *study.methods))
     built = [methods.build(name, study.settings) for name in names]
-    return Handler(
+
+    def write(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
+        assert folder is not None
+        write_strategy(folder, method, outcome)
+
+    return ClientNode(
         build=lambda: computing(
             models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),
             study.compute,
@@ -103,22 +107,23 @@ def handler_of(
         population=opened,
         methods={method.name: method for method in built},
         device=device,
-        folder=folder,
         models=received,
-        keeper=keeper,
-        live=live,
+        on_personalized=on_personalized if folder is None else write,
+        wants_models=wants_models,
         privacy=privacy_of(study, built),
         simulated=simulated,
     )
 
 
 def privacy_of(study: Study, built: Sequence[Method]) -> dict[str, Privacy]:
-    """Return what privacy the study wants for the rounds of each method, by its name."""
-    wanted = {"pretrain": study.pretrain.privacy, "learn": study.learn.privacy}
-    return {m.name: wanted[m.rounds] for m in built if m.rounds in wanted}
+    """Return what privacy the study asks for in the rounds of each method, by its name."""
+    settings = {"pretrain": study.pretrain.privacy, "learn": study.learn.privacy}
+    return {m.name: settings[m.rounds] for m in built if m.rounds in settings}
 
 
-def nodes_of(study: Study, population: Population, *, device: torch.device, folder: Path) -> Nodes:
+def clients_of(
+    study: Study, population: Population, *, device: torch.device, folder: Path
+) -> Clients:
     """Return the clients of a study on the engine that it names; to be closed after use.
 
     Raises
@@ -129,10 +134,12 @@ def nodes_of(study: Study, population: Population, *, device: torch.device, fold
         If the engine is not installed.
     """
     if study.engine == "ray":
+        from fedl2p.federation.clients.ray import OnRay
+
         make = functools.partial(
-            handler_of, study, device=device, folder=folder.absolute(), simulated=True
+            node_of, study, device=device, folder=folder.absolute(), simulated=True
         )
-        # Workers need parts to share out: without a number of clients per call, one client each.
-        return Nodes(RayGrid(make, population.names, cohort=study.cohort or 1, resources=study.ray))
-    handler = handler_of(study, population, device=device, folder=folder, live=True, simulated=True)
-    return Nodes(InProcessGrid(handler, cohort=study.cohort))
+        return OnRay(
+            make, population.names, stack_size=study.compute.stack_size, resources=study.ray
+        )
+    return InProcess(node_of(study, population, device=device, folder=folder, simulated=True))

@@ -20,8 +20,8 @@ from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
 from fedl2p.data.npz import read_npz_client
 from fedl2p.data.population import Population
-from fedl2p.explain.attribution import TOLERANCE, attribute, median_profile
-from fedl2p.explain.explanation import Explanation, entries_of, mean_of, moved_of
+from fedl2p.explain.attribution import attribute, median_profile
+from fedl2p.explain.explanation import Explanation
 from fedl2p.explain.page import render_explanation
 from fedl2p.explain.sentences import text
 from fedl2p.runs.files import damaged, read_json, write_atomically
@@ -32,15 +32,10 @@ from fedl2p.study.settings import Study
 METHOD = methods.METANETS
 FOLDER = "explain"
 BATCH = 256
-READS = {
-    "published": "the profile as it is",
-    "default": "log(0.001 + divergence) and the moments",
-}
-"""In what the path is straight, by the form of the meta-nets."""
 
 
 @dataclass(frozen=True)
-class Explained:
+class ClientExplanation:
     """An explanation and the files that were written."""
 
     explanation: Explanation
@@ -60,17 +55,13 @@ def explain_client(
     out: str | Path | None = None,
     device: str = "auto",
     model: str | None = None,
-    tolerance: float = TOLERANCE,
-) -> Explained:
+) -> ClientExplanation:
     """Explain the hyperparameters of one client, and write a page and the numbers.
 
-    The client is compared with a typical one, whose profile is the median, entry by entry, of the
-    seen clients' profiles. Divergence 0, a client exactly like the global model, would be the other
-    choice; but a few dozen examples of the global distribution itself diverge from it, so the nets
-    have never been asked about such a client, and its moments are not known.
-
-    This reads the profiles of all seen clients, so it is for whoever holds the run's folder or its
-    data. In a federation of many machines profiles stay with their clients.
+    The baseline of the attribution is the median, entry by entry, of the seen clients' profiles.
+    (Divergence 0 is none: a few dozen examples of the global distribution itself diverge from it.)
+    So this needs the profiles of all seen clients: the run's folder, or its data. In a federation
+    of many machines profiles stay with their clients.
 
     Parameters
     ----------
@@ -88,12 +79,10 @@ def explain_client(
     model
         The run's model, if it is none of :mod:`fedl2p.models.registry`: see
         :func:`fedl2p.study.new_client.load_run`.
-    tolerance
-        How far the parts may fail to add up, as a fraction of all movement of a hyperparameter.
 
     Returns
     -------
-    Explained
+    ClientExplanation
         Its ``page`` and ``numbers`` are ``NAME.html`` and ``NAME.json``.
 
     Raises
@@ -109,20 +98,19 @@ def explain_client(
             "give one of --client NAME, a client of the run, and --data FILE.npz, a new client"
         )
     where = find_device(device)
-    _check_learned(run, Study.load(run))
-    study, net, metanets = load_run(run, model=model)
-    if metanets.config.constant:
+    if METHOD not in (names := Study.load(run).methods):
         raise ValueError(
-            f"the meta-nets of {run} are constant: every client gets the same hyperparameters, no "
-            "profile moves them; explain a run whose nets read profiles"
+            f"{run} learned no meta-nets that read profiles: its methods are {', '.join(names)}; "
+            f"explain a run of the method {METHOD}"
         )
+    study, net, metanets = load_run(run, model=model)
     world = _World(run, study, net.to(where), metanets.sites)
     if client is not None:
         world.check_client(client)
     # The new client's file is read before the profiles of many others are looked at.
     profile = world.profile(client) if client is not None else world.new_profile(Path(str(data)))
     name = client if client is not None else Path(str(data)).stem
-    explanation = _explain(world, metanets, profile, name, client is None, tolerance)
+    explanation = _explain(world, metanets, profile, name, client is None)
     # A new client may be called like one of the run.
     usual = run / FOLDER if client is not None else run / FOLDER / "new"
     return _write(explanation, usual if out is None else Path(out))
@@ -154,12 +142,10 @@ class _World:
         """Refuse the name of no client, and suggest similar ones."""
         if name in self.pools:
             return
-        close = difflib.get_close_matches(name, self.pools, n=3)
-        some = close or list(self.pools)[:3]
-        more = f" and {len(self.pools) - len(some)} more" if len(self.pools) > len(some) else ""
+        some = difflib.get_close_matches(name, self.pools, n=3) or list(self.pools)[:3]
         raise ValueError(
-            f"{self.run} has no client {name!r}; there are {', '.join(some)}{more}; for a new "
-            "client give its file by --data"
+            f"{self.run} has no client {name!r}; among its {len(self.pools)} clients are "
+            f"{', '.join(some)}; for a new client give its file by --data"
         )
 
     def profile(self, name: str) -> Profile:
@@ -195,20 +181,6 @@ class _World:
         return Profiler(self.model)
 
 
-def _check_learned(run: Path, study: Study) -> None:
-    if METHOD in study.methods:
-        return
-    if f"{METHOD}-constant" in study.methods:
-        raise ValueError(
-            f"{run} learned one strategy for all clients ({METHOD}-constant), which no profile "
-            f"moves; explain a run of the method {METHOD}"
-        )
-    raise ValueError(
-        f"{run} learned no meta-nets: its methods are {', '.join(study.methods)}; explain a run of "
-        f"the method {METHOD}"
-    )
-
-
 def _recorded(path: Path, sites: Sites) -> Profile:
     content = read_json(path)
     try:
@@ -225,42 +197,30 @@ def _recorded(path: Path, sites: Sites) -> Profile:
 
 
 def _explain(
-    world: _World, metanets: MetaNets, profile: Profile, name: str, new: bool, tolerance: float
+    world: _World, metanets: MetaNets, profile: Profile, name: str, new: bool
 ) -> Explanation:
     seen = world.seen
     if not seen:
         raise damaged(world.run / "population.json", "it names no seen client to compare with")
     typical = median_profile([world.profile(one) for one in seen])
-    found = attribute(metanets, profile, typical, tolerance=tolerance)
-    mixes, rates = moved_of(found)
-    mean_rate = mean_of(rates)
-    assert mean_rate is not None, "a model without parameters has no sites"
     return Explanation(
         client=name,
         pool="new" if new else "seen" if world.pools[name] == "seen" else "unseen",
         about={} if new else world.about[name],
         recipe=world.study.recipe,
         seed=world.study.seed,
-        compared=len(seen),
-        reads=READS[metanets.config.form],
-        entries=entries_of(profile, typical),
-        mixes=mixes,
-        rates=rates,
-        mean_mix=mean_of(mixes),
-        mean_rate=mean_rate,
-        points=found.points,
-        gap=found.gap,
-        tolerance=tolerance,
+        num_typical=len(seen),
+        attribution=attribute(metanets, profile, typical),
     )
 
 
-def _write(explanation: Explanation, out: Path) -> Explained:
+def _write(explanation: Explanation, out: Path) -> ClientExplanation:
     # A client may be called anything; its files stay inside the folder.
     stem = quote(explanation.client, safe=" ")
-    done = Explained(explanation, out / f"{stem}.html", out / f"{stem}.json")
+    done = ClientExplanation(explanation, out / f"{stem}.html", out / f"{stem}.json")
     # Both are made before either is written.
     page = render_explanation(explanation)
-    numbers = json.dumps(explanation.as_json(), indent=1, ensure_ascii=False) + "\n"
+    numbers = json.dumps(explanation.to_dict(), indent=1, ensure_ascii=False) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(done.numbers, numbers)

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedl2p.federation.flower.client_directory import Nodes
 from fedl2p.federation.listeners import Listener
+from fedl2p.federation.messages import Clients
 from fedl2p.runs.results import Report
 from fedl2p.study import stages
 from fedl2p.study.settings import Study
@@ -20,7 +20,7 @@ def run_study(
     *,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
-    nodes: Nodes | None = None,
+    clients: Clients | None = None,
 ) -> Report:
     """Do the main job: a global model, every method's learning, every client personalized.
 
@@ -34,9 +34,9 @@ def run_study(
         Go on with the run in ``out`` after the last round or method that it finished; start it if
         there is none.
     listeners
-        Told of every round, e.g. a progress bar.
-    nodes
-        Where the clients are; None for this process.
+        Called after every round, e.g. a progress bar.
+    clients
+        Where the clients are; None for the engine that the study names.
 
     Returns
     -------
@@ -49,12 +49,14 @@ def run_study(
         If the folder holds another run, or a part of the study cannot be used; nothing is written
         then.
     """
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="fedl2p-") as temporary:
-            return run_study(study, temporary, listeners=listeners, nodes=nodes)
-    # Everything that can be refused is refused here, before anything is written.
-    job = stages.prepare(study, Path(out), resume=resume, listeners=listeners, nodes=nodes)
-    with contextlib.closing(job), job.folder.logging():
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            out = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedl2p-"))
+            resume = False
+        # Everything that can be refused is refused here, before anything is written.
+        job = stages.prepare(study, Path(out), resume=resume, listeners=listeners, clients=clients)
+        stack.callback(job.close)
+        stack.enter_context(job.folder.logging())
         # The global model, the same for all methods and frozen from here on.
         pretrained = stages.pretrain(job)
         learned, outcomes = [], []

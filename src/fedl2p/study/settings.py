@@ -9,8 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 from fedl2p import methods
 from fedl2p.core.settings import Compute
 from fedl2p.data.population import Population
-from fedl2p.federation.clients.ray_settings import Ray
-from fedl2p.federation.settings import Rounds
+from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.methods.base.settings import Settings
 from fedl2p.runs.config import from_plain
 from fedl2p.runs.files import read_config
@@ -69,14 +68,11 @@ class Study:
         The settings of the methods.
     engine
         What runs the clients: in-process, or ray (several workers on this machine). The results are
-        the same, bit for bit at equal threads and an equal cohort > 0.
+        the same, bit for bit at equal threads.
     device
         Where models and data are: cpu, cuda, or auto (cuda if there is a GPU).
     compute
-        Precision and memory layout of the computations.
-    cohort
-        Clients per call of a method, a number: stacked, they are fast. It changes results by
-        rounding. 0: in process all of a round at once; under ray, which shares out calls, 1.
+        Precision, memory layout and stacks of the computations.
     ray
         What each of Ray's workers may use; for engine ray.
     """
@@ -94,16 +90,11 @@ class Study:
     engine: Literal["in-process", "ray"] = "in-process"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute: Compute = field(default_factory=Compute)
-    cohort: int = 0
     ray: Ray = field(default_factory=Ray)
 
     def __post_init__(self) -> None:
         if not self.seed >= 0:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
-        if not self.cohort >= 0:
-            raise ValueError(
-                f"cohort is {self.cohort}, but must be 0 (all clients at once) or more"
-            )
         if not self.methods:
             raise ValueError(
                 f"there is no method to run; name some of {', '.join(methods.names())}"

@@ -17,13 +17,14 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.population import Population
-from fedl2p.federation.flower.client_directory import Nodes, model_bytes
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
+from fedl2p.federation.messages import Clients, content_hash, state_bytes
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.privacy import accounting, spending
-from fedl2p.federation.round_records import Federated, RoundRecord
-from fedl2p.federation.rounds import federate
+from fedl2p.federation.privacy import accounting
+from fedl2p.federation.round_records import RoundRecord
+from fedl2p.federation.rounds import federate, spending
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
 from fedl2p.models.resnet import load_checkpoint
@@ -31,7 +32,7 @@ from fedl2p.runs.files import read_json, write_atomically
 from fedl2p.runs.layout import RunDir, load_tensors, versions
 from fedl2p.runs.results import Report, Row
 from fedl2p.seeds import derive_seed
-from fedl2p.study.engines import device_of, nodes_of
+from fedl2p.study.engines import clients_of, device_of
 
 if TYPE_CHECKING:
     from fedl2p.study.settings import Study
@@ -54,13 +55,13 @@ class Job:
     given: nn.Module | None
     methods: tuple[Method, ...]
     device: torch.device
-    nodes: Nodes
-    ours: Nodes | None
+    clients: Clients
+    elsewhere: bool
 
     def close(self) -> None:
-        """Stop what the engine started; nodes that were given are their giver's."""
-        if self.ours is not None:
-            self.ours.close()
+        """Stop what the engine started; clients that were given are their giver's to close."""
+        if not self.elsewhere:
+            self.clients.close()
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def prepare(
     *,
     resume: bool,
     listeners: Sequence[Listener],
-    nodes: Nodes | None = None,
+    clients: Clients | None = None,
 ) -> Job:
     """Check and make everything that can fail before anything is written."""
     device = device_of(study)
@@ -106,12 +107,13 @@ def prepare(
     )
     given = _given(study, initial)
     built = tuple(methods.build(name, study.settings) for name in study.methods)
+    working_copies(initial).net.foresee(population.shape)
     for method in built:
         method.start(initial)  # refuses a model without the parts that the method needs
     folder = RunDir(out)
-    ours = None
-    if nodes is None:
-        nodes = ours = nodes_of(study, population, device=device, folder=folder.path)
+    elsewhere = clients is not None
+    if clients is None:
+        clients = clients_of(study, population, device=device, folder=folder.path)
     folder.claim(study, resume=resume)
     folder.describe_population(population)
     return Job(
@@ -128,25 +130,32 @@ def prepare(
         given=given,
         methods=built,
         device=device,
-        nodes=nodes,
-        ours=ours,
+        clients=clients,
+        elsewhere=elsewhere,
     )
 
 
 def _stages_of(
     job: Job, method: Method, pretrained: Pretrained, learned: Learned
-) -> list[spending.Stage]:
+) -> list[accounting.Stage]:
     """Return all stages that what a method has learned comes from."""
+    names, seed = job.population.seen, job.study.seed
     out = []
     if pretrained.records and (method.trained_by_pretraining or method.starts_from == "pretrained"):
-        rounds, records = job.study.pretrain, pretrained.records
-        out.append(spending.Stage.of("pretrain", rounds, records, travels=bool(pretrained.state)))
-    settings = {"pretrain": job.study.pretrain, "learn": job.study.learn}
+        rounds, travels = job.study.pretrain, bool(pretrained.state)
+        records = pretrained.records
+        out.append(spending("pretrain", rounds, records, names=names, seed=seed, travels=travels))
     for name in dict.fromkeys(record.stage for record in learned.records):
-        rounds = settings.get(method.rounds, _ONE_ROUND)
-        travels = bool(learned.state)
-        out.append(spending.Stage.of(name, rounds, learned.records, travels=travels))
+        rounds, travels = _rounds_of(job, method), bool(learned.state)
+        records = learned.records
+        out.append(spending(name, rounds, records, names=names, seed=seed, travels=travels))
     return out
+
+
+def _rounds_of(job: Job, method: Method) -> Rounds:
+    """Return the settings of a method's rounds."""
+    settings = {"one": _ONE_ROUND, "pretrain": job.study.pretrain, "learn": job.study.learn}
+    return settings[method.rounds]
 
 
 def pretrain(job: Job) -> Pretrained:
@@ -157,7 +166,18 @@ def pretrain(job: Job) -> Pretrained:
     if job.given is not None:
         end = Pretrained(fedavg.start(job.given), model=job.given)
     else:
-        done = _federate(job, fedavg, job.initial, rounds=job.study.pretrain, stage="pretrain")
+        done = federate(
+            fedavg,
+            job.initial,
+            job.population,
+            rounds=job.study.pretrain,
+            seed=job.study.seed,
+            stage="pretrain",
+            clients=job.clients,
+            listeners=job.listeners,
+            checkpoint=job.folder.file("checkpoint") / "pretrain",
+            resume=job.resume,
+        )
         model = copy.deepcopy(job.initial)
         model.load_state_dict(done.state, strict=False)
         end = Pretrained(done.state, done.records, model)
@@ -171,34 +191,21 @@ def learn(job: Job, method: Method, model: nn.Module, pretrained: Pretrained) ->
         return Learned(pretrained.state)
     if method.rounds == "none":
         return Learned(method.start(model, seed=derive_seed(job.study.seed, "start", method.name)))
-    rounds = {"one": _ONE_ROUND, "pretrain": job.study.pretrain, "learn": job.study.learn}
-    done = _federate(job, method, model, rounds=rounds[method.rounds], stage=method.stage)
-    if (nets := method.final_metanets(model, done.state)) is not None:
-        nets.save(job.folder.file("metanets"))
-    return Learned(done.state, done.records)
-
-
-def _federate(
-    job: Job,
-    method: Method,
-    model: nn.Module,
-    *,
-    rounds: Rounds,
-    stage: str,
-) -> Federated:
-    """Run one stage of rounds, or what is left of it."""
-    return federate(
+    done = federate(
         method,
         model,
         job.population,
-        rounds=rounds,
+        rounds=_rounds_of(job, method),
         seed=job.study.seed,
-        stage=stage,
-        nodes=job.nodes,
+        stage=method.stage,
+        clients=job.clients,
         listeners=job.listeners,
-        checkpoint=job.folder.file("checkpoint") / stage,
+        checkpoint=job.folder.file("checkpoint") / method.stage,
         resume=job.resume,
     )
+    if (nets := method.final_metanets(model, done.state)) is not None:
+        nets.save(job.folder.file("metanets"))
+    return Learned(done.state, done.records)
 
 
 def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Outcomes:
@@ -206,7 +213,7 @@ def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Out
     path = job.folder.file("checkpoint") / "outcomes" / f"{method.name}.json"
     if (stored := _stored(path, method, job.population)) is not None:
         # As if it had been asked just now: the later rounds must not send the model again.
-        job.nodes.note_sent(model, job.population.names)
+        job.clients.set_has_model(content_hash(dict(model.state_dict())), None)
         return stored
     began = time.perf_counter()
     outcomes = personalize_all(
@@ -215,7 +222,7 @@ def personalize(job: Job, method: Method, model: nn.Module, state: State) -> Out
         state,
         job.population,
         seed=job.study.seed,
-        nodes=job.nodes,
+        clients=job.clients,
         listeners=job.listeners,
     )
     seconds = time.perf_counter() - began
@@ -265,7 +272,7 @@ def report(
     return Report(
         recipe=job.study.recipe,
         seed=job.study.seed,
-        engine=job.study.engine if job.ours is not None else "flower",
+        engine="flower" if job.elsewhere else job.study.engine,
         device=job.device.type,
         rows=tuple(row for done in outcomes for row in done.rows),
         versions=versions(),
@@ -273,16 +280,14 @@ def report(
         bytes_per_client_round={
             stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
         },
-        bytes_model=model_bytes(pretrained.model),
-        privacy=spending.spent(
+        bytes_model=state_bytes(dict(pretrained.model.state_dict())),
+        privacy=accounting.spent(
             [
                 (method.name, _stages_of(job, method, pretrained, own))
                 for method, own in zip(job.methods, learned, strict=True)
             ],
             given=job.given is not None,
-            names=job.population.seen,
-            seed=job.study.seed,
-            simulated=job.nodes.simulated,
+            simulated=job.clients.simulated,
         ),
     )
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples, class_balance
 from fedl2p.core.finetuning.batches import EpochBatches
-from fedl2p.core.finetuning.inner_loop import batches_of
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.inner_loop import inner_batches
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.settings import InnerLoop
 from support.nets import nested_net
 
@@ -112,7 +112,7 @@ def test_a_client_that_is_in_the_stack_twice_is_augmented_once() -> None:
 
 
 def test_the_joined_data_carry_their_raw_form_and_balance() -> None:
-    net = Net(nested_net())
+    net = FunctionalModel(nested_net())
     x = torch.randn(12, 1, 8, 8, dtype=torch.float64)
     y = torch.arange(12) % 3
 
@@ -128,7 +128,7 @@ def test_the_joined_data_carry_their_raw_form_and_balance() -> None:
     )
     inner = InnerLoop(epochs=1, batch_size=4, final="train+validation")
     seen = torch.cat(
-        [b[0][0, :, 0, 0, 0] for b in batches_of(net, [inner.final_data(data)], [0], inner)]
+        [b[0][0, :, 0, 0, 0] for b in inner_batches(net, [inner.final_data(data)], [0], inner)]
     )
     assert seen.sort().values.tolist() == list(range(12))
     assert dataclasses.replace(data, balanced=True).joined().balanced

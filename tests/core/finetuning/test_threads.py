@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.stacking import over_stacks, resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client
 from fedl2p.methods import build
@@ -77,7 +78,7 @@ def test_threads_change_no_bit(method: str) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_stacks_run_in_several_threads_with_one_thread_each() -> None:
-    net = Net(flat_mlp())
+    net, people = FunctionalModel(flat_mlp()), data(20)
     both = threading.Barrier(2, timeout=20)
 
     def work(members: list[int]) -> list[tuple[int, int, bool]]:
@@ -86,7 +87,7 @@ def test_stacks_run_in_several_threads_with_one_thread_each() -> None:
         return [seen for _ in members]
 
     with torch.no_grad():
-        results = over_stacks(net, data(20), work)
+        results = map_stacks(work, net, people, range(20))
     assert len({thread for thread, _, _ in results}) == 2
     assert {(number, grad) for _, number, grad in results} == {(1, False)}
     assert torch.get_num_threads() == 2
@@ -100,36 +101,43 @@ def test_an_error_in_a_stack_is_raised_and_threads_are_put_back() -> None:
         return members
 
     with pytest.raises(ArithmeticError, match="client 15"):
-        over_stacks(Net(flat_mlp()), data(30), work)
+        map_stacks(work, FunctionalModel(flat_mlp()), data(30), range(30))
     assert torch.get_num_threads() == 2
-    assert over_stacks(Net(flat_mlp()), data(30), lambda members: members) == list(range(30))
+    sound = map_stacks(lambda own: own, FunctionalModel(flat_mlp()), data(30), range(30))
+    assert sound == list(range(30))
+
+
+def idents(clients: list[int]) -> list[int]:
+    return [threading.get_ident() for _ in clients]
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_model_with_dropout_stays_in_one_thread() -> None:
-    net = Net(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(64, 4)))
-    threads = over_stacks(net, data(4), lambda members: [threading.get_ident() for _ in members])
+    net = FunctionalModel(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(64, 4))
+    )
+    threads = map_stacks(idents, net, data(4), range(4))
     assert set(threads) == {threading.get_ident()}
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_large_model_stays_in_one_thread() -> None:
-    net = Net(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 20_000)))
-    threads = over_stacks(net, data(24), lambda members: [threading.get_ident() for _ in members])
+    net = FunctionalModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 20_000)))
+    threads = map_stacks(idents, net, data(24), range(24))
     assert set(threads) == {threading.get_ident()}
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_large_inputs_stay_in_one_thread() -> None:
     large = [ClientData(Examples(torch.zeros(2, 3, 120, 120), torch.arange(2))) for _ in range(3)]
-    net = Net(torch.nn.Conv2d(3, 4, 3))
-    threads = over_stacks(net, large, lambda members: [threading.get_ident() for _ in members])
+    net = FunctionalModel(torch.nn.Conv2d(3, 4, 3))
+    threads = map_stacks(idents, net, large, range(3))
     assert set(threads) == {threading.get_ident()}
 
 
 def test_two_threads_may_call_one_net() -> None:
     model = small_conv((1, 8, 8), 4)
-    net = resident(model).net
+    net = working_copies(model).net
     x = torch.randn(1, 6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     state, mixes = net.start(1, "global"), [torch.full((1, 3), m) for m in (0.0, 1.0)]
     wanted = [net.logits(state, mix, x, training=True)[0] for mix in mixes]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedl2p.core.finetuning.sgd_step import plain_gradient, train_gradient
+from fedl2p.core.finetuning.sgd_step import differentiable_gradient, plain_gradient
 from fedl2p.core.functional.fused_norm import fused_mixed_norm
 from fedl2p.core.functional.mixed_norm import Fused, MixedNorm
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 from support.nets import nested_net
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -24,7 +24,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def mixed(
-    dims: int, *, mix: float, affine: bool = True, fused: Fused | None, once: bool = False
+    dims: int, *, mix: float, affine: bool = True, fused: Fused | None, first_order: bool = False
 ) -> MixedNorm:
     norm = KINDS[dims](3, affine=affine).double()
     assert norm.running_mean is not None
@@ -36,7 +36,7 @@ def mixed(
         nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(4))
     made = MixedNorm(norm.train())
     made.values = torch.tensor(mix, dtype=torch.float64), *made.values[1:]
-    made.fused, made.once = fused, once
+    made.fused, made.first_order = fused, first_order
     return made
 
 
@@ -148,18 +148,18 @@ def test_stacked_clients_equal_one_after_another() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("clients", [1, 3])
 def test_plain_gradient_equals_the_one_with_a_graph(clients: int, device: str) -> None:
-    net = Net(nested_net().double().to(device))
+    net = FunctionalModel(nested_net().double().to(device))
     start = net.start(clients)
     params = {
         k: (v + 0.1 * drawn(*v.shape, seed=i).to(device)).requires_grad_()
         for i, (k, v) in enumerate(start.params.items())
     }
-    state = NetState(params, start.stats)
+    state = ModelState(params, start.stats)
     mix = drawn(clients, len(net.sites.norms), seed=1).sigmoid().to(device)
     x = drawn(clients, 8, 1, 20, 12, seed=2).to(device)
     y = torch.randint(0, 3, (clients, 8), generator=torch.Generator().manual_seed(3)).to(device)
     plain = plain_gradient(net, state, mix, (x, y))
-    graph = train_gradient(net, state, mix, (x, y))
+    graph = differentiable_gradient(net, state, mix, (x, y))
     for ours, wanted in zip(plain, graph, strict=True):
         assert ours.keys() == wanted.keys()
         for name in ours:
@@ -168,7 +168,7 @@ def test_plain_gradient_equals_the_one_with_a_graph(clients: int, device: str) -
 
 
 def test_a_norm_for_first_derivatives_refuses_second_ones() -> None:
-    norm = mixed(4, mix=0.5, fused="single", once=True)
+    norm = mixed(4, mix=0.5, fused="single", first_order=True)
     y = norm.norm(drawn(7, 3, 4, 5).requires_grad_())
     assert not norm.values[1].requires_grad
     with pytest.raises(RuntimeError, match="second order"):

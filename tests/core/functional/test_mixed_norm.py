@@ -13,14 +13,13 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Batches, EpochBatches
 from fedl2p.core.finetuning.inner_loop import (
     DivergedError,
-    batches_of,
     finetune,
-    folded,
-    on,
+    fold_client,
+    inner_batches,
     run_inner_loop,
 )
 from fedl2p.core.functional.mixed_norm import MarkedMean, MixedNorm
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.workspace import Workspace
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
@@ -50,17 +49,16 @@ def tune(
     mix: float | list[float],
     rate: float | dict[str, float] = 0.1,
     statistics: Statistics = "corrected",
-) -> tuple[nn.Module, Net, NetState, Hyperparams]:
+) -> tuple[nn.Module, FunctionalModel, ModelState, Hyperparams]:
     """Fine-tune one client on given batches; also return the parts it was made of."""
-    net = Net(model)
+    net = FunctionalModel(model)
     sites = net.sites
     mixes = [mix] * len(sites.norms) if isinstance(mix, float) else mix
     rates = [rate if isinstance(rate, float) else rate[name] for name in sites.params]
-    hyper = on(
-        net, Hyperparams(torch.tensor([mixes]).double(), torch.tensor([rates]).double(), sites)
-    )
+    double = (torch.tensor(values, dtype=torch.float64) for values in ([mixes], [rates]))
+    hyper = Hyperparams(*double, sites).to(net.device, net.dtype)
     state = run_inner_loop(net, hyper, batches, statistics=statistics)
-    return folded(net, state, hyper.mix, 0), net, state, hyper
+    return fold_client(net, state, hyper.mix, 0), net, state, hyper
 
 
 def same(ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-6) -> None:
@@ -331,9 +329,10 @@ def test_buffers_that_a_layer_writes_in_training_do_not_carry_over() -> None:
             nn.utils.parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)
         )
     )
-    net, hyper = Net(model), Hyperparams.stack([constant(model)])
+    net = FunctionalModel(model)
+    hyper = Hyperparams.stack([constant(model)]).to(net.device, net.dtype)
     batches = cut(examples(15, 4), 5)
-    runs = [run_inner_loop(net, on(net, hyper), batches, statistics="corrected") for _ in "ab"]
+    runs = [run_inner_loop(net, hyper, batches, statistics="corrected") for _ in "ab"]
     for name, value in runs[0].params.items():
         assert torch.equal(value, runs[1].params[name]), name
 
@@ -482,14 +481,14 @@ def test_augmentation_is_drawn_per_client_and_step() -> None:
         augment=lambda x, g: x + torch.rand(x.shape, generator=g),
     )
     plain = ClientData(client.train)
-    net = Net(settled(mlp()))
+    net = FunctionalModel(settled(mlp()))
     inner = InnerLoop(epochs=2, batch_size=3)
-    batches = batches_of(net, [client, plain, client], [1, 1, 2], inner)
+    batches = inner_batches(net, [client, plain, client], [1, 1, 2], inner)
     assert torch.equal(batches[1][0], batches[1][0])
     assert not torch.equal(batches[1][0][0], batches[2][0][0])
     assert not torch.equal(batches[1][0][0], batches[1][0][2])
     assert torch.equal(batches[1][0][1], x[:3]), "a client without augmentation has its data"
-    alone = batches_of(net, [client], [2], inner)
+    alone = inner_batches(net, [client], [2], inner)
     assert torch.equal(batches[3][0][2], alone[3][0][0])
 
 
@@ -501,7 +500,7 @@ COHORTS = {k: MODELS[k] for k in ("1d", "2d", "3d", "shared norm", "tied weights
 def test_a_cohort_gives_each_client_what_it_gets_alone(
     build: Callable[[], nn.Module], shape: tuple[int, ...], statistics: Statistics
 ) -> None:
-    net = Net(settled(build()))
+    net = FunctionalModel(settled(build()))
     data = [ClientData(Examples(*examples(11, *shape, seed=s))) for s in range(3)]
     inner = InnerLoop(epochs=2, batch_size=5, statistics=statistics)
     norms, params = len(net.sites.norms), len(net.sites.params)
@@ -512,13 +511,13 @@ def test_a_cohort_gives_each_client_what_it_gets_alone(
         net.sites,
     )
     together = run_inner_loop(
-        net, hyper, batches_of(net, data, [5, 6, 7], inner), statistics=statistics
+        net, hyper, inner_batches(net, data, [5, 6, 7], inner), statistics=statistics
     )
     for c in range(3):
         alone = run_inner_loop(
             net,
             Hyperparams.stack([hyper[c]]),
-            batches_of(net, [data[c]], [5 + c], inner),
+            inner_batches(net, [data[c]], [5 + c], inner),
             statistics=statistics,
         )
         for mine, theirs in ((together.params, alone.params), (together.stats, alone.stats)):
@@ -564,7 +563,7 @@ def dropout_net() -> nn.Module:
 
 @pytest.mark.parametrize(("p", "stackable"), [(0.0, True), (0.5, False)])
 def test_a_net_with_dropout_is_not_stacked(p: float, stackable: bool) -> None:
-    net = Net(nn.Sequential(nn.Linear(4, 3), nn.Dropout(p)))
+    net = FunctionalModel(nn.Sequential(nn.Linear(4, 3), nn.Dropout(p)))
     assert net.stackable(torch.randn(5, 4)) == stackable
 
 

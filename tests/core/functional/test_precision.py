@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fedl2p import finetune
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.batches import Part
-from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.stacking import resident
-from fedl2p.core.functional.model import Net
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import compute_of, computing
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
@@ -51,7 +51,7 @@ def clients(count: int) -> list[Client]:
 
 
 def profiled(model: nn.Module, client: Client) -> Profile:
-    return profile_of(resident(model), client)
+    return profile_of(working_copies(model), client)
 
 
 @contextmanager
@@ -94,10 +94,10 @@ def test_bfloat16_reaches_every_convolution_and_no_weight(name: str, count: int)
 def test_statistics_of_norms_do_not_lose_digits_to_bfloat16() -> None:
     """Those of the first norm are those of bfloat16 activations, computed in float32."""
     x, y = examples(32, 2, 6, 6, dtype=torch.float32)
-    net = Net(net_of(BFLOAT16))
+    net = FunctionalModel(net_of(BFLOAT16))
     hyper = Hyperparams.stack([Hyperparams.constant(net.sites, mix=0.5, rate=0.01)])
-    with watched(nn.Conv2d) as seen, Descent(net, net.start(1), hyper.mix, hyper.rate) as way:
-        way.step(Part(x[None], y[None]))
+    with watched(nn.Conv2d) as seen, InPlaceSGD(net, net.start(1), hyper.mix, hyper.rate) as way:
+        way.step(StackBatch(x[None], y[None]))
     activations = seen[0].detach().double()
     mean, var = activations.mean((0, 2, 3)), activations.var((0, 2, 3))
     stats = way.state.stats
@@ -114,7 +114,7 @@ def test_hypergradients_in_bfloat16_point_the_same_way(mode: str) -> None:
     got = []
     for compute in (Compute(), BFLOAT16):
         model = net_of(compute)
-        hyper = Hyperparams.constant(Net(model).sites, mix=0.5, rate=0.02)
+        hyper = Hyperparams.constant(FunctionalModel(model).sites, mix=0.5, rate=0.02)
         made = hypergradient(model, hyper, batches, validation, mode=mode)
         got.append(torch.tensor([*made["rate"].values()]))
     assert float(torch.cosine_similarity(*got, dim=0)) > 0.98
@@ -138,7 +138,7 @@ def test_channels_last_changes_the_layout_and_nothing_else() -> None:
     tuned, layouts = [], []
     for compute in (Compute(), LAST):
         model = net_of(compute)
-        hyper = Hyperparams.constant(Net(model).sites, mix=0.5, rate=0.02)
+        hyper = Hyperparams.constant(FunctionalModel(model).sites, mix=0.5, rate=0.02)
         with watched(nn.Conv2d) as seen:
             tuned.append(finetune(model, hyper, data, epochs=2, batch_size=8))
         layouts.append({t.is_contiguous(memory_format=torch.channels_last) for t in seen})
@@ -160,7 +160,7 @@ def test_the_note_is_copied_with_a_model_and_personal_models_are_without_it() ->
     assert compute_of(copy.deepcopy(model)) == BFLOAT16
     assert compute_of(computing(model, Compute())) == Compute()
     assert list(model.state_dict()) == list(plain.state_dict())
-    hyper = Hyperparams.constant(Net(model).sites, mix=0.5, rate=0.01)
+    hyper = Hyperparams.constant(FunctionalModel(model).sites, mix=0.5, rate=0.01)
     x, y = examples(8, 2, 6, 6, dtype=torch.float32)
     assert vars(finetune(model, hyper, (x, y), epochs=1)).keys() == vars(plain).keys()
 
@@ -170,11 +170,11 @@ def test_a_study_says_how_its_nodes_compute() -> None:
         data=Digits(seen=2, unseen=1), compute=Compute(precision="bfloat16", channels_last=True)
     )
     assert compute_of(handler_of(study).model) == study.compute
-    assert compute_of(resident(handler_of(study).model).net.plain) == study.compute
+    assert compute_of(working_copies(handler_of(study).model).net.plain) == study.compute
 
 
 def test_a_stack_in_bfloat16_is_refused() -> None:
-    net = Net(net_of(BFLOAT16))
+    net = FunctionalModel(net_of(BFLOAT16))
     x = torch.zeros(2, 3, 2, 6, 6)
     with pytest.raises(ValueError, match="2 clients came stacked, but in bfloat16"):
         net.logits(net.start(2, "global"), torch.zeros(2, 2), x, training=False)

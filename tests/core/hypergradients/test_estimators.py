@@ -17,15 +17,25 @@ from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.inner_loop import run_inner_loop
 from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional import model as net_module
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import conjugate_gradients
-from fedl2p.core.hypergradients import problem as bilevel
+from fedl2p.core.hypergradients import problem as problems
 from fedl2p.core.hypergradients import unrolled as unrolling
-from fedl2p.core.hypergradients.estimators import Hypergradient, cohort_hypergradient, hypergradient
+from fedl2p.core.hypergradients.estimators import hypergradient
+from fedl2p.core.hypergradients.problem import Hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, HypergradientConfig, Mode, Statistics
 from fedl2p.core.sites import find_sites
-from support.core_nets import ConvNet, SharedNorm, TiedWeights, cut, examples, mlp, settled
+from support.core_nets import (
+    ConvNet,
+    SharedNorm,
+    TiedWeights,
+    cut,
+    examples,
+    hypergradient_of,
+    mlp,
+    settled,
+)
 from support.nets import nested_net
 
 Pair = tuple[Tensor, Tensor]
@@ -46,7 +56,7 @@ class Problem:
         seed: int = 0,
     ) -> None:
         self.model = model
-        self.net = Net(model)
+        self.net = FunctionalModel(model)
         self.statistics = statistics
         drawn = examples(size * steps, *shape, seed=seed, classes=classes)
         self.batches = cut(drawn, size) if steps else []
@@ -59,7 +69,7 @@ class Problem:
         self.hyper = Hyperparams(mix, rate, self.net.sites)
 
     def gradient(self, mode: str, **settings: object) -> Hypergradient:
-        return cohort_hypergradient(
+        return hypergradient_of(
             self.net,
             self.hyper,
             self.batches,
@@ -68,7 +78,7 @@ class Problem:
             statistics=self.statistics,
         )
 
-    def loss(self, hyper: Hyperparams, state: NetState) -> Tensor:
+    def loss(self, hyper: Hyperparams, state: ModelState) -> Tensor:
         """Validation loss of as many clients as ``hyper`` has, all with this client's data."""
         x, y = repeated(self.validation, len(hyper.mix))
         logits, _ = self.net.logits(state, hyper.mix, x, training=False)
@@ -101,16 +111,16 @@ class Problem:
         slope = (8 * (up - down) - (up2 - down2)) / (12 * epsilon)
         return slope[:norms], slope[norms:]
 
-    def state_after(self, steps: int) -> NetState:
+    def state_after(self, steps: int) -> ModelState:
         return run_inner_loop(
             self.net, self.hyper, self.batches[:steps], statistics=self.statistics
         )
 
-    def training_gradient(self, state: NetState, batch: Pair) -> dict[str, Tensor]:
+    def training_gradient(self, state: ModelState, batch: Pair) -> dict[str, Tensor]:
         """The inner gradient at a state, straight from autograd."""
         leaves = {k: v.clone().requires_grad_() for k, v in state.params.items()}
         logits, _ = self.net.logits(
-            NetState(leaves, state.stats), self.hyper.mix, batch[0], training=True
+            ModelState(leaves, state.stats), self.hyper.mix, batch[0], training=True
         )
         loss = nn.functional.cross_entropy(logits[0], batch[1][0])
         return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -124,7 +134,7 @@ class Problem:
     def validation_gradient(self) -> dict[str, Tensor]:
         state = self.state_after(len(self.batches))
         leaves = {k: v.clone().requires_grad_() for k, v in state.params.items()}
-        loss = self.loss(self.hyper, NetState(leaves, state.stats)).sum()
+        loss = self.loss(self.hyper, ModelState(leaves, state.stats)).sum()
         return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
@@ -229,13 +239,13 @@ def test_as_many_graphs_are_held_as_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert size > 0
     monkeypatch.setattr(unrolling, "GRAPHS", 3 * size)  # segments of 1, 3 and 3 steps
     taken: list[int] = []
-    unroll = unrolling._unroll
+    run_segment = unrolling._run_segment
 
     def counted(*args: Any) -> Any:
         taken.append(args[-1] - args[-2])
-        return unroll(*args)
+        return run_segment(*args)
 
-    monkeypatch.setattr(unrolling, "_unroll", counted)
+    monkeypatch.setattr(unrolling, "_run_segment", counted)
     parted = problem.gradient("unrolled")
     assert taken == [3, 3, 1]
     close(parted.mix, whole.mix, 1e-12)
@@ -287,7 +297,7 @@ def test_judging_some_examples_at_a_time_changes_nothing(
     problem = nested(3)  # 9 validation examples
     whole = problem.gradient(mode)
     for size in (1, 4):
-        monkeypatch.setattr(bilevel, "MANY", size)
+        monkeypatch.setattr(problems, "PASS_SMALL", size)
         parts = problem.gradient(mode)
         for ours, expected in zip(vars(parts).values(), vars(whole).values(), strict=True):
             close(ours, expected, 1e-10)
@@ -296,14 +306,14 @@ def test_judging_some_examples_at_a_time_changes_nothing(
 def test_a_large_model_judges_fewer_examples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = nested(1)
     seen: list[int] = []
-    logits = Net.logits
+    logits = FunctionalModel.logits
 
-    def noting(net: Net, state: NetState, mix: Tensor, x: Tensor, **how: Any) -> Any:
+    def noting(net: FunctionalModel, state: ModelState, mix: Tensor, x: Tensor, **how: Any) -> Any:
         seen.append(x.shape[1])
         return logits(net, state, mix, x, **how)
 
-    monkeypatch.setattr(Net, "logits", noting)
-    monkeypatch.setattr(bilevel, "FEW", 5)
+    monkeypatch.setattr(FunctionalModel, "logits", noting)
+    monkeypatch.setattr(problems, "PASS_LARGE", 5)
     problem.gradient("last-step")
     monkeypatch.setattr(net_module, "SMALL", 10)
     problem.gradient("last-step")
@@ -356,7 +366,7 @@ def test_truncated_is_exact_through_its_last_steps(steps: int, statistics: Stati
             hyper,
             batches,
             statistics=statistics,
-            start=NetState(params, stats),
+            start=ModelState(params, stats),
         )
         return problem.loss(hyper, state)
 
@@ -397,7 +407,7 @@ def direct_term(problem: Problem) -> Tensor:
             {k: v.expand(count, *v.shape[1:]) for k, v in part.items()}
             for part in (state.params, state.stats)
         ]
-        return problem.loss(hyper, NetState(*held))
+        return problem.loss(hyper, ModelState(*held))
 
     return problem.differences(loss)[0]
 
@@ -409,7 +419,7 @@ def mixed_term(problem: Problem, vector: dict[str, Tensor]) -> Tensor:
 
     def slope(mix: Tensor) -> Tensor:
         leaves = {k: v.clone().requires_grad_() for k, v in state.params.items()}
-        logits, _ = problem.net.logits(NetState(leaves, state.stats), mix, x, training=True)
+        logits, _ = problem.net.logits(ModelState(leaves, state.stats), mix, x, training=True)
         grads = torch.autograd.grad(
             nn.functional.cross_entropy(logits[0], y[0]), list(leaves.values()), create_graph=True
         )
@@ -499,7 +509,7 @@ def test_implicit_takes_its_second_derivatives_at_the_following_batch() -> None:
     problem = Convex(3)
     x, y = examples(60, 4, seed=5)
     ours = [
-        cohort_hypergradient(
+        hypergradient_of(
             problem.net,
             problem.hyper,
             problem.batches,
@@ -599,7 +609,7 @@ def test_published_without_terms_by_hand() -> None:
     def gradient(shift: float) -> dict[str, Tensor]:
         leaves = {k: (p + shift * v[k]).detach().requires_grad_() for k, p in state.params.items()}
         logits, _ = problem.net.logits(
-            NetState(leaves, state.stats), problem.hyper.mix, x, training=False
+            ModelState(leaves, state.stats), problem.hyper.mix, x, training=False
         )
         loss = nn.functional.cross_entropy(logits[0], y[0])
         return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -629,11 +639,11 @@ def test_a_cohort_gives_each_client_what_it_gets_alone(mode: str, statistics: St
     problems = [nested(4, statistics, seed=s) for s in range(3)]
     hyper, batches, validation = cohort_of(problems)
     config = HypergradientConfig(mode=mode, steps=2, segment=2, iterations=3, psi=0.01)
-    together = cohort_hypergradient(
+    together = hypergradient_of(
         problems[0].net, hyper, batches, validation, config=config, statistics=statistics
     )
     for c, problem in enumerate(problems):
-        alone = cohort_hypergradient(
+        alone = hypergradient_of(
             problem.net,
             problem.hyper,
             problem.batches,
@@ -652,7 +662,7 @@ def test_a_cohort_gives_each_client_what_it_gets_alone(mode: str, statistics: St
 def test_a_model_without_batch_norm(mode: str, clients: int) -> None:
     problems = [Problem(settled(mlp(norm=False)), (4,), steps=3, seed=s) for s in range(clients)]
     hyper, batches, validation = cohort_of(problems)
-    ours = cohort_hypergradient(
+    ours = hypergradient_of(
         problems[0].net, hyper, batches, validation, config=HypergradientConfig(mode=mode)
     )
     assert ours.mix.shape == (clients, 0)
@@ -750,9 +760,7 @@ def test_a_stack_of_clients_with_dropout_is_refused() -> None:
     problems = [Problem(model, (4,), steps=1, seed=s) for s in range(2)]
     hyper, batches, validation = cohort_of(problems)
     with pytest.raises(ValueError, match="draws random numbers"):
-        cohort_hypergradient(
-            problems[0].net, hyper, batches, validation, config=HypergradientConfig()
-        )
+        hypergradient_of(problems[0].net, hyper, batches, validation, config=HypergradientConfig())
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ import torch
 from torch import nn
 
 from fedl2p import recipes
-from fedl2p.core.settings import InnerLoop
-from fedl2p.federation.checkpoints import load_newest
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler
-from fedl2p.federation.clients.ray import RayGrid
-from fedl2p.federation.clients.ray_settings import Ray
-from fedl2p.federation.flower.client_directory import Nodes
-from fedl2p.federation.rounds import FederationError, federate
-from fedl2p.federation.settings import Rounds
+from fedl2p.core.functional.precision import computing
+from fedl2p.core.settings import Compute, InnerLoop
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.clients.ray import OnRay
+from fedl2p.federation.messages import Clients, FederationError
+from fedl2p.federation.progress import load_newest
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.method import Client, State, Update
 from fedl2p.runs.layout import load_tensors
 from fedl2p.study import engines
@@ -49,80 +49,74 @@ HALF = Ray(cpus_per_worker=0.5, workers=2)
 class Harming(Toward):
     """In one round, one client does harm to the worker that it is on."""
 
-    harm: str = "die"
     round: int = 2
     culprit: str = "c1"
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         if any(c.name == self.culprit and c.round == self.round for c in clients):
-            if self.harm == "die":
-                os._exit(3)
-            time.sleep(60)
+            os._exit(3)
         return super().train(model, state, clients)
 
 
-def make_handler(population: Line, methods: Sequence[Toward], made: Path | None = None) -> Handler:
+def make_node(
+    population: Line, methods: Sequence[Toward], stack_size: int = 1, made: Path | None = None
+) -> ClientNode:
     if made is not None:
         with made.open("a") as file:
             file.write(f"{os.getpid()}\n")
-    return Handler(
-        build=model, population=population, methods={m.name: m for m in methods}, live=False
+    return ClientNode(
+        build=lambda: computing(model(), Compute(stack_size=stack_size)),
+        population=population,
+        methods={m.name: m for m in methods},
     )
 
 
 @pytest.fixture(scope="module")
 def ray_runs() -> Iterator[None]:
     """Keep Ray running between the tests of this file: starting it takes seconds."""
-    make = functools.partial(make_handler, Line(), [])
-    first = RayGrid(make, ["c0"], resources=Ray(cpus_per_worker=0.001, workers=1))
-    first.get_node_ids()
-    first.remember({"w": torch.zeros(1)})
+    make = functools.partial(make_node, Line(), [Toward()])
+    first = OnRay(make, Line().names, resources=Ray(cpus_per_worker=0.001, workers=1))
+    go(Toward(), model(), Line(), first, rounds=1)
     yield
     first.close()
 
 
 @pytest.fixture
-def ray_nodes(ray_runs: None) -> Iterator[Any]:
-    """Return a function that makes nodes on workers; they are closed after the test."""
-    opened: list[Nodes] = []
+def on_ray(ray_runs: None) -> Iterator[Any]:
+    """Return a function that puts clients on workers; these are stopped after the test."""
+    opened: list[OnRay] = []
 
     def make(
-        population: Line,
-        *methods: Toward,
-        cohort: int = 1,
-        made: Path | None = None,
-        timeout: float | None = None,
-    ) -> Nodes:
-        factory = functools.partial(make_handler, population, methods, made)
-        grid = RayGrid(factory, population.names, cohort=cohort, resources=HALF)
-        opened.append(Nodes(grid, timeout=timeout))
+        population: Line, *methods: Toward, stack_size: int = 1, made: Path | None = None
+    ) -> OnRay:
+        factory = functools.partial(make_node, population, methods, stack_size, made)
+        opened.append(OnRay(factory, population.names, stack_size=stack_size, resources=HALF))
         return opened[-1]
 
     yield make
-    for nodes in opened:
-        nodes.close()
+    for clients in opened:
+        clients.close()
 
 
-def nodes_here(population: Line, *methods: Toward, cohort: int = 1) -> Nodes:
-    return Nodes(InProcessGrid(make_handler(population, methods), cohort=cohort))
+def in_this_process(population: Line, *methods: Toward) -> InProcess:
+    return InProcess(make_node(population, methods))
 
 
-def go(method: Toward, of: nn.Module, population: Line, nodes: Nodes, **rounds: Any) -> Any:
+def go(method: Toward, of: nn.Module, population: Line, clients: Clients, **rounds: Any) -> Any:
     settings = Rounds(**{"rounds": 3, **rounds})
-    return federate(method, of, population, rounds=settings, seed=0, stage="learn", nodes=nodes)
+    return federate(method, of, population, rounds=settings, seed=0, stage="learn", clients=clients)
 
 
 def timeless(records: Sequence[Any]) -> list[Any]:
     return [dataclasses.replace(record, seconds=0.0) for record in records]
 
 
-def test_rounds_and_what_clients_keep_are_those_of_the_process(
-    ray_nodes: Any, tmp_path: Path
-) -> None:
+def test_rounds_and_what_clients_keep_are_those_of_the_process(on_ray: Any, tmp_path: Path) -> None:
     population, method = Line(seen=7), Toward(noise=0.5, use_kept=True)
     made = tmp_path / "made"
-    there, here = ray_nodes(population, method, cohort=2, made=made), nodes_here(population, method)
-    a, b = (go(method, model(1), population, n, clients_per_round=5) for n in (there, here))
+    there = on_ray(population, method, stack_size=2, made=made)
+    here = in_this_process(population, method)
+    a, b = (go(method, model(1), population, c, clients_per_round=5) for c in (there, here))
     assert same(a.state, b.state)
     assert timeless(a.records) == timeless(b.records), "bytes of the model's one journey included"
     kept = there.kept(method.name)
@@ -131,40 +125,31 @@ def test_rounds_and_what_clients_keep_are_those_of_the_process(
     again = go(method, model(1), population, there)
     assert again.records[0].bytes_model < b.records[0].bytes_model, "it had gone to most of them"
     workers = made.read_text().split()
-    assert len(workers) == len(set(workers)) == 2, "each worker is made once and keeps its handler"
+    assert len(workers) == len(set(workers)) == 2, "each worker is made once and keeps its node"
     assert str(os.getpid()) not in workers
 
 
 def test_a_worker_that_dies_fails_its_clients_and_is_replaced(
-    ray_nodes: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    on_ray: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    population, method = Line(seen=4), Harming(harm="die")
+    population, method = Line(seen=4), Harming()
     made = tmp_path / "made"
-    nodes = ray_nodes(population, method, cohort=2, made=made)
-    done = go(method, model(1), population, nodes, keep="last")
+    clients = on_ray(population, method, stack_size=2, made=made)
+    done = go(method, model(1), population, clients, keep="last")
     assert [r.failures for r in done.records] == [0, 2, 0, 0]
     assert "client c0 failed: its worker died" in caplog.text
     assert "client c1 failed: its worker died" in caplog.text
     assert "client c2 failed" not in caplog.text
     torch.testing.assert_close(done.state["point"], population.weighted_mean(population.seen))
-    assert len(made.read_text().split()) == 3
-
-
-def test_a_worker_that_hangs_is_given_up(ray_nodes: Any, caplog: pytest.LogCaptureFixture) -> None:
-    population, method = Line(seen=3), Harming(harm="hang", culprit="c0")
-    nodes = ray_nodes(population, method, timeout=10.0)
-    done = go(method, model(1), population, nodes, keep="last")
-    assert [r.failures for r in done.records] == [0, 1, 0, 0]
-    assert "round 2: client c0 failed: no answer" in caplog.text
-    assert 10 < done.records[1].seconds < 50
+    assert len(made.read_text().split()) == 4, "two, and again after each of two deaths"
 
 
 def test_a_worker_that_cannot_start_ends_the_run(ray_runs: None) -> None:
-    factory = functools.partial(make_handler, Line(), [], Path("/no/such/folder/made"))
-    nodes = Nodes(RayGrid(factory, Line().names, resources=Ray(cpus_per_worker=0.5, workers=1)))
+    factory = functools.partial(make_node, Line(), [], 1, Path("/no/such/folder/made"))
+    clients = OnRay(factory, Line().names, resources=Ray(cpus_per_worker=0.5, workers=1))
     with pytest.raises(FederationError, match=r"cannot start: .*No such file or directory"):
-        nodes.meet()
-    nodes.close()
+        go(Toward(), model(), Line(), clients)
+    clients.close()
 
 
 # --- a study ----------------------------------------------------------------------------------
@@ -181,7 +166,7 @@ def small(**changes: Any) -> Study:
         settings=dataclasses.replace(
             study.settings, finetune=InnerLoop(epochs=1, batch_size=16), alone_steps=1
         ),
-        cohort=3,
+        compute=Compute(stack_size=3),
         **changes,
     )
 
@@ -265,7 +250,7 @@ def test_the_command_is_quiet_and_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = {**os.environ, "FEDL2P_TEST": mark, "TMPDIR": "/tmp"}
     command = [
         *(sys.executable, "-m", "fedl2p", "run", "smoke", "--out", str(tmp_path / "run")),
-        *("--engine", "ray", "--cohort", "3", "--methods", "finetuning-client"),
+        *("--engine", "ray", "--compute.stack-size", "3", "--methods", "finetuning-client"),
         *("--pretrain.rounds", "6"),
     ]
     before = set(Path("/tmp").glob("fedl2p-ray-*"))
@@ -328,8 +313,8 @@ def test_as_many_workers_as_fit() -> None:
     for too_much in (Ray(cpus_per_worker=9), Ray(gpus_per_worker=1), Ray(workers=9)):
         with pytest.raises(ValueError, match="do not fit into 8 CPUs and 0 GPUs"):
             too_much.fitting(cpus=8, gpus=0)
-    with pytest.raises(ValueError, match="cohort is 0"):
-        RayGrid(functools.partial(make_handler, Line(), []), ["c0"], cohort=0)
+    with pytest.raises(ValueError, match="stack_size is 0"):
+        Compute(stack_size=0)
 
 
 @pytest.mark.parametrize(

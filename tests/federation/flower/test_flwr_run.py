@@ -19,6 +19,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedl2p import app, recipes
+from fedl2p.core.settings import Compute
 from fedl2p.runs.layout import load_tensors
 from fedl2p.study.run import run_study
 from support.federation_toys import same
@@ -131,7 +132,8 @@ def test_flower_s_command_gives_the_numbers_of_this_process(
 
     study = app.study_of(app_context(fields))
     assert study.methods == ("fedl2p",)
-    run_study(dataclasses.replace(study, cohort=1), tmp_path / "here")
+    alone = dataclasses.replace(study, compute=Compute(stack_size=1))
+    run_study(alone, tmp_path / "here")
     assert results(out) == results(tmp_path / "here")
     assert json.loads((out / "results.json").read_text())["engine"] == "flower"
     for name in ("clients.csv", "rounds.csv"):

@@ -8,89 +8,64 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from torch import nn
 
-from fedl2p.federation.clients.in_process import InProcessGrid
-from fedl2p.federation.clients.node import Handler, kept
+from fedl2p.federation.clients.in_process import InProcess
+from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower import shared_nodes
-from fedl2p.federation.flower.client_directory import Nodes
+from fedl2p.federation.flower.client_app import answer
+from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.messages import Clients
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, State, Update
 from support.federation_toys import Line, Toward, model, same
+from support.flower_grid import NodeGrid, is_query
+
+TRAIN = wire.MESSAGE_TYPES["train"]
 
 
-def handler_of(population: Line, *methods: Toward) -> Handler:
-    return Handler(
-        build=model, population=population, methods={m.name: m for m in methods}, live=False
-    )
+def node_of(population: Line, *methods: Toward) -> ClientNode:
+    return ClientNode(build=model, population=population, methods={m.name: m for m in methods})
 
 
-class FewNodes(InProcessGrid):
-    """As many nodes as one likes, each with one context; messages come back in any order."""
+class FewNodes(NodeGrid):
+    """Messages come back in any order."""
 
-    def __init__(self, handler: Handler, nodes: int) -> None:
-        super().__init__(handler)
-        self.contexts = {
-            7 * i + 3: Context(
-                run_id=1,
-                node_id=7 * i + 3,
-                node_config={"partition-id": i, "num-partitions": nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for i in range(nodes)
-        }
-        self.sent: list[Message] = []
-
-    def send_and_receive(self, messages: Iterable[Message], **_: Any) -> list[Message]:
-        asked = list(messages)
-        self.sent += asked
-        assert len({m.metadata.dst_node_id for m in asked}) == len(asked), "one message per node"
-        return [
-            shared_nodes.answer(self.handler, m, self.contexts[m.metadata.dst_node_id])
-            for m in reversed(asked)
-        ]
+    def send_and_receive(self, messages: Iterable[Message], **options: Any) -> list[Message]:
+        return super().send_and_receive(messages, **options)[::-1]
 
 
-class Elsewhere:
-    """Hides that a grid is in this process, as Flower's are not."""
-
-    def __init__(self, grid: FewNodes) -> None:
-        self.get_node_ids = grid.get_node_ids
-        self.send_and_receive = grid.send_and_receive
+def few(population: Line, *methods: Toward, nodes: int) -> tuple[OnFlower, FewNodes]:
+    grid = FewNodes(node_of(population, *methods), nodes=nodes)
+    return OnFlower(grid), grid  # type: ignore[arg-type]
 
 
-def few(population: Line, *methods: Toward, nodes: int) -> tuple[Nodes, FewNodes]:
-    grid = FewNodes(handler_of(population, *methods), nodes)
-    return Nodes(Elsewhere(grid)), grid  # type: ignore[arg-type]
-
-
-def go(method: Toward, population: Line, nodes: Nodes, **rounds: Any) -> Any:
+def go(method: Toward, population: Line, clients: Clients, **rounds: Any) -> Any:
     settings = Rounds(**{"rounds": 3, "clients_per_round": 4, **rounds})
     return federate(
-        method, model(1), population, rounds=settings, seed=0, stage="learn", nodes=nodes
+        method, model(1), population, rounds=settings, seed=0, stage="learn", clients=clients
     )
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 9])
 def test_any_number_of_nodes_gives_the_same_numbers(count: int) -> None:
     population, method = Line(seen=6, unseen=1), Toward(noise=0.5, use_kept=True)
-    nodes, grid = few(population, method, nodes=count)
-    here = Nodes(InProcessGrid(handler_of(population, method)))
-    a, b = go(method, population, nodes), go(method, population, here)
+    clients, grid = few(population, method, nodes=count)
+    here = InProcess(node_of(population, method))
+    a, b = go(method, population, clients), go(method, population, here)
     assert same(a.state, b.state)
     # The bytes are those of a federation in which every client is a node.
     assert [dataclasses.replace(r, seconds=0) for r in a.records] == [
         dataclasses.replace(r, seconds=0) for r in b.records
     ]
     outcomes = [
-        personalize_all(method, model(1), end.state, population, seed=0, nodes=n)
-        for end, n in ((a, nodes), (b, here))
+        personalize_all(method, model(1), end.state, population, seed=0, clients=where)
+        for end, where in ((a, clients), (b, here))
     ]
     assert outcomes[0] == outcomes[1]
     journeys = [m.metadata.dst_node_id for m in grid.sent if wire.MODEL in m.content]
@@ -99,10 +74,11 @@ def test_any_number_of_nodes_gives_the_same_numbers(count: int) -> None:
 
 def test_a_shared_node_that_forgot_the_model_is_sent_it_again() -> None:
     population, method = Line(seen=4), Toward()
-    nodes, grid = few(population, method, nodes=2)
-    go(method, population, nodes)
-    grid.handler._models.known.clear()
-    done = go(method, population, nodes)
+    clients, grid = few(population, method, nodes=2)
+    go(method, population, clients)
+    grid.node.models.known.clear()
+    grid.node._loaded = ""
+    done = go(method, population, clients)
     assert [r.failures for r in done.records] == [0] * 4
     assert sum(wire.MODEL in m.content for m in grid.sent) == 2 + 2
 
@@ -138,9 +114,9 @@ class Raising(Toward):
 
 def test_one_client_of_a_node_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     population, method = Line(seen=4), Raising()
-    nodes, _ = few(population, method, nodes=2)
+    clients, _ = few(population, method, nodes=2)
     with caplog.at_level(logging.WARNING, logger="fedl2p"):
-        done = go(method, population, nodes, keep="last")
+        done = go(method, population, clients, keep="last")
     assert [r.failures for r in done.records] == [1, 1, 1, 0]
     assert "client c2 failed: ArithmeticError: it exploded" in caplog.text
     assert same({"p": done.state["point"]}, {"p": population.weighted_mean(["c0", "c1", "c3"])})
@@ -148,8 +124,8 @@ def test_one_client_of_a_node_fails_alone(caplog: pytest.LogCaptureFixture) -> N
 
 def test_clients_of_a_node_keep_their_own() -> None:
     population, method = Line(seen=4), Toward()
-    nodes, grid = few(population, method, nodes=2)
-    go(method, population, nodes, rounds=3, clients_per_round=2)
+    clients, grid = few(population, method, nodes=2)
+    go(method, population, clients, rounds=3, clients_per_round=2)
     visits = {}
     for node in grid.contexts.values():
         own = shared_nodes.clients_of(node, population)
@@ -161,30 +137,30 @@ def test_clients_of_a_node_keep_their_own() -> None:
                     if key.startswith(f"{position}.")
                 }
             )
-            alone = Context(run_id=1, node_id=1, node_config={}, state=state, run_config={})
-            visits[name] = int(kept(alone, "toward").get("visits", 0))
+            kept = wire.decode_state(state.array_records.get("kept.toward", ArrayRecord()))
+            visits[name] = int(kept.get("visits", 0))
     assert sum(visits.values()) == 3 * 2
     assert len(visits) == 4
 
 
 def test_a_node_that_does_not_answer_is_no_answer_of_its_clients() -> None:
     population, method = Line(seen=4), Toward()
-    nodes, grid = few(population, method, nodes=2)
-    nodes.meet()
-    answer = grid.send_and_receive
-    nodes.grid.send_and_receive = lambda messages, **o: answer(messages, **o)[:1]  # type: ignore
-    done = go(method, population, nodes, rounds=1)
+    clients, grid = few(population, method, nodes=2)
+    clients.directory.refresh()
+    whole = grid.send_and_receive
+    grid.send_and_receive = lambda messages, **o: whole(messages, **o)[:1]  # type: ignore
+    done = go(method, population, clients, rounds=1)
     assert done.records[0].failures == 2
 
 
 def test_a_superlink_that_gives_a_node_up_speaks_for_it() -> None:
     """As Flower 1.41 does it: an error under the SuperLink's own id, for the message's id."""
 
-    class SuperLink(InProcessGrid):
+    class SuperLink(NodeGrid):
         def send_and_receive(self, messages: Iterable[Message], **options: Any) -> list[Message]:
             asked = list(messages)
             replies = super().send_and_receive(asked, **options)
-            if asked[0].metadata.message_type == wire.QUERY:
+            if is_query(asked[0]):
                 return replies
             for i, message in enumerate(asked):
                 message.metadata.__dict__["_message_id"] = f"id-{i}"
@@ -193,18 +169,18 @@ def test_a_superlink_that_gives_a_node_up_speaks_for_it() -> None:
             return [replies[0], gone, *replies[2:]]
 
     population, method = Line(seen=4), Toward()
-    nodes = Nodes(SuperLink(handler_of(population, method)))
-    done = go(method, population, nodes, rounds=1)
+    clients = OnFlower(SuperLink(node_of(population, method)))  # type: ignore[arg-type]
+    done = go(method, population, clients, rounds=1)
     assert done.records[0].reasons == {"c1": "Node Unavailable"}
 
 
 def test_a_node_answers_for_its_own_clients_only() -> None:
     population, method = Line(seen=4), Toward()
-    handler = handler_of(population, method)
+    where = node_of(population, method)
     asked = RecordDict({"asked": ConfigRecord({"clients": ["c1"]})})
     node = context(**{"partition-id": 0, "num-partitions": 2})
     with pytest.raises(ValueError, match="client 'c1' is not on this node, which has c0, c2"):
-        shared_nodes.answer(handler, Message(asked, 1, wire.TRAIN), node)
-    alone = Message(RecordDict({wire.CONFIG: ConfigRecord({})}), 1, wire.TRAIN)
-    refused = shared_nodes.answer(handler, alone, node)
+        answer(where, Message(asked, 1, TRAIN), node)
+    alone = Message(RecordDict({wire.CONFIG: ConfigRecord({})}), 1, TRAIN)
+    refused = answer(where, alone, node)
     assert "this node is 2 clients, so a message must say which" in refused.error.reason

@@ -14,43 +14,50 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
-from flwr.serverapp import strategy as flower
 from torch import nn
 
-from fedl2p.federation.flower.client_directory import in_process
+from fedl2p.federation.clients.in_process import in_process
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.messages import Answer, Question
 from fedl2p.federation.privacy.accounting import Releases, epsilon, most_asked
-from fedl2p.federation.privacy.cohorts import draw_each
-from fedl2p.federation.privacy.noise import PrivateMean, local_deviation, privatised
-from fedl2p.federation.privacy.randomness import Gaussian, seeded, system
+from fedl2p.federation.privacy.noise import (
+    Gaussian,
+    PrivateMean,
+    local_deviation,
+    privatised,
+    sample,
+    seeded,
+    system,
+)
 from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.federation.rounds import federate
-from fedl2p.federation.server.aggregation import Aggregator
-from fedl2p.federation.server.clipping import difference, norm
-from fedl2p.federation.server.replies import Reply
 from fedl2p.federation.settings import Rounds
+from fedl2p.federation.updates import difference, norm
 from fedl2p.method import Client, State, Update
 from support.federation_toys import Line, Toward, model, same
+from support.flower_grid import NodeGrid
 
 BIG = 40_000
 CENTRAL = Privacy(mechanism="central", noise=1.0, clip=0.5)
-ADAPTIVE = Privacy(mechanism="adaptive", noise=1.0, clip=0.5, count_noise=2.0)
 LOCAL = Privacy(mechanism="local", noise=2.0, clip=0.5)
 
 
-def zero(shape: tuple[int, ...]) -> np.ndarray:
-    return np.zeros(shape)
+def zero(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.zeros(shape)
 
 
-def mean(privacy: Privacy, cohort: int, draw: Gaussian | None = None) -> PrivateMean:
-    return PrivateMean(
-        privacy, cohort=cohort, gaussian=lambda step: draw or seeded(7, "noise", step)
-    )
+def mean(privacy: Privacy, cohort: int, draw: Gaussian, updates: Sequence[Update] = ()) -> State:
+    private = PrivateMean(STATE, bound=privacy.clip, clients=cohort, noise=privacy.noise, draw=draw)
+    for update in updates:
+        private.add(update)
+    return private.result()
 
 
-def reply(client: str, w: torch.Tensor, weight: float = 1.0) -> Reply:
-    return Reply(client, {"w": w, "n": torch.tensor(3)}, weight, {})
+def reply(client: str, w: torch.Tensor, weight: float = 1.0) -> Update:
+    return Update(client, {"w": w, "n": torch.tensor(3)}, weight=weight)
 
 
 STATE = {"w": torch.zeros(BIG), "n": torch.tensor(3)}
@@ -62,9 +69,7 @@ STATE = {"w": torch.zeros(BIG), "n": torch.tensor(3)}
 def test_without_noise_it_is_the_mean_of_clipped_updates_over_the_expected_cohort() -> None:
     long, short = torch.zeros(BIG), torch.zeros(BIG)
     long[0], short[1] = 100.0, 0.25
-    state = mean(CENTRAL, 4, zero).combine(
-        STATE, [reply("a", long, 1e9), reply("b", short)], step=0
-    )
+    state = mean(CENTRAL, 4, zero, [reply("a", long, 1e9), reply("b", short)])
     assert state["w"][0] == pytest.approx(0.5 / 4)
     assert state["w"][1] == pytest.approx(0.25 / 4)
     assert state["n"] == 3
@@ -76,22 +81,15 @@ def test_one_client_more_or_less_moves_the_mean_by_no_more_than_the_bound(absent
     g = torch.Generator().manual_seed(0)
     replies = [reply(c, torch.randn(BIG, generator=g)) for c in "abcd"]
     replies.append(reply("x", torch.full((BIG,), 1e15), 1e12))
-    whole = mean(CENTRAL, 5, zero).combine(STATE, replies, step=0)
-    without = mean(CENTRAL, 5, zero).combine(
-        STATE, [r for r in replies if r.client != absent], step=0
-    )
+    whole = mean(CENTRAL, 5, zero, replies)
+    without = mean(CENTRAL, 5, zero, [r for r in replies if r.client != absent])
     assert norm(difference(whole, without)) == pytest.approx(CENTRAL.clip / 5, rel=1e-4)
 
 
-@pytest.mark.parametrize("privacy", [CENTRAL, ADAPTIVE])
-@pytest.mark.parametrize("source", ["seed", "system"])
-def test_the_noise_has_the_stated_standard_deviation(privacy: Privacy, source: str) -> None:
-    draw = system if source == "system" else None
-    made = mean(privacy, 10, draw).combine(STATE, [], step=0)["w"].double()
-    multiplier = privacy.noise
-    if privacy.mechanism == "adaptive":  # Andrew et al., section 3.1
-        multiplier = (privacy.noise**-2 - (2 * privacy.count_noise) ** -2) ** -0.5
-    expected = multiplier * privacy.clip / 10
+@pytest.mark.parametrize("draw", [seeded(7, "noise"), system])
+def test_the_noise_has_the_stated_standard_deviation(draw: Gaussian) -> None:
+    made = mean(CENTRAL, 10, draw)["w"].double()
+    expected = CENTRAL.noise * CENTRAL.clip / 10
     error = 4 / math.sqrt(2 * BIG)  # four standard errors of a standard deviation
     assert float(made.std()) == pytest.approx(expected, rel=error)
     assert abs(float(made.mean())) < 4 * expected / math.sqrt(BIG)
@@ -100,7 +98,7 @@ def test_the_noise_has_the_stated_standard_deviation(privacy: Privacy, source: s
 @pytest.mark.parametrize("draw", [seeded(1), system])
 def test_noise_is_normal(draw: Gaussian) -> None:
     """Kolmogorov and Smirnov's distance, which exceeds 2.3 / sqrt(n) with probability 5e-5."""
-    numbers = np.sort(draw((BIG,)))
+    numbers = np.sort(draw((BIG,)).numpy())
     cdf = np.array([NormalDist().cdf(x) for x in numbers])
     steps = np.arange(1, BIG + 1) / BIG
     assert max(np.abs(steps - cdf).max(), np.abs(steps - 1 / BIG - cdf).max()) < 2.3 / BIG**0.5
@@ -108,12 +106,11 @@ def test_noise_is_normal(draw: Gaussian) -> None:
     assert draw((3, 1)).shape == (3, 1)
 
 
-def test_noise_differs_by_round_and_only_the_seeded_one_repeats() -> None:
-    first, again = mean(CENTRAL, 5), mean(CENTRAL, 5)
-    a, b = (first.combine(STATE, [], step=step) for step in (0, 1))
+def test_only_seeded_noise_repeats() -> None:
+    a, again, b = (mean(CENTRAL, 5, seeded(7, step)) for step in (0, 0, 1))
     assert not torch.equal(a["w"], b["w"])
-    assert same(a, again.combine(STATE, [], step=0))
-    one, two = (mean(CENTRAL, 5, system).combine(STATE, [], step=0) for _ in range(2))
+    assert same(a, again)
+    one, two = (mean(CENTRAL, 5, system) for _ in range(2))
     assert not torch.equal(one["w"], two["w"])
 
 
@@ -126,62 +123,11 @@ def _flowers_log_level() -> Iterator[None]:
     logger.setLevel(level)
 
 
-@pytest.mark.parametrize("start", [1e-3, 1.0, 1e3])
-def test_the_adaptive_bound_finds_the_quantile(start: float) -> None:
-    """Norms are 1, 2, ..., 10; three tenths lie within 3."""
-    privacy = dataclasses.replace(ADAPTIVE, clip=start, quantile=0.3, count_noise=0.6, noise=1.0)
-    private = PrivateMean(privacy, cohort=10, gaussian=lambda step: zero)
-    replies = [Reply(f"c{i}", {"w": torch.tensor([float(i + 1)])}, 1.0, {}) for i in range(10)]
-    for step in range(200):
-        private.combine({"w": torch.zeros(1)}, replies, step=step)
-    assert 2.7 < private.bound < 4.3
-
-
-def test_flowers_own_adaptive_clipping_runs_away_from_the_quantile() -> None:
-    """Why it is not used; if this test fails, Flower has mended it."""
-    strategy = flower.DifferentialPrivacyServerSideAdaptiveClipping(
-        flower.FedAvg(), 0.0, 10, initial_clipping_norm=0.1
-    )
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    for step in range(20):
-        strategy.current_arrays = ArrayRecord({"w": Array(np.zeros(1))})
-        messages = []
-        for _ in range(10):  # every update is ten times longer than the bound
-            arrays = ArrayRecord({"w": Array(np.ones(1))})
-            content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
-            messages.append(Message(content, dst_node_id=1, message_type="train"))
-        strategy.aggregate_train(step, messages)
-    assert strategy.clipping_norm < 0.02
-
-
-def test_the_noise_belongs_to_the_bound_that_clipped() -> None:
-    """The bound that adapts counts from the next round on."""
-    private = mean(dataclasses.replace(ADAPTIVE, clip_rate=5.0), 10)
-    before = private.deviation
-    noise = private.combine(STATE, [], step=0)["w"].double().std()
-    assert private.bound != ADAPTIVE.clip
-    assert float(noise) == pytest.approx(before, rel=4 / math.sqrt(2 * BIG))
-
-
-def test_a_restored_aggregator_remembers_the_bound() -> None:
-    rounds = Rounds(privacy=ADAPTIVE, keep="last")
-    one, two = (Aggregator(rounds, private=mean(ADAPTIVE, 10)) for _ in range(2))
-    replies = [reply("a", torch.ones(BIG))]
-    state = one.combine(STATE, replies)
-    assert state is not None
-    two.remember(one.memory())
-    a, b = one.combine(state, replies), two.combine(state, replies)
-    assert a is not None
-    assert b is not None
-    assert same(a, b)
-    assert same(one.memory(), two.memory())
-
-
 def test_each_client_is_drawn_for_itself() -> None:
     names = [f"c{i}" for i in range(100)]
 
     def draw(round: int, names: Sequence[str] = names) -> list[str]:
-        return draw_each(names, share=0.3, seed=1, round=round, from_seed=True)
+        return sample(names, share=0.3, seed=1, round=round, from_seed=True)
 
     sizes = [len(draw(r)) for r in range(200)]
     assert np.mean(sizes) == pytest.approx(30, abs=4 * math.sqrt(21 / 200))
@@ -189,8 +135,8 @@ def test_each_client_is_drawn_for_itself() -> None:
     assert draw(3) == draw(3) != draw(4)
     # Whether one is in does not depend on the others: that is what the accounting supposes.
     assert set(draw(3, names[:50])) == set(draw(3)) & set(names[:50])
-    assert len(draw_each(names, share=1.0, seed=1, round=1, from_seed=True)) == 100
-    by_system = draw_each(names, share=0.3, seed=1, round=3, from_seed=False)
+    assert len(sample(names, share=1.0, seed=1, round=1, from_seed=True)) == 100
+    by_system = sample(names, share=0.3, seed=1, round=3, from_seed=False)
     assert 0 < len(by_system) < 100
 
 
@@ -261,26 +207,26 @@ def test_what_leaves_a_client_under_local_privacy(
     population = Line(seen=5)
     method = Chatty(bad=("c1",), how=how)
     rounds = Rounds(rounds=2, keep="last", privacy=LOCAL)
-    nodes = in_process(model(), population, {"toward": method}, privacy={"toward": LOCAL})
-    heard: list[Message] = []
-    send = nodes.grid.send_and_receive
+    clients = in_process(model(), population, {"toward": method}, privacy={"toward": LOCAL})
+    answers: list[Answer] = []
+    ask = clients.ask
 
-    def listen(messages: Any, *, timeout: float | None = None) -> Any:
-        replies = list(send(messages, timeout=timeout))
-        heard.extend(r for r in replies if r.metadata.message_type != "query.who")
-        return replies
+    def listen(question: Question) -> Iterator[Answer]:
+        for answer in ask(question):
+            answers.append(answer)
+            yield answer
 
-    monkeypatch.setattr(nodes.grid, "send_and_receive", listen)
-    done = federate(method, model(), population, rounds=rounds, seed=0, stage="learn", nodes=nodes)
-    assert len(heard) == 15
-    for message in heard:
-        if message.has_error():
-            assert message.error.reason == (
-                "it failed; under local privacy the reason stays on the node"
-            )
+    monkeypatch.setattr(clients, "ask", listen)
+    done = federate(
+        method, model(), population, rounds=rounds, seed=0, stage="learn", clients=clients
+    )
+    assert len(answers) == 15
+    for answer in answers:
+        if answer.update is None:
+            assert answer.failure == "it failed; under local privacy the reason stays on the node"
             continue
-        assert dict(message.content["metrics"]) == {"num-examples": 1.0}
-    points = [m.content["arrays"]["point"].numpy() for m in heard[:5] if not m.has_error()]
+        assert (answer.update.weight, answer.update.metrics, answer.update.kept) == (1.0, {}, {})
+    points = [a.update.shared["point"].numpy() for a in answers[:5] if a.update is not None]
     assert all(np.isfinite(p).all() for p in points)
     assert len({p.tobytes() for p in points}) == len(points)
     assert all(math.isnan(record.loss) for record in done.records)
@@ -291,9 +237,9 @@ def test_what_leaves_a_client_under_local_privacy(
 def test_a_server_that_wants_local_privacy_takes_no_answer_without() -> None:
     population = Line(seen=3)
     rounds = Rounds(rounds=1, keep="last", privacy=LOCAL)
-    nodes = in_process(model(), population, {"toward": Toward()})
+    clients = in_process(model(), population, {"toward": Toward()})
     done = federate(
-        Toward(), model(), population, rounds=rounds, seed=0, stage="learn", nodes=nodes
+        Toward(), model(), population, rounds=rounds, seed=0, stage="learn", clients=clients
     )
     reason = "its answer has metrics, so it was not made under local privacy"
     assert set(done.records[0].reasons.values()) == {reason}
@@ -303,7 +249,7 @@ def test_a_server_that_wants_local_privacy_takes_no_answer_without() -> None:
 # --- rounds ---
 
 
-@pytest.mark.parametrize("privacy", [CENTRAL, ADAPTIVE, LOCAL])
+@pytest.mark.parametrize("privacy", [CENTRAL, LOCAL])
 def test_the_same_seed_gives_the_same_rounds_and_system_randomness_does_not(
     privacy: Privacy, tmp_path: Path
 ) -> None:
@@ -355,10 +301,24 @@ def test_rejected_and_absent_clients_change_nothing_of_the_noise(
 
 def test_no_weight_counts_under_central_privacy() -> None:
     """The median of the others' weights must not decide whose answer enters."""
-    population = Line(seen=6)
-    rounds = Rounds(rounds=1, keep="last", privacy=CENTRAL, weight_limit=1.0)
-    done = federate(Toward(), model(), population, rounds=rounds, seed=0, stage="learn")
-    assert done.records[0].failures == 0
+
+    class Heavy(Toward):
+        def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+            updates = super().train(model, state, clients)
+            return [dataclasses.replace(u, weight=100.0 ** int(u.client[1:])) for u in updates]
+
+    population, method = Line(seen=6), Heavy()
+    for privacy, failures in ((CENTRAL, 0), (Privacy(), 2)):
+        node = ClientNode(build=model, population=population, methods={method.name: method})
+        done = federate(
+            *(method, model(), population),
+            rounds=Rounds(rounds=1, keep="last", privacy=privacy),
+            seed=0,
+            stage="learn",
+            clients=OnFlower(NodeGrid(node)),  # type: ignore[arg-type]
+        )
+        assert done.records[0].failures == failures
+    assert "c5" in done.records[0].reasons
 
 
 # --- epsilon ---
@@ -422,9 +382,6 @@ def test_most_asked() -> None:
         ("noise", math.nan),
         ("clip", -1.0),
         ("clip", math.inf),
-        ("quantile", 1.5),
-        ("clip_rate", 0.0),
-        ("count_noise", -1.0),
         ("delta", 0.0),
         ("delta", 1.0),
         ("randomness", "dice"),
@@ -448,13 +405,6 @@ def test_what_privacy_does_not_cover_is_refused(settings: dict[str, Any], why: s
     with pytest.raises(ValueError, match=why) as error:
         Rounds(privacy=CENTRAL, **settings)
     assert "\n" not in str(error.value)
-
-
-def test_too_much_noise_for_an_adaptive_bound_is_refused() -> None:
-    rounds = Rounds(keep="last", privacy=Privacy(mechanism="adaptive", noise=1.0))
-    assert rounds.cohort(40) == 40
-    with pytest.raises(ValueError, match=r"noise is 1, but must be below twice count_noise"):
-        rounds.cohort(10)
 
 
 def test_without_the_accountant_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import get_args
 
 import numpy as np
@@ -9,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedl2p.federation.rounds import federate
-from fedl2p.federation.server.aggregation import Aggregator
-from fedl2p.federation.server.clipping import clip, difference, norm
-from fedl2p.federation.server.replies import Reply
+from fedl2p.federation.messages import Answer, FrozenModel, Question
+from fedl2p.federation.round_records import RoundRecord
+from fedl2p.federation.rounds import Tally, federate
 from fedl2p.federation.settings import Robust, Rounds
-from fedl2p.method import State
+from fedl2p.federation.updates import clip, difference, norm
+from fedl2p.method import State, Update
+from support.combining import combine as combined
 from support.federation_toys import Line, Toward, model, same
 
 STATE = {
@@ -26,13 +29,13 @@ STATE = {
 RULES = [rule for rule in get_args(Robust) if rule != "none"]
 
 
-def reply(client: str, shift: float, weight: float = 1.0, **more: Tensor) -> Reply:
+def reply(client: str, shift: float, weight: float = 1.0, **more: Tensor) -> Update:
     shared = {k: v + int(shift) if k == "batches" else v + shift for k, v in STATE.items()}
-    return Reply(client, {**shared, **more}, weight, {})
+    return Update(client, {**shared, **more}, weight=weight)
 
 
-def combine(replies: list[Reply], state: State = STATE, **settings: object) -> State:
-    made = Aggregator(Rounds(**settings)).combine(state, replies)  # type: ignore[arg-type]
+def combine(replies: list[Update], state: State = STATE, **settings: object) -> State:
+    made = combined(state, replies, Rounds(**settings))  # type: ignore[arg-type]
     assert made is not None
     return made
 
@@ -92,8 +95,8 @@ def test_krum_takes_an_honest_answer_as_it_is() -> None:
 def test_krum_sees_updates_much_smaller_than_the_weights() -> None:
     """In float32, squared distances of the weights themselves are all rounding here."""
     state = {"w": torch.full((1000,), 100.0)}
-    replies = [Reply(f"c{i}", {"w": state["w"] + 1e-3}, 1.0, {}) for i in range(6)]
-    replies.append(Reply("a", {"w": state["w"] - 2e-3}, 1.0, {}))
+    replies = [Update(f"c{i}", {"w": state["w"] + 1e-3}, weight=1.0) for i in range(6)]
+    replies.append(Update("a", {"w": state["w"] - 2e-3}, weight=1.0))
     for rule in ("krum", "multikrum"):
         got = combine(replies, state=state, robust=rule, hostile=1)
         assert torch.equal(got["w"], replies[0].shared["w"]), rule
@@ -109,11 +112,13 @@ def test_clipping_holds_its_bound_exactly_over_all_tensors() -> None:
             "brain": torch.tensor([scale], dtype=torch.bfloat16),
         }
         change = difference(STATE, shared)
-        before, direction = norm(change), {k: v.copy() for k, v in change.items()}
+        before, direction = norm(change), {k: v.clone() for k, v in change.items()}
         assert clip(change, 0.5) == (before > 0.5)
         assert norm(change) == pytest.approx(min(before, 0.5), rel=1e-12)
         for name, array in change.items():
-            np.testing.assert_allclose(array * before, direction[name] * norm(change), rtol=1e-9)
+            torch.testing.assert_close(
+                array * before, direction[name] * norm(change), rtol=1e-9, atol=0.0
+            )
 
 
 def test_an_update_of_nothing_is_not_divided_by() -> None:
@@ -125,8 +130,8 @@ def test_an_update_of_nothing_is_not_divided_by() -> None:
 
 def test_norm_clipping_bounds_what_one_client_does() -> None:
     state = {"w": torch.zeros(4)}
-    honest = [Reply(f"c{i}", {"w": torch.full((4,), 0.1)}, 1.0, {}) for i in range(4)]
-    hostile = Reply("x", {"w": torch.full((4,), -1e9)}, 1.0, {})
+    honest = [Update(f"c{i}", {"w": torch.full((4,), 0.1)}, weight=1.0) for i in range(4)]
+    hostile = Update("x", {"w": torch.full((4,), -1e9)}, weight=1.0)
     alone = combine(honest, state=state)["w"]
     for bound, longest in ((0.05, 0.05), (0.0, 0.2)):  # 0: the median norm, that of the honest
         got = combine([*honest, hostile], state=state, robust="normclipping", clip_norm=bound)["w"]
@@ -138,12 +143,12 @@ def test_norm_clipping_bounds_what_one_client_does() -> None:
 def test_clip_norm_goes_with_every_rule_and_keeps_weights_without_one() -> None:
     state = {"w": torch.zeros(1)}
     replies = [
-        Reply("a", {"w": torch.tensor([9.0])}, 3.0, {}),
-        Reply("b", {"w": torch.tensor([-0.5])}, 1.0, {}),
+        Update("a", {"w": torch.tensor([9.0])}, weight=3.0),
+        Update("b", {"w": torch.tensor([-0.5])}, weight=1.0),
     ]
     got = combine(replies, state=state, clip_norm=1.0)["w"]
     torch.testing.assert_close(got, torch.tensor([(3 * 1.0 - 0.5) / 4]))
-    many = [Reply(f"c{i}", {"w": torch.tensor([9.0])}, 1.0, {}) for i in range(7)]
+    many = [Update(f"c{i}", {"w": torch.tensor([9.0])}, weight=1.0) for i in range(7)]
     for rule in RULES:
         got = combine(many, state=state, robust=rule, clip_norm=0.25)["w"]
         torch.testing.assert_close(got, torch.tensor([0.25]))
@@ -161,9 +166,7 @@ def test_a_server_optimizer_steps_on_what_the_rule_made() -> None:
 def test_running_variances_never_fall_below_zero() -> None:
     state = {"bn.running_var": torch.tensor([0.5, 0.5]), "bn.running_mean": torch.zeros(2)}
     hostile = {"bn.running_var": torch.tensor([-9.0, 0.1]), "bn.running_mean": torch.ones(2) * -2}
-    made = Aggregator(Rounds(), variances=["bn.running_var"]).combine(
-        state, [Reply("x", hostile, 1.0, {})]
-    )
+    made = combined(state, [Update("x", hostile, weight=1.0)], variances=["bn.running_var"])
     assert made is not None
     torch.testing.assert_close(made["bn.running_var"], torch.tensor([0.0, 0.1]))
     torch.testing.assert_close(made["bn.running_mean"], hostile["bn.running_mean"])
@@ -191,8 +194,8 @@ def test_too_few_answers_make_no_state_and_too_few_clients_end_in_one_line(
     if rounds.robust == "none":
         return
     replies = [reply(f"c{i}", 0.1 * i) for i in range(needs)]
-    assert Aggregator(rounds).combine(STATE, replies) is not None
-    assert Aggregator(rounds).combine(STATE, replies[1:]) is None
+    assert combined(STATE, replies, rounds) is not None
+    assert combined(STATE, replies[1:], rounds) is None
     assert rounds.cohort(needs) == needs
     with pytest.raises(ValueError, match=f"needs {needs} good answers in a round") as error:
         rounds.cohort(needs - 1)
@@ -221,10 +224,41 @@ def test_a_rule_goes_on_with_the_answers_that_are_good(rule: str) -> None:
 
 
 def test_one_clients_loss_does_not_choose_the_best_round() -> None:
-    from fedl2p.federation.rounds import _mean, _median
+    losses = {**{f"c{i}": float(i) for i in range(5)}, "x": 1e38}
+    question = Question(
+        action="validate",
+        method="m",
+        stage="learn",
+        round=1,
+        state={},
+        model=FrozenModel(None, ""),
+        seeds=dict.fromkeys(losses, 0),
+    )
 
-    replies = [Reply(f"c{i}", {}, 1.0, {"loss": float(i)}) for i in range(5)]
-    replies.append(Reply("x", {}, 900.0, {"loss": 1e38}))
-    assert _median("loss", replies) == 2.5
-    assert _mean("loss", replies) > 1e37
-    assert np.isnan(_median("accuracy", replies))
+    def record(rounds: Rounds) -> RoundRecord:
+        tally = Tally(question, rounds, None, trusted=False)
+        for name, loss in losses.items():
+            weight = 900.0 if name == "x" else 1.0
+            update = Update(name, weight=weight, metrics={"loss": loss})
+            tally.add(Answer(client=name, update=update))
+        tally.close()
+        return tally.record(seconds=0.0)
+
+    assert record(Rounds(robust="fedmedian")).loss == 2.5
+    assert record(Rounds()).loss > 1e37
+    assert np.isnan(record(Rounds(robust="fedmedian")).accuracy)
+
+
+def test_flower_s_rules_need_flower_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr.app", None)
+    monkeypatch.delitem(sys.modules, "fedl2p.federation.flower.robust", raising=False)
+    for rule in RULES:
+        rounds = Rounds(rounds=0, robust=rule)  # type: ignore[arg-type]
+        run = functools.partial(
+            federate, Toward(), model(), Line(seen=9), rounds=rounds, seed=0, stage="learn"
+        )
+        if rule == "normclipping":
+            run()
+        else:
+            with pytest.raises(ValueError, match=r"needs flwr.*pip install 'fedl2p\[flower\]'"):
+                run()

@@ -1,6 +1,6 @@
 """The batches of inner steps, drawn by index from examples that stay where they are.
 
-Shapes: C clients, b examples of a batch.
+Shapes: C clients of a stack, b examples of a batch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
-    """The batches of those clients of a stack that take a step together.
+class StackBatch:
+    """One batch of those clients of a stack that take a step together.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class Part:
         Shapes (c, b, ...) and (c, b).
     members
         Positions of the c clients in the stack; None for all of them in order.
-    noise
+    dropout_seed
         Seed of dropout's masks, of a client that is alone.
     """
 
     x: Tensor
     y: Tensor
     members: tuple[int, ...] | None = None
-    noise: int = 0
+    dropout_seed: int = 0
 
 
 FEWEST = 3
@@ -51,8 +51,8 @@ FEWEST = 3
 (``benchmarks/cohorts.py``)."""
 
 
-def together(clients: int, device: torch.device) -> bool:
-    """Tell whether so many clients go in one stack."""
+def worth_stacking(clients: int, device: torch.device) -> bool:
+    """Tell whether so many clients take less time as one stack than one by one."""
     return clients >= FEWEST or device.type != "cpu"
 
 
@@ -64,8 +64,8 @@ last step."""
 class EpochBatches:
     """Batches of a stack of clients, drawn by index; never padded.
 
-    Clients may hold unequally many examples. At each step of the stack those whose batches have
-    equal lengths go together, and those without a batch wait (:meth:`parts`).
+    Clients may have unequally many examples. At each step of the stack those whose batches have
+    equal lengths go together, and those without a batch wait (:meth:`step_batches`).
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class EpochBatches:
     seeds
         One per client; the order of its batches depends on it alone.
     epochs, batch_size
-        As in :class:`~fedl2p.core.finetuning.inner_loop.InnerLoop`.
+        As in :class:`~fedl2p.core.settings.InnerLoop`.
     augment
         One per client, applied to its batches; None for none.
     raw
@@ -99,16 +99,16 @@ class EpochBatches:
     ) -> None:
         self._counts = [len(e.y) for e in examples]
         self._examples = list(examples)
-        # one after another: a client that is there several times (a search) is held once
-        begins: dict[tuple[int, int], int] = {}
-        once: list[Examples] = []
+        # one after another; a client that is in the stack several times (a search) is stored once
+        first_rows: dict[tuple[int, int], int] = {}
+        distinct: list[Examples] = []
         for e in examples:
-            if (id(e.x), id(e.y)) not in begins:
-                begins[id(e.x), id(e.y)] = sum(len(o.y) for o in once)
-                once.append(e)
-        self._x = once[0].x if len(once) == 1 else torch.cat([e.x for e in once])
-        self._y = once[0].y if len(once) == 1 else torch.cat([e.y for e in once])
-        self._begins = [begins[id(e.x), id(e.y)] for e in examples]
+            if (id(e.x), id(e.y)) not in first_rows:
+                first_rows[id(e.x), id(e.y)] = sum(len(d.y) for d in distinct)
+                distinct.append(e)
+        self._x = distinct[0].x if len(distinct) == 1 else torch.cat([e.x for e in distinct])
+        self._y = distinct[0].y if len(distinct) == 1 else torch.cat([e.y for e in distinct])
+        self._first_rows = [first_rows[id(e.x), id(e.y)] for e in examples]
         self.seeds = tuple(seeds)
         self._size = batch_size
         self._augment = list(augment) if any(augment) else []
@@ -116,11 +116,11 @@ class EpochBatches:
         self._balanced = list(balanced) or [False] * len(examples)
         self._per_epoch = [-(-n // batch_size) for n in self._counts]
         self._steps = epochs * self.per_epoch
-        self._late = [0] * len(examples)
+        self._first_steps = [0] * len(examples)
         if align == "end":
-            self._late = [epochs * (self.per_epoch - own) for own in self._per_epoch]
+            self._first_steps = [epochs * (self.per_epoch - n) for n in self._per_epoch]
         self._align = align
-        self.ragged = len(set(self._counts)) > 1
+        self.unequal_sizes = len(set(self._counts)) > 1
         self._orders: dict[tuple[int, int], Tensor] = {}
 
     def __len__(self) -> int:
@@ -147,45 +147,48 @@ class EpochBatches:
         Raises
         ------
         ValueError
-            If the clients do not all have one of equal length, see :meth:`parts`.
+            If the clients do not all have one of equal length, see :meth:`step_batches`.
         """
-        parts = self.parts(step)
-        if len(parts) > 1 or parts[0].members is not None:
-            raise ValueError("these clients hold unequally many examples; take parts(step)")
-        return parts[0].x, parts[0].y
+        batches = self.step_batches(step)
+        if len(batches) > 1 or batches[0].members is not None:
+            raise ValueError("these clients have unequally many examples; take step_batches(step)")
+        return batches[0].x, batches[0].y
 
-    def parts(self, step: int) -> list[Part]:
+    def step_batches(self, step: int) -> list[StackBatch]:
         """Return the batches of a step: those of equal length together, longest first.
 
         A few of equal length go one by one (:data:`FEWEST`).
         """
-        if not self.ragged:
+        if not self.unequal_sizes:
             x, y = self._batch(range(len(self._counts)), [step] * len(self._counts))
-            return [Part(x, y, noise=noise_of(self, step))]
+            return [StackBatch(x, y, dropout_seed=dropout_seed_of(self, step))]
         groups: dict[int, list[tuple[int, int]]] = {}
-        for client, (count, own) in enumerate(zip(self._counts, self._own(step), strict=True)):
-            if own is not None:
-                position = own % self._per_epoch[client]
+        for client, (count, k) in enumerate(
+            zip(self._counts, self._client_steps(step), strict=True)
+        ):
+            if k is not None:
+                position = k % self._per_epoch[client]
                 length = min(self._size, count - position * self._size)
-                groups.setdefault(length, []).append((client, own))
-        parts = []
+                groups.setdefault(length, []).append((client, k))
+        batches = []
         for _, group in sorted(groups.items(), reverse=True):
-            whole = len(group) == len(self._counts) or together(len(group), self._x.device)
-            for taken in [group] if whole else [[one] for one in group]:
-                members = tuple(client for client, _ in taken)
-                x, y = self._batch(members, [own for _, own in taken])
-                parts.append(Part(x, y, members if len(members) < len(self._counts) else None))
-        return parts
+            whole = len(group) == len(self._counts) or worth_stacking(len(group), self._x.device)
+            for pairs in [group] if whole else [[pair] for pair in group]:
+                members = tuple(client for client, _ in pairs)
+                x, y = self._batch(members, [k for _, k in pairs])
+                everybody = len(members) == len(self._counts)
+                batches.append(StackBatch(x, y, None if everybody else members))
+        return batches
 
-    def _own(self, step: int) -> list[int | None]:
-        """Return which of its own steps each client takes; None where it waits."""
+    def _client_steps(self, step: int) -> list[int | None]:
+        """Return the number of each client's own step at a step of the stack; None if it waits."""
         if self._align == "end":
-            return [step - late if step >= late else None for late in self._late]
+            return [step - first if step >= first else None for first in self._first_steps]
         epoch, position = divmod(step, self.per_epoch)
-        return [epoch * own + position if position < own else None for own in self._per_epoch]
+        return [epoch * n + position if position < n else None for n in self._per_epoch]
 
     def _batch(self, clients: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the batches, of equal length, of clients at steps of their own."""
+        """Return the batches, of equal length, of clients at one of their own steps each."""
         rows = torch.stack([self._rows(c, s) for c, s in zip(clients, steps, strict=True)])
         x, y = self._x[rows], self._y[rows]
         if self._augment:
@@ -200,11 +203,11 @@ class EpochBatches:
         """Return the order of a client's examples in an epoch, as rows of all examples."""
         key = (client, epoch)
         if key not in self._orders:
-            drawn = self._drawn(client, generator(self.seeds[client], "order", epoch))
-            self._orders[key] = (drawn + self._begins[client]).to(self._x.device)
+            order = self._draw_order(client, generator(self.seeds[client], "order", epoch))
+            self._orders[key] = (order + self._first_rows[client]).to(self._x.device)
         return self._orders[key]
 
-    def _drawn(self, client: int, rng: torch.Generator) -> Tensor:
+    def _draw_order(self, client: int, rng: torch.Generator) -> Tensor:
         n = self._counts[client]
         if not self._balanced[client]:
             return torch.randperm(n, generator=rng)
@@ -233,20 +236,22 @@ class EpochBatches:
             if key not in done:
                 # a generator per step, not per run: a step can be computed again (checkpointing)
                 rng = generator(self.seeds[c], "augment", step)
-                done[key] = augment(x[i] if raw is None else raw[rows[i] - self._begins[c]], rng)
+                done[key] = augment(
+                    x[i] if raw is None else raw[rows[i] - self._first_rows[c]], rng
+                )
             batches.append(done[key])
         return torch.stack(batches)
 
 
-def parts_of(batches: Batches, step: int) -> list[Part]:
-    """Return the batches of a step, by clients whose batches have equal lengths."""
+def step_batches(batches: Batches, step: int) -> list[StackBatch]:
+    """Return the batches of a step, one for each group of clients that take it together."""
     if isinstance(batches, EpochBatches):
-        return batches.parts(step)
+        return batches.step_batches(step)
     x, y = batches[step]
-    return [Part(x, y, noise=noise_of(batches, step))]
+    return [StackBatch(x, y, dropout_seed=dropout_seed_of(batches, step))]
 
 
-def noise_of(batches: Batches, step: int) -> int:
+def dropout_seed_of(batches: Batches, step: int) -> int:
     """Return the seed of a step's dropout masks: by client and step, the same at every call."""
     seeds = batches.seeds if isinstance(batches, EpochBatches) else ()
     return derive_seed("noise", *seeds, step)

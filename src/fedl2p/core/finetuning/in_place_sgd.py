@@ -1,6 +1,6 @@
-"""Many inner steps without a graph, in tensors that are changed in place.
+"""SGD without an autograd graph between steps: in place, or along a gradient function.
 
-Shapes: C clients, P parameter tensors.
+Shapes: C clients of a stack, P parameter tensors.
 """
 
 from __future__ import annotations
@@ -13,47 +13,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedl2p.core.finetuning.batches import Batches, Part, noise_of
+from fedl2p.core.finetuning.batches import Batches, StackBatch, dropout_seed_of
 from fedl2p.core.finetuning.sgd_step import (
+    broadcast_rates,
     cross_entropy,
-    descended,
     gradients,
-    per_tensor,
     plain_gradient,
+    sgd_update,
     stepped,
 )
-from fedl2p.core.functional.model import Held, Net, NetState
+from fedl2p.core.functional.model import BoundModel, FunctionalModel, ModelState
 
 
 class Gradient(Protocol):
-    """What an inner step goes down: by default the gradient of a batch's loss.
+    """The gradient that a step of :func:`sgd` follows.
 
-    A method that needs another one (a proximal term, a gradient through a step) gives its own.
+    :func:`batch_gradient` is that of a batch's loss. A method that needs another one (a proximal
+    term, a gradient through a step) gives its own.
     """
 
     def __call__(
-        self, state: NetState, step: int, wanted: Collection[str]
+        self, state: ModelState, step: int, trainable: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return gradients by name, outside of any graph, and the running statistics afterwards.
+        """Return the gradients by name, outside of any graph, and the new running statistics.
 
-        ``wanted`` names the parameters that move; only these have gradients.
+        ``trainable`` names the parameters that change; only these have gradients.
         """
 
 
-def batch_gradient(net: Net, mix: Tensor, batches: Batches) -> Gradient:
+def batch_gradient(net: FunctionalModel, mix: Tensor, batches: Batches) -> Gradient:
     """Return the gradient of the training loss on the batch of each step."""
 
     def gradient(
-        state: NetState, step: int, wanted: Collection[str]
+        state: ModelState, step: int, trainable: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        noise = noise_of(batches, step)
-        return plain_gradient(net, state, mix, batches[step], noise=noise, wanted=wanted)
+        seed = dropout_seed_of(batches, step)
+        return plain_gradient(
+            net, state, mix, batches[step], dropout_seed=seed, trainable=trainable
+        )
 
     return gradient
 
 
-class Descent:
-    """C clients on their way down the training loss, in tensors that are changed in place.
+class InPlaceSGD:
+    """SGD on a stack of C clients in tensors that are changed in place; no graph is kept.
 
     Enter it as a context; its tensors stay valid afterwards.
 
@@ -65,144 +68,143 @@ class Descent:
         The state before the first step; it is copied.
     mix, rate
         Shapes (C, B) and (C, P).
-    wanted
+    trainable
         Names of the parameters to differentiate by; None for all.
     """
 
     def __init__(
         self,
-        net: Net,
-        start: NetState,
+        net: FunctionalModel,
+        start: ModelState,
         mix: Tensor,
         rate: Tensor,
         *,
-        wanted: Collection[str] | None = None,
+        trainable: Collection[str] | None = None,
     ) -> None:
         self._net, self._mix = net, mix
-        self._alone = len(mix) == 1
-        self._names = [k for k in start.params if wanted is None or k in wanted]
-        rates = per_tensor(rate, start.params)
-        if self._alone:  # then no tensor has a client dimension until the end
+        self._single = len(mix) == 1
+        self._names = [k for k in start.params if trainable is None or k in trainable]
+        rates = broadcast_rates(rate, start.params)
+        if self._single:  # then no tensor has a client dimension until the end
             start = start.squeezed()
         self._params = {k: v.detach() for k, v in start.params.items()}
         for name in self._names:
             self._params[name] = self._params[name].clone().requires_grad_()
-        self._at = [self._params[k] for k in self._names]
-        self._one_dtype = all(t.dtype == rate.dtype for t in self._at)
+        self._leaves = [self._params[k] for k in self._names]
+        self._one_dtype = all(t.dtype == rate.dtype for t in self._leaves)
         self._stats = {k: v.detach().clone() for k, v in start.stats.items()}
-        # one number each, which is what a client alone has, is added fastest without dimensions
-        self._rates = {k: rates[k].view(()) if self._alone else rates[k] for k in self._names}
-        self._held: Held | None = None
+        # one number each, which is what a single client has, is added fastest without dimensions
+        self._rates = {k: rates[k].view(()) if self._single else rates[k] for k in self._names}
+        self._bound: BoundModel | None = None
         self._open = ExitStack()
 
-    def __enter__(self) -> Descent:
-        """Put the tensors of a client alone in place."""
-        if self._alone:
-            self._held = self._open.enter_context(
-                self._net.holding(self._params, self._stats, self._mix.squeeze(0))
+    def __enter__(self) -> InPlaceSGD:
+        """Put the tensors of a single client into the model."""
+        if self._single:
+            self._bound = self._open.enter_context(
+                self._net.bind(self._params, self._stats, self._mix.squeeze(0))
             )
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the net as it was."""
-        self._stats = self._now()
-        self._held = None
+        """Leave the model as it was."""
+        self._stats = self._current_stats()
+        self._bound = None
         self._open.close()
 
-    def step(self, part: Part) -> dict[str, Tensor]:
-        """Let the clients of ``part`` take a step; return their gradients, of shape (c, ...)."""
-        if part.members is not None:
-            return self._some(part, part.members)
-        grads = self._plain(part.x, part.y, part.noise)
-        if self._alone:
-            grads = [g.unsqueeze(0) for g in grads]
-        return dict(zip(self._names, grads, strict=True))
-
-    def _plain(self, x: Tensor, y: Tensor, noise: int) -> list[Tensor]:
-        """Take a step of all clients; return their gradients."""
+    def step(self, batch: StackBatch) -> dict[str, Tensor]:
+        """Take a step of the batch's clients; return their gradients, of shape (c, ...)."""
+        if batch.members is not None:
+            return self._step_of_some(batch, batch.members)
         with torch.enable_grad():
-            if self._held is not None:
-                logits = self._held.logits(x.squeeze(0), noise=noise)
-                loss = F.cross_entropy(logits, y.squeeze(0).long())
+            if self._bound is not None:
+                x, y = batch.x.squeeze(0), batch.y.squeeze(0)
+                logits = self._bound.logits(x, dropout_seed=batch.dropout_seed)
+                loss = F.cross_entropy(logits, y.long())
             else:
                 logits, stats = self._net.stacked(
-                    self._params, self._stats, self._mix, x, training=True, first_order=True
+                    self._params, self._stats, self._mix, batch.x, training=True, first_order=True
                 )
-                loss = cross_entropy(logits, y).sum()
+                loss = cross_entropy(logits, batch.y).sum()
                 self._stats = {k: v.detach() for k, v in stats.items()}
-            grads = gradients(loss, self._at)
+            grads = gradients(loss, self._leaves)
         if grads:
             with torch.no_grad():
                 rates = list(self._rates.values())
                 if self._one_dtype:  # one call, as torch's own optimizers do it
-                    torch._foreach_addcmul_(self._at, rates, grads, value=-1)
+                    torch._foreach_addcmul_(self._leaves, rates, grads, value=-1)
                 else:
-                    for tensor, one, grad in zip(self._at, rates, grads, strict=True):
-                        tensor.copy_(stepped(tensor, one, grad))
-        return grads
+                    for leaf, of_leaf, grad in zip(self._leaves, rates, grads, strict=True):
+                        leaf.copy_(stepped(leaf, of_leaf, grad))
+        if self._single:
+            grads = [g.unsqueeze(0) for g in grads]
+        return dict(zip(self._names, grads, strict=True))
 
-    def _some(self, part: Part, members: tuple[int, ...]) -> dict[str, Tensor]:
-        """Take the step of some clients, in a stack of their own."""
+    def _step_of_some(self, batch: StackBatch, members: tuple[int, ...]) -> dict[str, Tensor]:
+        """Take a step of some clients of the stack."""
         # views where the clients lie side by side, as they do where a stack is sorted by size
         first, beyond = members[0], members[0] + len(members)
-        together = members == tuple(range(first, beyond))
+        adjacent = members == tuple(range(first, beyond))
         rows = torch.tensor(members, device=self._mix.device)
 
-        def of(tensor: Tensor) -> Tensor:
-            return tensor[first:beyond] if together else tensor[rows]
+        def select(tensor: Tensor) -> Tensor:
+            return tensor[first:beyond] if adjacent else tensor[rows]
 
-        own = NetState(
-            {k: of(v.detach()) for k, v in self._params.items()},
-            {k: of(v) for k, v in self._stats.items()},
+        before = ModelState(
+            {k: select(v.detach()) for k, v in self._params.items()},
+            {k: select(v) for k, v in self._stats.items()},
         )
         grads, stats = plain_gradient(
-            self._net, own, of(self._mix), (part.x, part.y), noise=part.noise, wanted=self._names
+            self._net,
+            before,
+            select(self._mix),
+            (batch.x, batch.y),
+            dropout_seed=batch.dropout_seed,
+            trainable=self._names,
         )
         with torch.no_grad():
             for name, grad in grads.items():
-                after = stepped(own.params[name], of(self._rates[name]), grad)
+                rate = select(self._rates[name])
+                after = stepped(before.params[name], rate, grad)
                 self._params[name].index_copy_(0, rows, after)
             for name, value in stats.items():
                 self._stats[name].index_copy_(0, rows, value)
         return grads
 
     @property
-    def state(self) -> NetState:
-        """The state now. Its parameters are views, which the next step changes."""
+    def state(self) -> ModelState:
+        """The current state. Its parameters are views, which the next step changes."""
         params = {k: v.detach() for k, v in self._params.items()}
-        stats = self._now()
-        if self._alone:
-            params = {k: v.unsqueeze(0) for k, v in params.items()}
-            stats = {k: v.unsqueeze(0) for k, v in stats.items()}
-        return NetState(params, stats)
+        state = ModelState(params, self._current_stats())
+        return state.unsqueezed() if self._single else state
 
-    def copy(self) -> NetState:
-        """Return the state now, in tensors of its own."""
+    def copy(self) -> ModelState:
+        """Return a copy of the current state."""
         state = self.state
-        return NetState(
+        return ModelState(
             {k: v.clone() for k, v in state.params.items()},
             {k: v.clone() for k, v in state.stats.items()},
         )
 
-    def _now(self) -> dict[str, Tensor]:
-        return self._stats if self._held is None else self._held.stats()
+    def _current_stats(self) -> dict[str, Tensor]:
+        return self._stats if self._bound is None else self._bound.stats()
 
 
-def moving(start: NetState, rate: Tensor) -> frozenset[str]:
+def trainable(start: ModelState, rate: Tensor) -> frozenset[str]:
     """Return the names of the parameters whose rate, of shape (C, P), is not 0 for every client."""
-    moves = zip(start.params, (rate != 0).any(0).tolist(), strict=True)
-    return frozenset(name for name, does in moves if does)
+    changes = zip(start.params, (rate != 0).any(0).tolist(), strict=True)
+    return frozenset(name for name, does in changes if does)
 
 
-def descent(start: NetState, rate: Tensor, gradient: Gradient, steps: range) -> NetState:
-    """Take steps down a gradient of one's own, without a graph.
+def sgd(start: ModelState, rate: Tensor, gradient: Gradient, steps: range) -> ModelState:
+    """Return the state after SGD along a gradient function, without a graph.
 
     A parameter tensor whose rate, of shape (C, P), is 0 for every client stays the same tensor, and
     no gradient is computed for it.
     """
-    rates, wanted = per_tensor(rate, start.params), moving(start, rate)
+    rates, names = broadcast_rates(rate, start.params), trainable(start, rate)
     state = start.detach()
     for step in steps:
-        grads, stats = gradient(state, step, wanted)
-        state = NetState(descended(state.params, rates, grads), stats)
+        grads, stats = gradient(state, step, names)
+        state = ModelState(sgd_update(state.params, rates, grads), stats)
     return state

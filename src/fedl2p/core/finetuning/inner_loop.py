@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, parts_of
-from fedl2p.core.finetuning.in_place_sgd import Descent, moving
+from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, step_batches
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
 from fedl2p.core.functional.mixed_norm import fold
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop, Statistics
 
@@ -24,7 +24,9 @@ class DivergedError(ArithmeticError):
     """Fine-tuning ended in values that are not finite."""
 
 
-def start_of(net: Net, clients: int, statistics: Statistics, *, steps: int) -> NetState:
+def initial_state(
+    net: FunctionalModel, clients: int, statistics: Statistics, *, steps: int
+) -> ModelState:
     """Return the state before the first inner step.
 
     Without any step the client's statistics are the global ones, since no data will enter them: a
@@ -34,25 +36,25 @@ def start_of(net: Net, clients: int, statistics: Statistics, *, steps: int) -> N
 
 
 def run_inner_loop(
-    net: Net,
+    net: FunctionalModel,
     hyperparams: Hyperparams,
     batches: Batches,
     *,
     statistics: Statistics,
-    start: NetState | None = None,
-) -> NetState:
+    start: ModelState | None = None,
+) -> ModelState:
     """Fine-tune C clients from the global model (or ``start``), without a graph."""
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
-        start = start_of(net, len(mix), statistics, steps=len(batches))
-    with Descent(net, start, mix, rate, wanted=moving(start, rate)) as way:
+        start = initial_state(net, len(mix), statistics, steps=len(batches))
+    with InPlaceSGD(net, start, mix, rate, trainable=trainable(start, rate)) as sgd:
         for step in range(len(batches)):
-            for part in parts_of(batches, step):
-                way.step(part)
-    return way.state
+            for batch in step_batches(batches, step):
+                sgd.step(batch)
+    return sgd.state
 
 
-def finite(state: NetState) -> Tensor:
+def all_finite(state: ModelState) -> Tensor:
     """Tell for each client whether all its tensors are finite, shape (C,), bool."""
     tensors = (*state.params.values(), *state.stats.values())
     # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
@@ -99,7 +101,7 @@ def finetune(
     DivergedError
         If a parameter or statistic ends up not finite; a smaller rate helps.
     """
-    net = Net(model)
+    net = FunctionalModel(model)
     if hyperparams.sites != net.sites:
         raise ValueError(
             "the hyperparameters were made for another model: their names of norm layers or "
@@ -107,15 +109,15 @@ def finetune(
         )
     data = as_client_data(data)
     inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
-    batches = batches_of(net, [data], [seed], inner)
-    stacked = on(net, Hyperparams.stack([hyperparams]))
+    batches = inner_batches(net, [data], [seed], inner)
+    stacked = Hyperparams.stack([hyperparams]).to(net.device, net.dtype)
     state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
-    if not finite(state)[0]:
+    if not all_finite(state)[0]:
         raise DivergedError(
             f"fine-tuning diverged: rates up to {hyperparams.rate.max():.3g} gave values "
             "that are not finite; use smaller rates or fewer epochs"
         )
-    return folded(net, state, stacked.mix, 0)
+    return fold_client(net, state, stacked.mix, 0)
 
 
 def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
@@ -123,18 +125,18 @@ def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
     return data if isinstance(data, ClientData) else ClientData(Examples(*data))
 
 
-def batches_of(
-    net: Net,
+def inner_batches(
+    net: FunctionalModel,
     data: Sequence[ClientData],
     seeds: Sequence[int],
     inner: InnerLoop,
     *,
     align: Align = "epochs",
 ) -> EpochBatches:
-    """Return the inner batches of a stack of clients."""
-    there = {id(d.train): d.train.to(net.device) for d in data}
+    """Return the inner batches of a stack of clients, on the device of the model."""
+    on_device = {id(d.train): d.train.to(net.device) for d in data}
     return EpochBatches(
-        [there[id(d.train)] for d in data],
+        [on_device[id(d.train)] for d in data],
         seeds,
         epochs=inner.epochs,
         batch_size=inner.batch_size,
@@ -145,17 +147,7 @@ def batches_of(
     )
 
 
-def on(net: Net, hyperparams: Hyperparams) -> Hyperparams:
-    """Return the hyperparameters in the net's device and dtype."""
-    return Hyperparams(
-        hyperparams.mix.to(net.device, net.dtype),
-        hyperparams.rate.to(net.device, net.dtype),
-        hyperparams.sites,
-        check=False,
-    )
-
-
-def folded(net: Net, state: NetState, mix: Tensor, client: int) -> nn.Module:
+def fold_client(net: FunctionalModel, state: ModelState, mix: Tensor, client: int) -> nn.Module:
     """Fold one client's state, of finite tensors, into a copy of the user's model.
 
     ``mix`` is that of C clients in evaluation, shape (C, B).

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -23,30 +23,35 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return each.view(clients, examples).mean(1)
 
 
-def per_tensor(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Spread rates of shape (C, P) over the parameter tensors, each broadcast to (C, 1, ...)."""
+def broadcast_rates(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return rates of shape (C, P) by parameter tensor, each of shape (C, 1, ...) to broadcast."""
     return {
         name: rate[:, i].view(-1, *(1,) * (p.dim() - 1))
         for i, (name, p) in enumerate(params.items())
     }
 
 
-def train_gradient(
-    net: Net, state: NetState, mix: Tensor, batch: tuple[Tensor, Tensor], *, noise: int = 0
+def differentiable_gradient(
+    net: FunctionalModel,
+    state: ModelState,
+    mix: Tensor,
+    batch: tuple[Tensor, Tensor],
+    *,
+    dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return gradients of the training loss by name and the new running statistics, with a graph.
 
-    The parameters must require gradients. ``noise`` is the seed of dropout's masks. One client's
-    tensors may come without the client dimension.
+    The parameters must require gradients. One client's tensors may come without the client
+    dimension.
     """
     x, y = batch
     with torch.enable_grad():
         if mix.dim() > 1:
-            logits, stats = net.logits(state, mix, x, training=True, noise=noise)
+            logits, stats = net.logits(state, mix, x, training=True, dropout_seed=dropout_seed)
             loss = cross_entropy(logits, y).sum()
         else:
             logits, stats = net.single(
-                state.params, state.stats, mix, x, training=True, noise=noise
+                state.params, state.stats, mix, x, training=True, dropout_seed=dropout_seed
             )
             loss = F.cross_entropy(logits, y.long())
         grads = torch.autograd.grad(
@@ -61,36 +66,36 @@ def train_gradient(
 
 
 def plain_gradient(
-    net: Net,
-    state: NetState,
+    net: FunctionalModel,
+    state: ModelState,
     mix: Tensor,
     batch: tuple[Tensor, Tensor],
     *,
-    noise: int = 0,
-    wanted: Collection[str] | None = None,
+    dropout_seed: int = 0,
+    trainable: Collection[str] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what :func:`train_gradient` returns, outside of any graph and faster.
+    """Return what :func:`differentiable_gradient` returns, outside of any graph and faster.
 
-    ``wanted`` names the parameters to differentiate by, None for all.
+    ``trainable`` names the parameters to differentiate by, None for all.
     """
     x, y = batch
-    alone = len(x) == 1  # then no tensor has a client dimension until the end
+    single = len(x) == 1  # then no tensor has a client dimension until the end
     params, stats = (
-        {k: v.detach().squeeze(0) if alone else v.detach() for k, v in tensors.items()}
+        {k: v.detach().squeeze(0) if single else v.detach() for k, v in tensors.items()}
         for tensors in (state.params, state.stats)
     )
-    names = [k for k in params if wanted is None or k in wanted]
+    names = [k for k in params if trainable is None or k in trainable]
     for name in names:
         params[name].requires_grad_()
     with torch.enable_grad():
-        if alone:
+        if single:
             logits, stats = net.single(
                 params,
                 stats,
                 mix.squeeze(0),
                 x.squeeze(0),
                 training=True,
-                noise=noise,
+                dropout_seed=dropout_seed,
                 first_order=True,
             )
             loss = F.cross_entropy(logits, y.squeeze(0).long())
@@ -98,46 +103,44 @@ def plain_gradient(
             logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
             loss = cross_entropy(logits, y).sum()
         grads = gradients(loss, [params[k] for k in names])
-    if alone:
+    if single:
         grads = [g.unsqueeze(0) for g in grads]
         stats = {k: v.unsqueeze(0) for k, v in stats.items()}
     return dict(zip(names, grads, strict=True)), {k: v.detach() for k, v in stats.items()}
 
 
-def gradients(loss: Tensor, at: list[Tensor]) -> list[Tensor]:
+def gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """Return the gradients of a loss; zeros where it does not depend on a tensor."""
-    if not at:
+    if not tensors:
         return []
-    return list(torch.autograd.grad(loss, at, allow_unused=True, materialize_grads=True))
+    return list(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
 
 
 def inner_step(
-    net: Net,
-    state: NetState,
+    net: FunctionalModel,
+    state: ModelState,
     mix: Tensor,
     rate: Tensor,
     batch: tuple[Tensor, Tensor],
     *,
-    noise: int = 0,
-) -> NetState:
+    dropout_seed: int = 0,
+) -> ModelState:
     """Return the state after a step of SGD, differentiable in state, mix and rate.
 
     One client's tensors may come without the client dimension: mix of shape (B,), and so on. For a
     small net that saves a twentieth.
     """
-    grads, stats = train_gradient(net, state, mix, batch, noise=noise)
+    grads, stats = differentiable_gradient(net, state, mix, batch, dropout_seed=dropout_seed)
     with torch.enable_grad():
-        rates = per_tensor(rate, state.params) if mix.dim() > 1 else _by_name(rate, state.params)
-        params = descended(state.params, rates, grads)
-    return NetState(params, stats)
+        if mix.dim() > 1:
+            rates = broadcast_rates(rate, state.params)
+        else:
+            rates = dict(zip(state.params, rate.unbind(0), strict=True))
+        params = sgd_update(state.params, rates, grads)
+    return ModelState(params, stats)
 
 
-def _by_name(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return rates of shape (P,) by parameter tensor."""
-    return dict(zip(params, rate.unbind(0), strict=True))
-
-
-def descended(
+def sgd_update(
     params: dict[str, Tensor], rates: dict[str, Tensor], grads: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return parameters one step further; those without a gradient are the same tensors."""

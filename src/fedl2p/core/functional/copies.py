@@ -38,7 +38,7 @@ def duplicate(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def working_copy(model: nn.Module) -> nn.Module:
+def eager_copy(model: nn.Module) -> nn.Module:
     """Return a copy that computes as the model does, without a compiler.
 
     Compiled code would hold on to the tensors that it was traced with.

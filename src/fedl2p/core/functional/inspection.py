@@ -18,7 +18,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fedl2p.core.functional.copies import Modes, working_copy
+from fedl2p.core.functional.copies import Modes, eager_copy
 from fedl2p.core.functional.randomness import watched
 from fedl2p.core.functional.workspace import Findings, Workspace
 
@@ -69,7 +69,7 @@ def examine(
         uses its tensors in a way in which they cannot be replaced.
     """
     work.learn(Findings(carried=tuple(work.buffers)))
-    own = working_copy(plain)
+    own = eager_copy(plain)
     Modes(own).set(False)
     with torch.no_grad(), watched(device):
         wanted = reference(own)

@@ -1,4 +1,4 @@
-"""Batch-norm that mixes global and client statistics, and how it gets into and out of a model.
+"""Batch-norm that mixes global and client statistics; putting it into a model and folding it back.
 
 The user's layers stay the objects that they are in the working copy. A layer's running mean is
 marked: whoever calls ``torch.nn.functional.batch_norm`` with it (torch's layers, subclasses of
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.fused_norm import fused_mixed_norm
-from fedl2p.core.functional.precision import forget
+from fedl2p.core.functional.precision import remove_compute
 
 Fused = Literal["single", "stacked"]
 """How a norm in training mode runs fused: for one client, or for a stack of them under vmap."""
@@ -95,7 +95,7 @@ class MixedNorm:
         self.norm = norm
         self.running_mean, self.running_var = mean, var
         self.fused: Fused | None = None
-        self.once = False
+        self.first_order = False
         self.frozen = False
         """Whether training calls it with running statistics: these are the global ones then."""
         zero = mean.new_zeros(())
@@ -147,13 +147,13 @@ class MixedNorm:
             y, mean, var = fused_mixed_norm(
                 *(x, weight, bias, (self.running_mean, self.running_var), self.values[0], eps),
                 stacked=self.fused == "stacked",
-                once=self.once,
+                first_order=self.first_order,
             )
-            self._enter(mean, var, x.numel() // x.shape[1], momentum)
+            self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
             return y
         per_channel = (-1,) + (1,) * (x.dim() - 2)
         if training:
-            mean, var, x = self._observe(x, per_channel, momentum)
+            mean, var, x = self._batch_statistics(x, per_channel, momentum)
             offset = mean  # what x is centred at from here on
         else:
             mean, var = self.client_statistics()
@@ -168,10 +168,10 @@ class MixedNorm:
             shift = shift + bias
         return x * scale.to(x.dtype).view(per_channel) + shift.to(x.dtype).view(per_channel)
 
-    def _observe(
+    def _batch_statistics(
         self, x: Tensor, per_channel: tuple[int, ...], momentum: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the batch's mean and biased variance and the centred batch; let them enter.
+        """Update the running statistics; return the batch's mean, biased variance and centred form.
 
         Two passes of plain means cost half of ``torch.var_mean`` over several dimensions on CPU,
         and the centred batch is needed anyway.
@@ -182,11 +182,11 @@ class MixedNorm:
         # norms may hold another dtype than the activations (bfloat16 inputs, float32 statistics)
         dtype = self.running_mean.dtype
         var, mean = var.to(dtype), mean.to(dtype)
-        self._enter(mean, var, x.numel() // x.shape[1], momentum)
+        self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
         return mean, var, centred
 
-    def _enter(self, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
-        """Let a batch's mean and biased variance enter the client's running statistics."""
+    def _update_statistics(self, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
+        """Update the client's running statistics by a batch's mean and biased variance."""
         if count > 1:
             # New tensors, never written in place: who put the old ones in keeps them.
             mix, client_mean, client_var, weight = self.values
@@ -199,7 +199,7 @@ class MixedNorm:
             )
 
     def _fusible(self, x: Tensor, weight: Tensor | None) -> bool:
-        """Tell whether the fused norm computes a training call."""
+        """Tell whether the fused norm can compute a training batch."""
         return (
             self.fused is not None
             and x.numel() > x.shape[1]
@@ -237,13 +237,13 @@ def _channel_mean(x: Tensor) -> Tensor:
 
 
 def client_statistics(
-    mean: Tensor, var: Tensor, weight: Tensor, unseen: tuple[Tensor, Tensor]
+    mean: Tensor, var: Tensor, weight: Tensor, default: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Divide running sums by the weight of the data in them; ``unseen`` where that is zero."""
+    """Divide running sums by the weight of the data in them; ``default`` where that is zero."""
     seen = weight > 0
     safe = torch.where(seen, weight, torch.ones_like(weight)).unsqueeze(-1)
     seen = seen.unsqueeze(-1)
-    return torch.where(seen, mean / safe, unseen[0]), torch.where(seen, var / safe, unseen[1])
+    return torch.where(seen, mean / safe, default[0]), torch.where(seen, var / safe, default[1])
 
 
 def fold(
@@ -272,7 +272,7 @@ def fold(
         ``(1 - mix) global + mix client``; dtype, device and training flags are those of ``model``.
     """
     folded = duplicate(model)
-    forget(folded)
+    remove_compute(folded)
     values = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
     modules = dict(folded.named_modules())
     with torch.no_grad():

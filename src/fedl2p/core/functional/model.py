@@ -1,7 +1,7 @@
-"""A model as a pure function of named tensors, for one client or for a cohort at once.
+"""A torch.nn.Module as a function of named tensors, for one client or for a stack of clients.
 
-Shapes: C clients, B norm layers, n examples, K classes. Every tensor of a cohort has a leading
-dimension C; one client is a cohort with C = 1. With C > 1 the forward pass runs under
+Shapes: C clients, B norm layers, n examples, K classes. Every tensor of a stack has a leading
+dimension C; one client is a stack with C = 1. With C > 1 the forward pass runs under
 ``torch.func.vmap``; gradients are taken outside of it, of the sum of the clients' losses, which
 leaves each client its own gradient because no client's loss depends on another's parameters.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedl2p.core.functional.copies import Modes, duplicate, working_copy
+from fedl2p.core.functional.copies import Modes, duplicate, eager_copy
 from fedl2p.core.functional.inspection import ROWS, examine, known, last_linear, remember
 from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
 from fedl2p.core.functional.mixed_norm import client_statistics
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class NetState:
+class ModelState:
     """What fine-tuning changes: parameters and the client's running statistics, by name.
 
     ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
@@ -54,38 +54,38 @@ class NetState:
     params: dict[str, Tensor]
     stats: dict[str, Tensor]
 
-    def detach(self) -> NetState:
+    def detach(self) -> ModelState:
         """Return the same values outside of any graph."""
-        return NetState(
+        return ModelState(
             {k: v.detach() for k, v in self.params.items()},
             {k: v.detach() for k, v in self.stats.items()},
         )
 
-    def take(self, members: Sequence[int]) -> NetState:
+    def take(self, members: Sequence[int]) -> ModelState:
         """Return the tensors of some clients."""
         rows = torch.as_tensor(members, device=next(iter(self.params.values())).device)
-        return NetState(
+        return ModelState(
             {k: v.index_select(0, rows) for k, v in self.params.items()},
             {k: v.index_select(0, rows) for k, v in self.stats.items()},
         )
 
-    def squeezed(self) -> NetState:
+    def squeezed(self) -> ModelState:
         """Return one client's tensors without the client dimension."""
-        return NetState(
+        return ModelState(
             {k: v.squeeze(0) for k, v in self.params.items()},
             {k: v.squeeze(0) for k, v in self.stats.items()},
         )
 
-    def unsqueezed(self) -> NetState:
+    def unsqueezed(self) -> ModelState:
         """Return one client's tensors with the client dimension that they lack."""
-        return NetState(
+        return ModelState(
             {k: v.unsqueeze(0) for k, v in self.params.items()},
             {k: v.unsqueeze(0) for k, v in self.stats.items()},
         )
 
-    def leaves(self) -> NetState:
+    def leaves(self) -> ModelState:
         """Return the same values as leaves of a new graph; other buffers stay constants."""
-        return NetState(
+        return ModelState(
             {k: v.detach().requires_grad_() for k, v in self.params.items()},
             {k: _leaf(k, v) for k, v in self.stats.items()},
         )
@@ -109,7 +109,7 @@ def _leaf(name: str, value: Tensor) -> Tensor:
     return value.detach().requires_grad_(ours)
 
 
-class Net:
+class FunctionalModel:
     """A private copy of a model with mixed norms, called as a function of its named tensors.
 
     Several threads may call one net at a time.
@@ -126,11 +126,12 @@ class Net:
         self._original = weakref.ref(model)
         self._compute = compute_of(model)
         self.stack_size = self._compute.stack_size
+        self.stack_size = self._compute.stack_size
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._findings = known(model)
         self._foreseen: str | None = None
         self._lock = threading.Lock()
-        self._workspaces = threading.local()
+        self._per_thread = threading.local()
         own = self._workspace
         self._norms, self._buffers = own.norms, own.buffers
         wanted = set(self.sites.params)
@@ -169,10 +170,10 @@ class Net:
         mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
 
         def run(training: bool, watch: AbstractContextManager[object]) -> Any:
-            work.set(training, "single", once=True)
+            work.set_mode(training, "single", first_order=True)
             params = {k: p.clone() for k, p in state.params.items()}
             with (
-                work.holding(params, state.stats, mix) as call,
+                work.bind(params, state.stats, mix) as call,
                 autocast(self._compute, self.device),
             ):
                 with watch:
@@ -221,7 +222,7 @@ class Net:
         """
         if self._findings is not None:
             return
-        work = working_copy(self.plain)
+        work = eager_copy(self.plain)
         Modes(work).set(False)
         for dtype in (self._inputs, torch.long):
             zeros = torch.zeros(2, *shape, dtype=dtype, device=self.device)
@@ -272,16 +273,16 @@ class Net:
         # as far as second derivatives are exact in the narrowest dtype of the parameters
         dtypes = [p.dtype for p in self.plain.parameters() if p.is_floating_point()]
         near = 10 * max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
-        together = self._derivatives(NetState(params, start.stats), mix, both)
+        together = self._derivatives(ModelState(params, start.stats), mix, both)
         for i in range(2):
-            one = NetState(params, start.stats).take([i])
+            one = ModelState(params, start.stats).take([i])
             alone = self._derivatives(one, mix[i : i + 1], both[i : i + 1])
             for a, b in zip(alone, together, strict=True):
                 size = float(b.abs().max()) if b.numel() else 0.0
                 if not torch.allclose(a[0], b[i], rtol=near, atol=near * size, equal_nan=True):
                     raise RuntimeError("in a stack it computes something else than alone")
 
-    def _derivatives(self, state: NetState, mix: Tensor, x: Tensor) -> list[Tensor]:
+    def _derivatives(self, state: ModelState, mix: Tensor, x: Tensor) -> list[Tensor]:
         """Return outputs in both modes, and first and second derivatives, of C clients: (C, ...).
 
         Every gradient as one vector per client.
@@ -308,9 +309,9 @@ class Net:
 
     @property
     def _workspace(self) -> Workspace:
-        work: Workspace | None = getattr(self._workspaces, "own", None)
+        work: Workspace | None = getattr(self._per_thread, "workspace", None)
         if work is None:
-            work = self._workspaces.own = Workspace(self.plain, self.sites)
+            work = self._per_thread.workspace = Workspace(self.plain, self.sites)
         if work.findings is not self._findings:
             work.learn(self._findings)
         return work
@@ -320,7 +321,7 @@ class Net:
         """The device of the parameters."""
         return next(iter(self._theta.values())).device
 
-    def start(self, clients: int, statistics: Statistics = "corrected") -> NetState:
+    def start(self, clients: int, statistics: Statistics = "corrected") -> ModelState:
         """Return the global model's parameters and fresh client statistics for C clients.
 
         Other buffers that training changes are among them once the model was examined; before,
@@ -349,16 +350,16 @@ class Net:
         for name in self._findings.carried if self._findings else ():
             stats[name] = self._buffers[name].expand(clients, *self._buffers[name].shape)
         params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
-        return NetState(params, stats)
+        return ModelState(params, stats)
 
     def logits(
         self,
-        state: NetState,
+        state: ModelState,
         mix: Tensor,
         x: Tensor,
         *,
         training: bool,
-        noise: int = 0,
+        dropout_seed: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model.
 
@@ -373,8 +374,8 @@ class Net:
         training
             Training mode: batch statistics are mixed and enter the running ones. Otherwise the
             running ones are mixed.
-        noise
-            Seed of dropout's masks in training mode.
+        dropout_seed
+            Seed of all random numbers that the pass draws.
 
         Returns
         -------
@@ -389,9 +390,11 @@ class Net:
         """
         if len(x) > 1:
             return self.stacked(state.params, state.stats, mix, x, training=training)
-        # squeezed, not indexed: the way back through an index fills and copies every tensor
+        # squeezed, not indexed: the backward of an index fills and copies every tensor
         one, mix, x = state.squeezed(), mix.squeeze(0), x.squeeze(0)
-        y, stats = self.single(one.params, one.stats, mix, x, training=training, noise=noise)
+        y, stats = self.single(
+            one.params, one.stats, mix, x, training=training, dropout_seed=dropout_seed
+        )
         return y.unsqueeze(0), {k: v.unsqueeze(0) for k, v in stats.items()}
 
     def single(
@@ -402,7 +405,7 @@ class Net:
         x: Tensor,
         *,
         training: bool,
-        noise: int = 0,
+        dropout_seed: int = 0,
         first_order: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model for one client: as :meth:`logits`, without the client dimension.
@@ -413,13 +416,13 @@ class Net:
         if self._findings is None:
             self.examine(x)
         work = self._workspace
-        work.set(training, "single", once=first_order)
+        work.set_mode(training, "single", first_order=first_order)
         twice = not first_order and torch.is_grad_enabled()
-        with self._running(training, noise, twice):
+        with self._running(training, dropout_seed, twice):
             y, stats = work(params, stats, mix, self._cast(x))
         return y.to(self.dtype), stats
 
-    def _running(self, training: bool, noise: int, twice: bool) -> AbstractContextManager[object]:
+    def _running(self, training: bool, seed: int, twice: bool) -> AbstractContextManager[object]:
         """Return a context for a pass; ``twice``: second derivatives may be taken of it."""
         found = self._findings
         assert found is not None
@@ -429,23 +432,23 @@ class Net:
             return _NOTHING
         context = ExitStack()
         if draws:
-            context.enter_context(drawing_from(draws, noise, self.device))
+            context.enter_context(drawing_from(draws, seed, self.device))
         if twice:
             context.enter_context(attention_in_plain_operations())
         context.enter_context(autocast(self._compute, self.device))
         return context
 
     @contextmanager
-    def holding(
+    def bind(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
-    ) -> Iterator[Held]:
+    ) -> Iterator[BoundModel]:
         """Leave one client's tensors in place for many training calls, in this thread.
 
         ``params`` may be changed in place between the calls; no tensor has a client dimension.
         """
         work = self._workspace
-        with work.holding(params, stats, mix) as call:
-            yield Held(self, work, call)
+        with work.bind(params, stats, mix) as call:
+            yield BoundModel(self, work, call)
 
     def stacked(
         self,
@@ -470,7 +473,7 @@ class Net:
                 "clients came stacked; run them one at a time"
             )
         work = self._workspace
-        work.set(training, "stacked", once=first_order)
+        work.set_mode(training, "stacked", first_order=first_order)
         # fused attention has no rule for vmap
         with self._running(training, 0, twice=True):
             y, stats = vmap(work)(params, stats, mix, self._cast(x))
@@ -506,20 +509,22 @@ class Net:
         return tuple(self._buffers)
 
 
-class Held:
-    """One client's tensors in place; see :meth:`Net.holding`."""
+class BoundModel:
+    """One client's tensors in place; see :meth:`FunctionalModel.holding`."""
 
-    def __init__(self, net: Net, work: Workspace, call: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, net: FunctionalModel, work: Workspace, call: Callable[[Tensor], Tensor]
+    ) -> None:
         self._net, self._work, self._call = net, work, call
 
-    def logits(self, x: Tensor, *, noise: int = 0) -> Tensor:
+    def logits(self, x: Tensor, *, dropout_seed: int = 0) -> Tensor:
         """Return logits, for gradients of first order; the batch enters the statistics."""
         net = self._net
         if net._findings is None:
             net.examine(x)
             self._work.learn(net._findings)
-        self._work.set(True, "single", once=True)
-        with net._running(True, noise, twice=False):
+        self._work.set_mode(True, "single", first_order=True)
+        with net._running(True, dropout_seed, twice=False):
             y = self._call(net._cast(x))
         return y.to(net.dtype)
 

@@ -1,4 +1,4 @@
-"""Tensor algebra by name, for C clients at once: inner products, Jacobian products, a solver."""
+"""Algebra on dictionaries of tensors, for C clients: products, gradients, a linear solver."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 Members = tuple[int, ...] | None
 """Positions of clients in their stack; None for all in order."""
 
-Named = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 """Tensors by parameter name, each of shape (C, ...)."""
 
 
-def gradient(total: Tensor, inputs: Named, *, create_graph: bool = False) -> Named:
+def gradient(total: Tensor, inputs: NamedTensors, *, create_graph: bool = False) -> NamedTensors:
     """Return the gradient of a number by every input; zero where it does not depend on it."""
     grads = torch.autograd.grad(
         total,
@@ -26,7 +26,9 @@ def gradient(total: Tensor, inputs: Named, *, create_graph: bool = False) -> Nam
     return dict(zip(inputs, grads, strict=True))
 
 
-def vector_jacobian(outputs: Named, inputs: Named, vector: Named) -> Named:
+def vector_jacobian(
+    outputs: NamedTensors, inputs: NamedTensors, vector: NamedTensors
+) -> NamedTensors:
     """Return vector^T d outputs / d inputs; the graph is kept."""
     attached = [k for k, o in outputs.items() if o.requires_grad]
     if not attached:
@@ -42,7 +44,7 @@ def vector_jacobian(outputs: Named, inputs: Named, vector: Named) -> Named:
     return dict(zip(inputs, grads, strict=True))
 
 
-def accumulate(total: Named, members: Members, values: Named) -> None:
+def accumulate(total: NamedTensors, members: Members, values: NamedTensors) -> None:
     """Add values of some clients (None: of all), of shape (c, ...), to the totals, in place."""
     for name, value in values.items():
         if members is None:
@@ -52,8 +54,8 @@ def accumulate(total: Named, members: Members, values: Named) -> None:
             total[name].index_add_(0, rows, value)
 
 
-def in_rows(pieces: Sequence[tuple[Members, Named]]) -> Named:
-    """Put pieces of some clients each, which together are all, in the order of the clients."""
+def gather_clients(pieces: Sequence[tuple[Members, NamedTensors]]) -> NamedTensors:
+    """Concatenate tensors of disjoint subsets of the clients and restore the clients' order."""
     if pieces[0][0] is None:
         return pieces[0][1]
     order = torch.tensor([i for members, _ in pieces for i in members or ()])
@@ -64,7 +66,7 @@ def in_rows(pieces: Sequence[tuple[Members, Named]]) -> Named:
     }
 
 
-def inner(a: Named, b: Named) -> Tensor:
+def inner_products(a: NamedTensors, b: NamedTensors) -> Tensor:
     """Return the inner product of each client and parameter tensor, shape (C, P).
 
     In the widest dtype of the tensors, at least float32.
@@ -77,36 +79,39 @@ def inner(a: Named, b: Named) -> Tensor:
     return torch.stack([p.unsqueeze(-1).flatten(1).sum(1) for p in products], dim=1)
 
 
-def inner_all(a: Named, b: Named) -> Tensor:
+def inner_product(a: NamedTensors, b: NamedTensors) -> Tensor:
     """Return the inner product of each client over all tensors, shape (C,)."""
-    return inner(a, b).sum(1)
+    return inner_products(a, b).sum(1)
 
 
-def add(a: Named, scale: Tensor, b: Named) -> Named:
+def add_scaled(a: NamedTensors, scale: Tensor, b: NamedTensors) -> NamedTensors:
     """Return a + scale b with one scale per client, shape (C,); dtypes are those of a."""
     return {k: (a[k] + scale.view(-1, *(1,) * (a[k].dim() - 1)) * b[k]).to(a[k].dtype) for k in a}
 
 
 def conjugate_gradients(
-    matvec: Callable[[Named], Named], b: Named, iterations: int, tolerance: float = 1e-10
-) -> Named:
+    matvec: Callable[[NamedTensors], NamedTensors],
+    b: NamedTensors,
+    iterations: int,
+    tolerance: float = 1e-10,
+) -> NamedTensors:
     """Solve matvec(q) = b for each client by itself; a client stops at negative curvature."""
     q = {k: torch.zeros_like(v) for k, v in b.items()}
     residual, direction = dict(b), dict(b)
-    square = inner_all(residual, residual)
+    square = inner_product(residual, residual)
     first = square.clone()
     active = square > 0
     for _ in range(iterations):
         product = matvec(direction)
-        curvature = inner_all(direction, product)
+        curvature = inner_product(direction, product)
         active = active & (curvature > 0) & (square > tolerance**2 * first)
         if not bool(active.any()):
             break
         alpha = torch.where(active, square / curvature, torch.zeros_like(square))
-        q = add(q, alpha, direction)
-        residual = add(residual, -alpha, product)
-        new = torch.where(active, inner_all(residual, residual), square)
+        q = add_scaled(q, alpha, direction)
+        residual = add_scaled(residual, -alpha, product)
+        new = torch.where(active, inner_product(residual, residual), square)
         ratio = torch.where(active, new / square, torch.zeros_like(square))
-        direction = add(residual, ratio, direction)
+        direction = add_scaled(residual, ratio, direction)
         square = new
     return q

@@ -1,7 +1,7 @@
-"""How a model computes: precision and memory layout, noted on the model itself.
+"""Precision and memory layout of a model's computations, recorded on the model itself.
 
-The note goes along when the model is copied, so that every method trains and evaluates it so. It is
-not part of its weights, and personalized models do not carry it.
+The record goes along when the model is copied, so that every method trains and evaluates it so. It
+is not part of the weights, and personalized models do not carry it.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from torch import nn
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.settings import Compute
 
-_NOTE = "_fedl2p_compute"
+_ATTRIBUTE = "_fedl2p_compute"
 
 
 def computing(model: nn.Module, compute: Compute) -> nn.Module:
-    """Return a copy of a model that computes so, wherever this package trains or evaluates it."""
-    noted = duplicate(model)
+    """Return a copy of a model that this package trains and evaluates under these settings."""
+    copied = duplicate(model)
     if compute == Compute():
-        noted.__dict__.pop(_NOTE, None)
-        return noted
+        copied.__dict__.pop(_ATTRIBUTE, None)
+        return copied
     if compute.channels_last:
         # not nn.Module.to, which fails on the weights of 3-d convolutions
-        for p in noted.parameters():
+        for p in copied.parameters():
             if p.dim() == 4:
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
-    noted.__dict__[_NOTE] = compute
-    return noted
+    copied.__dict__[_ATTRIBUTE] = compute
+    return copied
 
 
 def compute_of(model: nn.Module) -> Compute:
-    """Return how a model computes."""
-    return cast(Compute, model.__dict__.get(_NOTE, Compute()))
+    """Return the settings that are recorded on a model."""
+    return cast(Compute, model.__dict__.get(_ATTRIBUTE, Compute()))
 
 
-def forget(model: nn.Module) -> None:
-    """Take the note off a model that leaves this package."""
-    model.__dict__.pop(_NOTE, None)
+def remove_compute(model: nn.Module) -> None:
+    """Remove the record from a model that leaves this package."""
+    model.__dict__.pop(_ATTRIBUTE, None)
 
 
 def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which a model computes so."""
+    """Return torch.autocast for a reduced precision, else a context that does nothing."""
     if compute.precision == "full":
         return nullcontext()
     # without its cache of cast weights, which outlives a step

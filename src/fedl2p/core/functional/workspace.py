@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p.core.functional.copies import Modes, working_copy
+from fedl2p.core.functional.copies import Modes, eager_copy
 from fedl2p.core.functional.mixed_norm import Fused, MixedNorm
 from fedl2p.core.sites import Sites
 
@@ -66,7 +66,7 @@ class Workspace:
     """
 
     def __init__(self, model: nn.Module, sites: Sites) -> None:
-        self.module = working_copy(model)
+        self.module = eager_copy(model)
         self.modes = Modes(self.module)
         modules = dict(self.module.named_modules())
         by_id = {id(p): name for name, p in self.module.named_parameters()}
@@ -81,7 +81,7 @@ class Workspace:
             of_norms.add(id(norm._buffers["running_mean"]))
         self.findings: Findings | None = None
         self._carried: tuple[str, ...] = ()
-        self._run: tuple[Fused, bool] | None = None
+        self._norm_mode: tuple[Fused, bool] | None = None
         self.buffers = {k: b for k, b in self.module.named_buffers() if id(b) not in of_norms}
         other = {id(b): name for name, b in self.buffers.items()}
         # A tensor that several layers share has one name in sites.params but several places.
@@ -118,13 +118,13 @@ class Workspace:
         for name, norm in self.norms.items():
             norm.frozen = findings is not None and name in findings.frozen
 
-    def set(self, training: bool, fused: Fused, *, once: bool) -> None:
-        """Set how the next calls run; ``once``: gradients will be taken once only."""
+    def set_mode(self, training: bool, fused: Fused, *, first_order: bool) -> None:
+        """Set how the next calls run; ``first_order``: no gradient of a gradient will be taken."""
         self.modes.set(training)
-        if self._run != (fused, once):
-            self._run = fused, once
+        if self._norm_mode != (fused, first_order):
+            self._norm_mode = fused, first_order
             for norm in self.norms.values():
-                norm.fused, norm.once = fused, once
+                norm.fused, norm.first_order = fused, first_order
 
     def __call__(
         self, params: Mapping[str, Tensor], stats: Mapping[str, Tensor], mix: Tensor, x: Any
@@ -181,7 +181,7 @@ class Workspace:
         return stats
 
     @contextmanager
-    def holding(
+    def bind(
         self, params: Mapping[str, Tensor], stats: Mapping[str, Tensor], mix: Tensor
     ) -> Iterator[Callable[[Any], Any]]:
         """Leave one client's tensors in place for many calls.

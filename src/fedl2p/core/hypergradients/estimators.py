@@ -40,24 +40,28 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from fedl2p.core.finetuning.batches import Batches, Part
-from fedl2p.core.finetuning.inner_loop import DivergedError, on
+from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.inner_loop import DivergedError
 from fedl2p.core.functional.kernels import without_second_derivative
-from fedl2p.core.functional.model import Net
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients import at_end
-from fedl2p.core.hypergradients import unrolled as unrolling
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
+from fedl2p.core.hypergradients.unrolled import unrolled
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.settings import MODES, HypergradientConfig, Mode, Statistics
+from fedl2p.core.settings import HypergradientConfig, Mode, Statistics
 
-__all__ = [
-    "MODES",
-    "Hypergradient",
-    "HypergradientConfig",
-    "Mode",
-    "cohort_hypergradient",
-    "hypergradient",
-]
+UNEQUAL_SIZES: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
+"""Modes whose stacks may have clients with unequally many examples; the others take second
+derivatives on one batch of all clients."""
+
+_ESTIMATORS: dict[Mode, Callable[[Problem, HypergradientConfig], Hypergradient]] = {
+    "published": at_end.published,
+    "last-step": at_end.last_step,
+    "trajectory": at_end.trajectory,
+    "implicit": at_end.implicit,
+    "truncated": unrolled,
+    "unrolled": unrolled,
+}
 
 
 def hypergradient(
@@ -91,7 +95,7 @@ def hypergradient(
         The training batch after the last inner step, at which ``published`` and ``implicit`` take
         their second derivatives; by default the last inner batch again.
     statistics
-        How running statistics start, see :class:`fedl2p.core.finetuning.inner_loop.InnerLoop`.
+        How running statistics start, see :class:`fedl2p.core.settings.InnerLoop`.
 
     Returns
     -------
@@ -113,23 +117,25 @@ def hypergradient(
         )
     if config is None:
         config = HypergradientConfig() if mode is None else HypergradientConfig(mode=mode)
-    net = Net(model)
-    if batches:
-        net.examine(batches[0][0])
+    net = FunctionalModel(model)
     if hyperparams.sites != net.sites:
         raise ValueError(
             "the hyperparameters were made for another model: their names of norm layers or "
             "parameter tensors differ from this model's"
         )
-    result = cohort_hypergradient(
-        net,
-        on(net, Hyperparams.stack([hyperparams])),
-        [(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
-        (validation[0].unsqueeze(0), validation[1].unsqueeze(0)),
-        config=config,
-        following=None if following is None else (following[0][None], following[1][None]),
+    stacked = Hyperparams.stack([hyperparams]).to(net.device, net.dtype)
+    problem = Problem(
+        net=net,
+        mix=stacked.mix.detach(),
+        rate=stacked.rate.detach(),
+        batches=[(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
+        validation=[StackBatch(validation[0].unsqueeze(0), validation[1].unsqueeze(0))],
         statistics=statistics,
+        following=None if following is None else (following[0][None], following[1][None]),
     )
+    if batches:
+        net.examine(batches[0][0])
+    result = stack_hypergradient(problem, config)
     for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
         if not bool(values.isfinite().all()):
             raise DivergedError(
@@ -142,32 +148,16 @@ def hypergradient(
     }
 
 
-def cohort_hypergradient(
-    net: Net,
-    hyperparams: Hyperparams,
-    batches: Batches,
-    validation: tuple[Tensor, Tensor] | Sequence[Part],
-    *,
-    config: HypergradientConfig,
-    following: tuple[Tensor, Tensor] | None = None,
-    statistics: Statistics = "corrected",
-) -> Hypergradient:
-    """Return dL_val/dh of C clients; arguments as in :func:`hypergradient`, stacked.
+def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hypergradient:
+    """Return dL_val/dh of a stack of clients.
 
-    Clients may hold unequally many examples under the modes of :data:`RAGGED`; their batches must
-    share the last step (``align="end"``).
+    Clients may have unequally many examples under the modes of :data:`UNEQUAL_SIZES`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no second derivative and the mode takes one.
     """
-    if isinstance(validation, tuple):
-        validation = [Part(*validation)]
-    problem = Problem(
-        net,
-        hyperparams.mix.detach(),
-        hyperparams.rate.detach(),
-        batches,
-        following,
-        validation,
-        statistics,
-    )
     try:
         return _ESTIMATORS[config.mode](problem, config)
     except (RuntimeError, NotImplementedError) as error:
@@ -178,17 +168,3 @@ def cohort_hypergradient(
             f"the model computes with {kernel}, which has no second derivative, but mode "
             f"{config.mode!r} takes one; use mode 'last-step', or another kernel in the model"
         ) from error
-
-
-RAGGED: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
-"""Modes whose stacks may hold clients of unequal sizes; the others take second derivatives on one
-batch of all clients."""
-
-_ESTIMATORS: dict[str, Callable[[Problem, HypergradientConfig], Hypergradient]] = {
-    "published": at_end.published,
-    "last-step": at_end.last_step,
-    "trajectory": at_end.trajectory,
-    "implicit": at_end.implicit,
-    "truncated": unrolling.truncated,
-    "unrolled": unrolling.unrolled,
-}

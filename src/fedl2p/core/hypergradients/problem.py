@@ -1,4 +1,4 @@
-"""The bilevel problem that a hypergradient belongs to: its settings, its parts, its answer.
+"""The bilevel problem of a stack of clients: fine-tuning on batches, judged on validation data.
 
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedl2p.core.finetuning.batches import Batches, Part
-from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import start_of
+from fedl2p.core.finetuning.batches import Batches, StackBatch
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
+from fedl2p.core.finetuning.inner_loop import initial_state
 from fedl2p.core.finetuning.sgd_step import cross_entropy
-from fedl2p.core.functional.model import Net, NetState
-from fedl2p.core.functional.named_tensors import Members, Named, in_rows
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.named_tensors import Members, NamedTensors, gather_clients
 from fedl2p.core.settings import Statistics
 
-FEW, MANY = 12, 512
+PASS_LARGE, PASS_SMALL = 12, 512
 """Validation examples per client and pass, of large models and of small ones: more would hold more
 activations than training does."""
 
@@ -42,43 +42,46 @@ class Hypergradient:
     accuracy: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One bilevel problem of C clients.
 
     Parameters
     ----------
+    net
+        The global model.
+    mix, rate
+        The hyperparameters, shapes (C, B) and (C, P), without a graph.
     batches
         Of the inner steps. Where clients take unequally many they share the last one
-        (``align="end"``), so that the last T steps of the stack are everybody's own last ones.
-    following
-        The batch after the last step.
+        (``align="end"``), so that the last T steps of the stack are the last ones of every client.
     validation
-        Validation batches, by clients whose have equal lengths.
+        Validation batches, one for each group of clients whose have equal lengths.
+    statistics
+        How running statistics start.
+    following
+        The batch after the last step; None for the last one again.
     """
 
-    net: Net
+    net: FunctionalModel
     mix: Tensor
     rate: Tensor
     batches: Batches
-    following: tuple[Tensor, Tensor] | None
-    validation: Sequence[Part]
-    statistics: Statistics
+    validation: Sequence[StackBatch]
+    statistics: Statistics = "corrected"
+    following: tuple[Tensor, Tensor] | None = None
 
+    def start(self) -> ModelState:
+        """Return the state before the first inner step."""
+        return initial_state(self.net, len(self.mix), self.statistics, steps=len(self.batches))
 
-def begin(problem: Problem) -> NetState:
-    """Return the state in which the inner loop starts."""
-    clients, steps = len(problem.mix), len(problem.batches)
-    return start_of(problem.net, clients, problem.statistics, steps=steps)
-
-
-def descending(problem: Problem, start: NetState) -> Descent:
-    """Return the way down the inner loop without a graph."""
-    return Descent(problem.net, start, problem.mix, problem.rate)
+    def sgd(self, start: ModelState) -> InPlaceSGD:
+        """Return the inner loop's SGD, without a graph."""
+        return InPlaceSGD(self.net, start, self.mix, self.rate)
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationGradients:
     """The validation loss of C clients in evaluation mode, and its gradients.
 
     Parameters
@@ -93,47 +96,50 @@ class Validation:
 
     loss: Tensor
     accuracy: Tensor
-    params: Named
-    stats: Named
+    params: NamedTensors
+    stats: NamedTensors
     mix: Tensor
 
 
-def validated(problem: Problem, state: NetState, *, by_stats: bool = False) -> Validation:
-    """Judge a state on the validation batches, some examples at a time.
+def validation_gradients(
+    problem: Problem, state: ModelState, *, of_stats: bool = False
+) -> ValidationGradients:
+    """Return loss, accuracy and gradients of a state on the validation batches.
 
-    In evaluation mode examples do not see each other, so that the gradient of their mean loss is
-    the mean of gradients.
+    Some examples at a time: in evaluation mode examples do not see each other, so that the gradient
+    of their mean loss is the mean of gradients.
     """
     leaf = state.leaves()
-    stats = leaf.stats if by_stats else state.detach().stats
+    stats = leaf.stats if of_stats else state.detach().stats
     mix = problem.mix.detach().clone().requires_grad_()
-    wanted = {k: v for k, v in stats.items() if v.requires_grad}
-    inputs = [*leaf.params.values(), *wanted.values(), mix]
-    pieces: list[tuple[Members, Named]] = []
-    size = MANY if problem.net.small else FEW
-    for part in problem.validation:
-        count = part.y.shape[1]
-        scores = torch.zeros(2, len(part.y), dtype=mix.dtype, device=mix.device)
-        for x, y in zip(part.x.split(size, 1), part.y.split(size, 1), strict=True):
+    differentiable = {k: v for k, v in stats.items() if v.requires_grad}
+    inputs = [*leaf.params.values(), *differentiable.values(), mix]
+    pieces: list[tuple[Members, NamedTensors]] = []
+    size = PASS_SMALL if problem.net.small else PASS_LARGE
+    for batch in problem.validation:
+        count = batch.y.shape[1]
+        scores = torch.zeros(2, len(batch.y), dtype=mix.dtype, device=mix.device)
+        for x, y in zip(batch.x.split(size, 1), batch.y.split(size, 1), strict=True):
             share = y.shape[1] / count
             with torch.enable_grad():
-                own, own_mix = NetState(leaf.params, stats), mix
-                if part.members is not None:
-                    rows = torch.tensor(part.members, device=mix.device)
-                    own, own_mix = own.take(part.members), mix.index_select(0, rows)
-                logits, _ = problem.net.logits(own, own_mix, x, training=False)
+                members, member_mix = ModelState(leaf.params, stats), mix
+                if batch.members is not None:
+                    rows = torch.tensor(batch.members, device=mix.device)
+                    members = members.take(batch.members)
+                    member_mix = mix.index_select(0, rows)
+                logits, _ = problem.net.logits(members, member_mix, x, training=False)
                 loss = cross_entropy(logits, y) * share
-                # into .grad, tensor by tensor: two whole gradients at a time would be felt
+                # into .grad, tensor by tensor: two whole gradients at a time would take more memory
                 loss.sum().backward(inputs=inputs)
             right = (logits.detach().argmax(-1) == y).to(logits.dtype).mean(1) * share
             scores += torch.stack([loss.detach(), right])
-        pieces.append((part.members, {"loss": scores[0], "accuracy": scores[1]}))
-    judged = in_rows(pieces)
-    return Validation(
-        judged["loss"],
-        judged["accuracy"],
+        pieces.append((batch.members, {"loss": scores[0], "accuracy": scores[1]}))
+    total = gather_clients(pieces)
+    return ValidationGradients(
+        total["loss"],
+        total["accuracy"],
         {k: _grad(v) for k, v in leaf.params.items()},
-        {k: _grad(v) for k, v in wanted.items()},
+        {k: _grad(v) for k, v in differentiable.items()},
         _grad(mix),
     )
 

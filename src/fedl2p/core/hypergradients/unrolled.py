@@ -6,17 +6,22 @@ See the table of :mod:`fedl2p.core.hypergradients.estimators`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedl2p.core.finetuning.batches import EpochBatches, Part, parts_of
+from fedl2p.core.finetuning.batches import EpochBatches, StackBatch, step_batches
 from fedl2p.core.finetuning.sgd_step import inner_step
-from fedl2p.core.functional.model import Net, NetState
-from fedl2p.core.functional.named_tensors import Named, accumulate, in_rows, inner
-from fedl2p.core.hypergradients.problem import Hypergradient, Problem, begin, descending, validated
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.named_tensors import accumulate, gather_clients, inner_products
+from fedl2p.core.hypergradients.problem import (
+    Hypergradient,
+    Problem,
+    ValidationGradients,
+    validation_gradients,
+)
 from fedl2p.core.settings import HypergradientConfig
 
 GRAPHS = 2**28
@@ -24,72 +29,80 @@ GRAPHS = 2**28
 
 
 def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
-    """Differentiate through every inner step."""
-    return _through_last(problem, len(problem.batches), config.segment)
+    """Differentiate through the inner steps: all, or the last ``config.steps`` if truncated.
 
-
-def truncated(problem: Problem, config: HypergradientConfig) -> Hypergradient:
-    """Differentiate through the last ``config.steps`` inner steps."""
-    return _through_last(problem, min(config.steps, len(problem.batches)), config.segment)
-
-
-def _through_last(problem: Problem, depth: int, segment: int | None) -> Hypergradient:
-    """Differentiate through the last ``depth`` steps by the adjoint of segments of steps.
-
-    Only segment boundaries are held from the forward pass; a segment's graph is made again when
-    its turn comes (the last one's is kept from the forward pass).
+    Reverse mode with checkpoints: the steps are cut into segments, of which the forward pass keeps
+    the first states only; a segment's graph is made again when its turn comes (the last one's is
+    kept from the forward pass). Older steps than the last T have the identity as Jacobian.
     """
     total = len(problem.batches)
+    depth = min(config.steps, total) if config.mode == "truncated" else total
+    cuts = _segments(problem, config, depth)
+    start = problem.start()
+    older = {k: torch.zeros_like(p) for k, p in start.params.items()} if cuts[0] else {}
+    checkpoints = []
+    with problem.sgd(start) as sgd:
+        for k in range(cuts[-2]):
+            if k in cuts:
+                checkpoints.append(sgd.copy())
+            for batch in step_batches(problem.batches, k):
+                grads = sgd.step(batch)
+                if k < cuts[0]:
+                    accumulate(older, batch.members, grads)
+                del grads
+    checkpoints.append(sgd.state)
+
+    mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
+    validation: ValidationGradients | None = None
+    for first, end in reversed(list(pairwise(cuts))):
+        start = checkpoints.pop().leaves()
+        with torch.enable_grad():
+            after = _run_segment(problem, start, mix, rate, first, end)
+        if validation is None:
+            validation = validation_gradients(problem, after, of_stats=True)
+            cotangents = validation.params | validation.stats
+            d_mix, d_rate = validation.mix, torch.zeros_like(rate)
+        outputs = after.params | after.stats
+        # an output without a graph (a tensor that no step changes) passes nothing back
+        attached = [(outputs[k], c) for k, c in cotangents.items() if outputs[k].requires_grad]
+        leaves = {k: t for k, t in (start.params | start.stats).items() if t.requires_grad}
+        by_mix, by_rate, *by_start = torch.autograd.grad(
+            [o for o, _ in attached],
+            [mix, rate, *leaves.values()],
+            grad_outputs=[c for _, c in attached],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        cotangents = dict(zip(leaves, by_start, strict=True))
+        d_mix, d_rate = d_mix + by_mix, d_rate + by_rate
+        del after, outputs, attached  # before the next segment takes memory
+    assert validation is not None, "there is always a last segment"
+    if cuts[0]:
+        d_rate = d_rate - inner_products(cotangents, older)
+    return Hypergradient(d_mix, d_rate, validation.loss, validation.accuracy)
+
+
+def _segments(problem: Problem, config: HypergradientConfig, depth: int) -> list[int]:
+    """Return the steps at which the segments of the last ``depth`` steps begin, and the end."""
+    total = len(problem.batches)
+    if depth == 0:
+        return [total, total]
+    segment = config.segment
     if segment is None:
         segment = _most_held(problem) if depth > 1 else 1
     # The odd one comes first, since the last segment's graph is not made twice.
     first = total - depth + (depth - 1) % segment + 1
-    cuts = [total - depth, *range(first, total + 1, segment)] if depth else [total]
-    start = begin(problem)
-    older = {k: torch.zeros_like(p) for k, p in start.params.items()} if cuts[0] else {}
-    boundaries = []
-    with descending(problem, start) as way:
-        for k in range(cuts[-2] if depth else total):
-            if k in cuts:
-                boundaries.append(way.copy())
-            for part in parts_of(problem.batches, k):
-                grads = way.step(part)
-                if k < cuts[0]:
-                    accumulate(older, part.members, grads)
-                del grads
-    boundaries.append(way.state)
-
-    mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
-    if depth:
-        start = boundaries.pop().leaves()
-        with torch.enable_grad():
-            last = _unroll(problem, start, mix, rate, cuts[-2], total)
-        seen = validated(problem, last, by_stats=True)
-        adjoint = _pull_back(last, seen.params | seen.stats, start, mix, rate)
-        d_mix, d_rate = seen.mix + adjoint.mix, adjoint.rate
-    else:
-        seen = validated(problem, boundaries.pop())
-        adjoint = _Adjoint(seen.mix, torch.zeros_like(rate), seen.params)
-        d_mix, d_rate = adjoint.mix, adjoint.rate
-    for first, end in zip(reversed(cuts[:-2]), reversed(cuts[1:-1]), strict=True):
-        start = boundaries.pop().leaves()
-        with torch.enable_grad():
-            after = _unroll(problem, start, mix, rate, first, end)
-        adjoint = _pull_back(after, adjoint.cotangents, start, mix, rate)
-        d_mix, d_rate = d_mix + adjoint.mix, d_rate + adjoint.rate
-    if cuts[0]:
-        d_rate = d_rate - inner(adjoint.cotangents, older)
-    return Hypergradient(d_mix, d_rate, seen.loss, seen.accuracy)
+    return [total - depth, *range(first, total + 1, segment)]
 
 
 def _most_held(problem: Problem) -> int:
-    """Return how many steps' graphs fit into :data:`GRAPHS`; measured once per net and shape."""
+    """Return how many steps' graphs fit into :data:`GRAPHS`; measured once per model and shape."""
     batches = problem.batches
-    ragged = isinstance(batches, EpochBatches) and batches.ragged
-    step = len(batches) - 1 if ragged else 0  # one that every client takes
-    parts = parts_of(batches, step)
-    rows = sum(p.y.numel() for p in parts)
-    shape = (len(problem.mix), rows, *parts[0].x.shape[2:])
+    unequal = isinstance(batches, EpochBatches) and batches.unequal_sizes
+    step = len(batches) - 1 if unequal else 0  # one that every client takes
+    of_step = step_batches(batches, step)
+    rows = sum(b.y.numel() for b in of_step)
+    shape = (len(problem.mix), rows, *of_step[0].x.shape[2:])
     known = problem.net.graph_bytes
     if shape not in known:
         held: dict[int, int] = {}
@@ -99,80 +112,55 @@ def _most_held(problem: Problem) -> int:
             # what is kept must not know its node, which keeps it: neither would ever go
             return t.detach()
 
-        start = begin(problem).leaves()
+        start = problem.start().leaves()
         with torch.enable_grad(), saved_tensors_hooks(pack, lambda t: t):
             mix = problem.mix.clone().requires_grad_()
-            _unroll(problem, start, mix, problem.rate, step, step + 1)
+            _run_segment(problem, start, mix, problem.rate, step, step + 1)
         known[shape] = sum(held.values())
     most = batches.most_rows if isinstance(batches, EpochBatches) else rows
     return max(1, int(GRAPHS / max(1, known[shape]) * rows / most))
 
 
-@dataclass(frozen=True)
-class _Adjoint:
-    """Gradients by mix and rate, and by the tensors of a segment's first state, by name."""
-
-    mix: Tensor
-    rate: Tensor
-    cotangents: Named
-
-
-def _unroll(
-    problem: Problem, state: NetState, mix: Tensor, rate: Tensor, first: int, end: int
-) -> NetState:
+def _run_segment(
+    problem: Problem, state: ModelState, mix: Tensor, rate: Tensor, first: int, end: int
+) -> ModelState:
+    """Return the state after differentiable steps ``first`` to ``end`` - 1."""
+    net, batches = problem.net, problem.batches
     if len(mix) > 1:
         for k in range(first, end):
-            state = _stepped(problem.net, state, mix, rate, parts_of(problem.batches, k))
+            state = _step(net, state, mix, rate, step_batches(batches, k))
         return state
     state, mix, rate = state.squeezed(), mix.squeeze(0), rate.squeeze(0)
     for k in range(first, end):
-        (part,) = parts_of(problem.batches, k)
-        batch = part.x.squeeze(0), part.y.squeeze(0)
-        state = inner_step(problem.net, state, mix, rate, batch, noise=part.noise)
+        (batch,) = step_batches(batches, k)
+        xy = batch.x.squeeze(0), batch.y.squeeze(0)
+        state = inner_step(net, state, mix, rate, xy, dropout_seed=batch.dropout_seed)
     return state.unsqueezed()
 
 
-def _stepped(
-    net: Net, state: NetState, mix: Tensor, rate: Tensor, parts: Sequence[Part]
-) -> NetState:
-    """Take a differentiable step; clients that have no batch stay as they are."""
-    if parts[0].members is None:
-        return _differentiable(net, state, mix, rate, parts[0])
+def _step(
+    net: FunctionalModel,
+    state: ModelState,
+    mix: Tensor,
+    rate: Tensor,
+    batches: Sequence[StackBatch],
+) -> ModelState:
+    """Take one differentiable step of a stack; clients that have no batch stay as they are."""
+    if batches[0].members is None:
+        return inner_step(net, state, mix, rate, (batches[0].x, batches[0].y))
     pieces = []
     waiting = set(range(len(mix)))
-    for part in parts:
-        assert part.members is not None
-        rows = torch.tensor(part.members, device=mix.device)
-        own = mix.index_select(0, rows), rate.index_select(0, rows)
-        after = _differentiable(net, state.take(part.members), *own, part)
-        pieces.append((part.members, after))
-        waiting -= set(part.members)
+    for batch in batches:
+        assert batch.members is not None
+        rows = torch.tensor(batch.members, device=mix.device)
+        members, xy = state.take(batch.members), (batch.x, batch.y)
+        after = inner_step(net, members, mix.index_select(0, rows), rate.index_select(0, rows), xy)
+        pieces.append((batch.members, after))
+        waiting -= set(batch.members)
     if waiting:
         others = tuple(sorted(waiting))
         pieces.append((others, state.take(others)))
-    return NetState(
-        in_rows([(members, piece.params) for members, piece in pieces]),
-        in_rows([(members, piece.stats) for members, piece in pieces]),
+    return ModelState(
+        gather_clients([(members, piece.params) for members, piece in pieces]),
+        gather_clients([(members, piece.stats) for members, piece in pieces]),
     )
-
-
-def _differentiable(net: Net, state: NetState, mix: Tensor, rate: Tensor, part: Part) -> NetState:
-    return inner_step(net, state, mix, rate, (part.x, part.y), noise=part.noise)
-
-
-def _pull_back(
-    end: NetState, cotangents: Named, start: NetState, mix: Tensor, rate: Tensor
-) -> _Adjoint:
-    leaves = {k: t for k, t in (start.params | start.stats).items() if t.requires_grad}
-    inputs = [mix, rate, *leaves.values()]
-    # an output without a graph (a tensor that no step changes) has nothing to give back
-    outputs = end.params | end.stats
-    attached = [(outputs[k], c) for k, c in cotangents.items() if outputs[k].requires_grad]
-    grads = torch.autograd.grad(
-        [o for o, _ in attached],
-        inputs,
-        grad_outputs=[c for _, c in attached],
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return _Adjoint(grads[0], grads[1], dict(zip(leaves, grads[2:], strict=True)))

@@ -1,31 +1,28 @@
-"""Flower on Ray: a Grid whose cohorts are answered by worker processes, many at a time.
+"""Clients on Ray's workers: stacks of clients are answered by processes of this machine.
 
-Flower's own simulation (``flwr run``) also runs on Ray and takes the same app; it hands out one
-client per task and looks for messages ten times a second. Here a task is a whole cohort, as in
-process, what clients keep stays in this process where checkpoints find it, and nothing waits.
+Flower's own simulation (``flwr run``) also runs on Ray; it hands out one client per task and looks
+for messages ten times a second. Here a task is a whole stack, as in process, what clients keep
+stays in this process, where checkpoints find it, and nothing waits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
 import sys
 import tempfile
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
-from fedl2p.federation.clients.local_grid import LocalGrid, Part
-from fedl2p.federation.clients.node import Handler, kept_key
-from fedl2p.federation.clients.ray_settings import Ray, available_cpus
-from fedl2p.federation.flower import records
-from fedl2p.federation.rounds import FederationError
+from fedl2p.federation.clients.in_process import LocalClients, with_bytes
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.messages import Answer, FederationError, FrozenModel, Question
+from fedl2p.federation.settings import Ray
 from fedl2p.method import State
 
 log = logging.getLogger("fedl2p")
@@ -38,86 +35,85 @@ _ATTEMPTS = 3
 
 
 class Worker:
-    """What a worker process holds from the first task to the last: a handler with model and data.
+    """What a worker process has from the first task to the last: a node with model and data.
 
     Parameters
     ----------
     make
-        Makes the handler, on the worker.
+        Makes the node, on the worker.
     threads
         Threads to compute with.
     """
 
-    def __init__(self, make: Callable[[], Handler], threads: int) -> None:
+    def __init__(self, make: Callable[[], ClientNode], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.handler = make()
+        self.node = make()
 
-    def knows(self, key: str) -> bool:
-        """Tell whether a global model is here."""
-        return self.handler.knows(key)
-
-    def remember(self, key: str, weights: ArrayRecord) -> None:
-        """Keep a global model, if it is not here yet."""
-        if not self.handler.knows(key):
-            self.handler.remember(records.to_state(weights))
+    def initial(self) -> str:
+        """Return the content hash of the model that the node has from the start."""
+        return self.node.initial
 
     def answer(
-        self, state: ArrayRecord | None, messages: list[Message], contexts: list[Context]
-    ) -> tuple[list[Message], list[RecordDict]]:
-        """Answer one part; return the replies and what each client keeps now.
+        self, question: Question, state: State, kept: dict[str, State], model: list[Any]
+    ) -> tuple[list[Answer], dict[str, State]]:
+        """Answer for one stack of clients; return the answers and what each client keeps now.
 
         Parameters
         ----------
+        question
+            Without its state and the weights of the frozen model.
         state
-            The tensors that all messages carry, if any.
-        messages, contexts
-            As :meth:`~fedl2p.federation.clients.node.Handler.handle` takes them, without ``state``.
+            The question's state.
+        kept
+            What the clients of the question keep.
+        model
+            Ray's reference to the weights, read if they are not here; a worker may be a new one.
         """
-        for message in messages:
-            if state is not None:
-                message.content[records.ARRAYS] = state
-        replies = self.handler.handle(messages, contexts)
-        return replies, [context.state for context in contexts]
+        frozen = question.model
+        if self.node.models.get(frozen.key) is None:
+            import ray
+
+            frozen = FrozenModel(ray.get(model[0]), frozen.key)
+        question = dataclasses.replace(question, state=state, model=frozen)
+        answers = [_compact(answer) for answer in self.node.answer(question, kept)]
+        return answers, {name: _own(state) for name, state in kept.items()}
 
 
-class RayGrid(LocalGrid):
-    """A Flower grid whose nodes are the clients of a population, answered by Ray's workers.
+class OnRay(LocalClients):
+    """The clients of a population, answered by Ray's workers, many stacks at a time.
 
-    Ray starts with the first messages, on this machine alone, and stops with :meth:`close`; where
-    this process uses Ray already, that one is used and left running.
+    Ray starts with the first question, on this machine alone, and stops with :meth:`close`; where
+    this process uses Ray already, that one is used and left running. A stack whose worker dies is
+    tried once more on a new one; then its clients have failed.
 
     Parameters
     ----------
     make
-        Makes the clients' side; called once on each worker.
+        Makes the node; called once on each worker.
     names
         The clients, in the order of the population.
-    cohort
-        Most clients in one call, and so in one task; > 0.
+    stack_size
+        Clients of a task.
     resources
         How many workers, with what.
 
     Raises
     ------
     ValueError
-        If ``cohort`` is not positive, or no worker fits into this machine.
+        If no worker fits into this machine.
     ModuleNotFoundError
         If Ray is not installed.
     """
 
     def __init__(
         self,
-        make: Callable[[], Handler],
+        make: Callable[[], ClientNode],
         names: Sequence[str],
         *,
-        cohort: int = 1,
+        stack_size: int = 10,
         resources: Ray | None = None,
     ) -> None:
-        if cohort == 0:
-            raise ValueError(
-                "cohort is 0, all clients in one call, but workers need parts to share"
-            )
-        super().__init__(names, cohort=cohort, live=False)
+        super().__init__(names, initial=None)
         # Before Ray is imported, which reports its use to its makers unless told not to; and it
         # warns of a future in which workers without a GPU see all of them, which is now.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -125,75 +121,97 @@ class RayGrid(LocalGrid):
         import ray
 
         self._ray: Any = ray
-        self._make = make
+        self._make, self._stack_size = make, stack_size
         self._resources = resources or Ray()
         self._cpus, self._gpus = available_cpus(), torch.cuda.device_count()
         if self._ray.is_initialized():
-            there = self._ray.cluster_resources()
-            self._cpus, self._gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
+            cluster = self._ray.cluster_resources()
+            self._cpus, self._gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
         self._count = self._resources.fitting(cpus=self._cpus, gpus=self._gpus)
         self._workers: list[Any] = []
+        self._models: dict[str, Any] = {}
         self._folder: str | None = None
 
-    def answer(
-        self, parts: Sequence[Part], timeout: float | None
-    ) -> Iterator[tuple[int, Sequence[Message]]]:
-        """Yield place and replies of each part; whoever of the workers is free takes the next one.
+    def ask(self, question: Question) -> Iterator[Answer]:
+        """Yield one answer per client, as the workers have them.
 
-        A worker that dies fails the clients of its part and is replaced; so is one that is still
-        busy when the time is over, whose part is left out.
+        Raises
+        ------
+        FederationError
+            If the workers cannot start.
         """
         self._start()
-        # Whoever has died since or is just starting: no question's clock runs meanwhile.
-        self._ask_all(lambda worker: worker.knows.remote(""))
-        self._give_models(parts)
-        state = self._share_state(parts)
-        waiting, busy = deque(range(len(parts))), dict[Any, tuple[int, Any]]()
-        idle = list(self._workers)
-        end = None if timeout is None else time.monotonic() + timeout
-
-        def hand_out() -> None:
-            while waiting and idle:
-                place, worker = waiting.popleft(), idle.pop()
-                busy[worker.answer.remote(state, *_lean(parts[place]))] = (place, worker)
-
-        hand_out()
-        while busy:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            ready, _ = self._ray.wait(list(busy), timeout=left)
-            if not ready:
-                for _, worker in busy.values():
-                    self._replace(worker)
-                break
-            place, worker = busy.pop(ready[0])
-            replies, alive = self._collect(ready[0], parts[place])
-            idle.append(worker if alive else self._replace(worker))
-            hand_out()  # nobody is idle while the replies are looked at
-            yield place, replies
-
-    def remember(self, weights: State) -> str:
-        """Let every worker know a global model; return its content hash."""
-        self._start()
-        key = records.content_hash(weights)
-        self._give(key, records.to_record(weights, live=False))
-        return key
+        sent = self._send(question)
+        kept = self._kept.setdefault(question.method, {})
+        model = self._model(question.model)
+        bare = dataclasses.replace(question.model, weights=None)
+        state = self._ray.put(question.state)
+        pool = self._ray.util.ActorPool(self._workers)
+        left = dict.fromkeys(question.seeds)
+        for names in _cut(list(question.seeds), self._stack_size):
+            part = dataclasses.replace(
+                question,
+                state={},
+                model=bare,
+                seeds={name: question.seeds[name] for name in names},
+            )
+            own = {name: kept[name] for name in names if name in kept}
+            pool.submit(
+                lambda worker, task: worker.answer.remote(*task), (part, state, own, [model])
+            )
+        reason = ""
+        while pool.has_next():
+            try:
+                answers, own = pool.get_next_unordered()
+            except self._ray.exceptions.RayActorError as problem:
+                reason = f"its worker died: {' '.join(str(problem).split())}"
+                continue
+            for answer in answers:
+                del left[answer.client]
+                kept.pop(answer.client, None)
+                kept |= {answer.client: own[answer.client]} if answer.client in own else {}
+                yield with_bytes(answer, sent[answer.client])
+        for name in left:
+            yield with_bytes(Answer(client=name, failure=reason), sent[name])
 
     def close(self) -> None:
         """Stop the workers, and Ray if it was started here; nothing of them stays."""
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers.clear()
+        self._models.clear()
         if self._folder is not None:
             self._ray.shutdown()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    def _model(self, model: FrozenModel) -> Any:
+        """Return Ray's reference to the weights of a model, which are put there once."""
+        if model.key not in self._models:
+            self._models[model.key] = self._ray.put(model.weights)
+        return self._models[model.key]
 
     def _start(self) -> None:
         if self._workers:
             return
         if not self._ray.is_initialized():
             self._start_ray()
-        self._workers = [self._new() for _ in range(self._count)]
+        options = {
+            "num_cpus": self._resources.cpus_per_worker,
+            "num_gpus": self._resources.gpus_per_worker,
+            "max_restarts": -1,
+            "max_task_retries": 1,
+        }
+        remote = self._ray.remote(Worker).options(**options)
+        self._workers = [
+            remote.remote(self._make, self._resources.threads) for _ in range(self._count)
+        ]
+        try:
+            initial = self._ray.get([worker.initial.remote() for worker in self._workers])[0]
+        except self._ray.exceptions.RayActorError as problem:
+            reason = " ".join(str(problem).split())
+            raise FederationError(f"ray: a worker cannot start: {reason}") from None
+        self._has_model.setdefault(initial, None)
         log.info("ray: %d workers with %d threads each", self._count, self._resources.threads)
 
     def _start_ray(self) -> None:
@@ -220,115 +238,30 @@ class RayGrid(LocalGrid):
                 log.warning("ray: start %d of %d failed: %s", attempt + 1, _ATTEMPTS, reason)
         raise FederationError(f"ray cannot start on this machine: {reason}")
 
-    def _new(self) -> Any:
-        options = {
-            "num_cpus": self._resources.cpus_per_worker,
-            "num_gpus": self._resources.gpus_per_worker,
-        }
-        remote = self._ray.remote(Worker).options(**options)
-        return remote.remote(self._make, self._resources.threads)
 
-    def _replace(self, worker: Any) -> Any:
-        self._ray.kill(worker)
-        place = self._workers.index(worker)
-        self._workers[place] = self._new()
-        return self._workers[place]
-
-    def _give_models(self, parts: Sequence[Part]) -> None:
-        """Bring the models that messages carry to all workers: any of them may be asked next."""
-        models = {}
-        for messages, _ in parts:
-            for message in messages:
-                if records.MODEL in message.content:
-                    key = records.record_of(message.content, records.CONFIG, ConfigRecord)["model"]
-                    models[str(key)] = records.record_of(
-                        message.content, records.MODEL, ArrayRecord
-                    )
-        for key, record in models.items():
-            self._give(key, record)
-
-    def _give(self, key: str, record: ArrayRecord) -> None:
-        if not all(self._ask_all(lambda worker: worker.knows.remote(key))):
-            shared = self._ray.put(record)
-            self._ask_all(lambda worker: worker.remember.remote(key, shared))
-
-    def _ask_all(self, call: Callable[[Any], Any]) -> list[Any]:
-        """Call every worker and return the answers; one that has died is replaced and asked again.
-
-        Raises
-        ------
-        FederationError
-            If a new worker dies too.
-        """
-        died = self._ray.exceptions.RayActorError
-        answers = []
-        for worker, asked in [(worker, call(worker)) for worker in self._workers]:
-            try:
-                answers.append(self._ray.get(asked))
-            except died:
-                try:
-                    answers.append(self._ray.get(call(self._replace(worker))))
-                except died as problem:
-                    reason = " ".join(str(problem).split())
-                    raise FederationError(f"ray: a worker cannot start: {reason}") from None
-        return answers
-
-    def _share_state(self, parts: Sequence[Part]) -> Any:
-        """Put the tensors that all messages carry where every worker can read them."""
-        first = parts[0][0][0].content.get(records.ARRAYS) if parts else None
-        for messages, _ in parts:
-            for message in messages:
-                assert message.content.get(records.ARRAYS) is first, "a question has one state"
-        return None if first is None else self._ray.put(first)
-
-    def _collect(self, result: Any, part: Part) -> tuple[Sequence[Message], bool]:
-        """Return the replies to a part, and whether its worker lives."""
-        messages, contexts = part
-        try:
-            replies, states = self._ray.get(result)
-        except self._ray.exceptions.RayActorError as problem:
-            reason = f"its worker died: {' '.join(str(problem).split())}"
-            return [_failed(message, reason) for message in messages], False
-        for message, context, state in zip(messages, contexts, states, strict=True):
-            for key in _lean_state(context, message):
-                del context.state[key]
-            context.state.update(state)
-        return replies, True
+def available_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def _failed(message: Message, reason: str) -> Message:
-    return Message(Error(records.CLIENT_FAILED, reason), reply_to=message)
+def _cut(names: list[str], size: int) -> Iterator[list[str]]:
+    for begin in range(0, len(names), size):
+        yield names[begin : begin + size]
 
 
-def _lean(part: Part) -> Part:
-    """Return a part without what goes to workers only once, and without what it does not need."""
-    messages, contexts = part
-    return [_lean_message(m) for m in messages], [
-        Context(
-            run_id=context.run_id,
-            node_id=context.node_id,
-            node_config=context.node_config,
-            state=_lean_state(context, message),
-            run_config=context.run_config,
-        )
-        for context, message in zip(contexts, messages, strict=True)
-    ]
+def _compact(answer: Answer) -> Answer:
+    """Return an answer whose tensors bring no others along."""
+    if answer.update is None:
+        return answer
+    update = dataclasses.replace(answer.update, shared=_own(answer.update.shared))
+    return dataclasses.replace(answer, update=update)
 
 
-def _lean_message(message: Message) -> Message:
-    about = message.metadata
-    content = {k: v for k, v in message.content.items() if k not in (records.ARRAYS, records.MODEL)}
-    return Message(
-        RecordDict(content), about.dst_node_id, about.message_type, group_id=about.group_id
-    )
-
-
-def _lean_state(context: Context, message: Message) -> RecordDict:
-    """Return what a client keeps for the method of a message."""
-    if records.CONFIG not in message.content:
-        return RecordDict()
-    key = kept_key(str(records.record_of(message.content, records.CONFIG, ConfigRecord)["method"]))
-    return RecordDict({key: context.state[key]} if key in context.state else {})
+def _own(state: State) -> State:
+    """Return tensors on the CPU, each with a memory of its own: one of a stack would send all."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 def _short_folder() -> str:

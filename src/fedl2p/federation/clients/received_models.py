@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedl2p.atomic_files import write_tensors
-from fedl2p.federation.flower.records import content_hash
+from fedl2p.federation.messages import content_hash
 from fedl2p.method import State
 
 log = logging.getLogger("fedl2p")
@@ -26,7 +26,7 @@ _REMEMBERED = 4
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
-class ModelStore:
+class ReceivedModels:
     """At most four models; the oldest gives way.
 
     Parameters

@@ -1,28 +1,41 @@
-"""What travels: named tensors as Flower records, their size in bytes, and their content hash."""
+"""Questions and answers as Flower's records, and back.
+
+A message to a client holds the state (``arrays``), what to do (``config``) and, once, the frozen
+model (``model``); its reply the numbers (``metrics``) and, after training, the new state. Tensors
+travel in NumPy's file format and are decoded without pickle.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from io import BytesIO
-from typing import IO, Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
-from torch import Tensor
 
-from fedl2p.method import State
+from fedl2p.federation.clients.node import failed_outcome
+from fedl2p.federation.messages import (
+    DTYPES,
+    HALF,
+    OUTCOME_NUMBERS,
+    WEIGHT,
+    Action,
+    Answer,
+    FrozenModel,
+    Question,
+    dtype_name,
+)
+from fedl2p.method import Outcome, State, Update
 
-# Message types, "category.action" as Flower routes them.
-QUERY = "query.who"
-TRAIN = "train.default"
-VALIDATE = "evaluate.validate"
-PERSONALIZE = "evaluate.personalize"
-ACTIONS = (QUERY, TRAIN, VALIDATE, PERSONALIZE)
+# Message types, "category.action" as Flower routes them. The names are our own, so that an app can
+# have handlers of its user besides.
+QUERY = "query.fedl2p"
+MESSAGE_TYPES: dict[Action, str] = {
+    "train": "train.fedl2p",
+    "validate": "evaluate.fedl2p_validate",
+    "personalize": "evaluate.fedl2p_personalize",
+}
+ACTIONS = {message_type: action for action, message_type in MESSAGE_TYPES.items()}
 
 # Codes of error replies, above Flower's own.
 CLIENT_FAILED = 1001
@@ -30,130 +43,16 @@ MODEL_UNKNOWN = 1002
 
 # Keys of the records in a message.
 ARRAYS, MODEL, CONFIG, METRICS = "arrays", "model", "config", "metrics"
-WEIGHT = "num-examples"
-
-# Flower's Message refuses to exist before a runtime has named the process; in process nobody does.
-# Not public in Flower 1.41, so this is the only place; a runtime that sets it later has its way.
-if getattr(TaskIdentity, "_task_id", None) is None:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+FAILURE = "failure"
+"""Where the reply of a client that could not be personalized says why, in its ``config``."""
 
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 _NUMPY = "numpy.ndarray"
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.complex64, torch.complex128, torch.bool, torch.uint8),
-        *(torch.int8, torch.int16, torch.int32, torch.int64),
-    )
-}
-# NumPy has no bfloat16, and averaging in half precision loses digits: both travel as float32.
-_HALF = (torch.float16, torch.bfloat16)
 
 
-class TensorArray(Array):
-    """A tensor where Flower expects an array; it is encoded only if somebody asks for bytes.
-
-    In process nobody does, so a reply costs nothing. ``numpy()`` gives the very numbers that the
-    encoded form would give, so that both give the same bits.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.__dict__.update(
-            tensor=tensor.detach(),
-            dtype=_dtype_name(tensor),
-            shape=tuple(tensor.shape),
-            stype=_NUMPY,
-        )
-
-    tensor: Tensor
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The encoded tensor."""
-        return Array(self.numpy()).data
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """Return the tensor as an array in memory."""
-        return payload(self.tensor)
-
-
-class StoredArray(Array):
-    """An encoded array that lies in a file, and is read whenever somebody asks for it.
-
-    Parameters
-    ----------
-    array
-        Whose dtype, shape and format it has.
-    file, offset, length
-        Where its bytes are.
-    """
-
-    def __init__(self, array: Array, file: IO[bytes], offset: int, length: int) -> None:
-        self.__dict__.update(
-            dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, length=length
-        )
-        self._file, self._offset = file, offset
-
-    length: int
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The encoded array."""
-        self._file.seek(self._offset)
-        return self._file.read(self.length)
-
-
-class StoredState(Mapping[str, Tensor]):
-    """The named tensors of a record of stored arrays; each is read when it is asked for."""
-
-    def __init__(self, record: ArrayRecord) -> None:
-        self._record = record
-
-    def __getitem__(self, name: str) -> Tensor:
-        return _to_tensor(name, self._record[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._record)
-
-    def __len__(self) -> int:
-        return len(self._record)
-
-
-class _NamedArray(Array):
-    """One tensor of a state where Flower expects an array; it is taken when it is asked for."""
-
-    def __init__(self, state: Mapping[str, Tensor], name: str) -> None:
-        self._state, self._name = state, name
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        return payload(self._state[self._name])
-
-
-def array_of(state: Mapping[str, Tensor], name: str) -> Array:
-    """Return a tensor as an array that Flower can average; a stored one is not read yet."""
-    return _NamedArray(state, name) if isinstance(state, StoredState) else TensorArray(state[name])
-
-
-def payload(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return the array that travels for a tensor: on the CPU, row-major, float32 for halves."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype in _HALF:
-        tensor = tensor.float()
-    array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
-    return array
-
-
-def to_record(state: State, *, live: bool) -> ArrayRecord:
-    """Return a state as a Flower record.
-
-    Parameters
-    ----------
-    state
-        Named tensors on any device. They must not be changed afterwards if ``live``.
-    live
-        True to carry the tensors themselves (only within one process), False to encode them.
+def encode_state(state: State) -> ArrayRecord:
+    """Return named tensors on any device as a record; halves travel as float32.
 
     Raises
     ------
@@ -162,17 +61,14 @@ def to_record(state: State, *, live: bool) -> ArrayRecord:
     """
     record = ArrayRecord()
     for name, tensor in state.items():
-        record[name] = (
-            TensorArray(tensor)
-            if live
-            else Array(
-                _dtype_name(tensor), tuple(tensor.shape), _NUMPY, Array(payload(tensor)).data
-            )
-        )
+        dtype, array = dtype_name(tensor.dtype), tensor.detach().cpu()
+        array = (array.float() if array.dtype in HALF else array).contiguous()
+        data = Array(array.numpy()).data
+        record[name] = Array(dtype, tuple(tensor.shape), _NUMPY, data)
     return record
 
 
-def to_state(record: ArrayRecord, *, device: torch.device | str = "cpu") -> State:
+def decode_state(record: ArrayRecord) -> State:
     """Return the named tensors of a record, with the dtypes and shapes that were sent.
 
     Raises
@@ -180,38 +76,92 @@ def to_state(record: ArrayRecord, *, device: torch.device | str = "cpu") -> Stat
     ValueError
         If an array cannot be decoded.
     """
-    return {name: _to_tensor(name, array).to(device) for name, array in record.items()}
+    state = {}
+    for name, array in record.items():
+        if array.dtype not in DTYPES:
+            raise ValueError(f"tensor {name!r} has dtype {array.dtype!r}; send {', '.join(DTYPES)}")
+        try:
+            state[name] = torch.from_numpy(array.numpy()).to(DTYPES[array.dtype])
+        # Bytes from another machine may be anything; NumPy and torch answer with many error types.
+        except Exception as error:
+            raise ValueError(f"tensor {name!r} cannot be decoded: {error}") from error
+    return state
 
 
-def state_of(record: ArrayRecord) -> Mapping[str, Tensor]:
-    """Return what :func:`to_state` does, but leave stored tensors in their file.
+def encode_config(question: Question, seed: int) -> ConfigRecord:
+    """Return what one client is to do."""
+    return ConfigRecord(
+        {
+            "method": question.method,
+            "stage": question.stage,
+            "round": question.round,
+            "model": question.model.key,
+            "seed": seed,
+        }
+    )
+
+
+def decode_question(message_type: str, content: RecordDict, client: str) -> Question:
+    """Return the question of a message to one client.
 
     Raises
     ------
-    ValueError
-        If an array cannot be decoded; a stored one says so when it is asked for.
+    LookupError, TypeError, ValueError
+        If the message is none: a server may send anything.
     """
-    stored = any(isinstance(array, StoredArray) for array in record.values())
-    return StoredState(record) if stored else to_state(record)
+    if message_type not in ACTIONS:
+        raise ValueError(f"it asks for {message_type!r}; there are {', '.join(ACTIONS)}")
+    config = record_of(content, CONFIG, ConfigRecord)
+    weights = None
+    if MODEL in content:
+        weights = decode_state(record_of(content, MODEL, ArrayRecord))
+    return Question(
+        action=ACTIONS[message_type],
+        method=str(config["method"]),
+        stage=str(config["stage"]),
+        round=_integer(config, "round"),
+        state=decode_state(record_of(content, ARRAYS, ArrayRecord)),
+        model=FrozenModel(weights, str(config["model"])),
+        seeds={client: _integer(config, "seed")},
+    )
 
 
-def _to_tensor(name: str, array: Array) -> Tensor:
-    if isinstance(array, TensorArray):
-        return array.tensor
-    if array.dtype not in _DTYPES:
-        raise ValueError(f"tensor {name!r} has dtype {array.dtype!r}; send {', '.join(_DTYPES)}")
+def encode_answer(answer: Answer) -> RecordDict | str:
+    """Return the content of a reply, or for one without content the reason."""
+    if answer.update is not None:
+        numbers: dict[str, Any] = {WEIGHT: float(answer.update.weight), **answer.update.metrics}
+        content = RecordDict({METRICS: MetricRecord(numbers)})
+        if answer.update.shared:
+            content[ARRAYS] = encode_state(answer.update.shared)
+        return content
+    if answer.outcome is None:
+        return answer.failure or ""
+    outcome = answer.outcome
+    # What an unsuccessful client knows is how many examples it has.
+    names = OUTCOME_NUMBERS if outcome.failure is None else ("num_train", "num_test")
+    content = RecordDict({METRICS: MetricRecord({name: getattr(outcome, name) for name in names})})
+    if outcome.failure is not None:
+        content[CONFIG] = ConfigRecord({FAILURE: outcome.failure})
+    return content
+
+
+def decode_answer(question: Question, client: str, content: RecordDict) -> Answer:
+    """Return a client's answer; content that is none becomes its failure."""
     try:
-        return torch.from_numpy(array.numpy()).to(_DTYPES[array.dtype])
-    # Bytes from another machine may be anything; NumPy and torch answer with many error types.
-    except Exception as error:
-        raise ValueError(f"tensor {name!r} cannot be decoded: {error}") from error
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise ValueError(f"a tensor of dtype {name} cannot travel; convert it to float32 first")
-    return name
+        if question.action == "personalize":
+            return Answer(client=client, outcome=_outcome(client, content))
+        metrics: Mapping[str, Any] = record_of(content, METRICS, MetricRecord)
+        numbers = {key: float(value) for key, value in metrics.items()}
+        shared: State = {}
+        # A method without a travelling state has no record of it.
+        if question.action == "train" and (question.state or ARRAYS in content):
+            shared = decode_state(record_of(content, ARRAYS, ArrayRecord))
+        if WEIGHT not in numbers:
+            raise ValueError(f"it has no {WEIGHT!r}")
+        weight = numbers.pop(WEIGHT)
+        return Answer(client=client, update=Update(client, shared, weight=weight, metrics=numbers))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return Answer(client=client, failure=f"its answer cannot be read: {error}")
 
 
 def record_of(content: RecordDict, key: str, kind: type[Record]) -> Record:
@@ -235,47 +185,32 @@ def strings(record: ConfigRecord, key: str) -> list[str]:
 
 
 def count_bytes(content: RecordDict) -> int:
-    """Return the bytes of all records of a message as they are, or would be, encoded."""
+    """Return the bytes of all records of a message."""
     total = 0
     for record in content.values():
         if isinstance(record, ArrayRecord):
-            total += sum(len(name) + _array_bytes(array) for name, array in record.items())
-        elif isinstance(record, (MetricRecord, ConfigRecord)):
-            # Flower 1.41 cannot count an empty list, which a client may send.
-            filled: dict[str, Any] = {k: v for k, v in record.items() if v != []}
+            total += sum(len(name) + len(array.data) for name, array in record.items())
+        elif isinstance(record, MetricRecord | ConfigRecord):
+            # Flower 1.41 cannot count an empty list or text, which a client may send.
+            filled: dict[str, Any] = {k: v for k, v in record.items() if v not in ([], "", b"")}
             total += type(record)(filled).count_bytes() + sum(map(len, record.keys() - filled))
     return total
 
 
-def _array_bytes(array: Array) -> int:
-    if isinstance(array, StoredArray):
-        return array.length
-    if not isinstance(array, TensorArray):
-        return len(array.data)
-    tensor = array.tensor
-    size = 4 if tensor.dtype in _HALF else tensor.element_size()
-    # Not taken from the tensor's own array: a CUDA tensor would be copied only to be counted.
-    dtype = torch.empty(0, dtype=torch.float32 if tensor.dtype in _HALF else tensor.dtype).numpy()
-    return _header_bytes(dtype.dtype.str, tuple(tensor.shape)) + tensor.numel() * size
+def _outcome(client: str, content: RecordDict) -> Outcome:
+    metrics: Mapping[str, Any] = record_of(content, METRICS, MetricRecord)
+    if CONFIG in content:
+        reason = str(record_of(content, CONFIG, ConfigRecord)[FAILURE])
+        return failed_outcome(client, reason, int(metrics["num_train"]), int(metrics["num_test"]))
+    numbers: dict[str, Any] = {
+        name: int(metrics[name]) if name.startswith("num_") else float(metrics[name])
+        for name in OUTCOME_NUMBERS
+    }
+    return Outcome(client=client, **numbers)
 
 
-@lru_cache(maxsize=4096)
-def _header_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    buffer = BytesIO()
-    header = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return len(buffer.getvalue())
-
-
-def content_hash(state: State) -> str:
-    """Return a BLAKE2b hash of the names, dtypes, shapes and bytes of a state, in hex.
-
-    The order of the names does not matter.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        if tensor.numel():  # an empty one, such as the mixes of a model without norms, has no bytes
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _integer(config: ConfigRecord, key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int):
+        raise ValueError(f"{key} is {value!r} in the message, but must be an integer")
+    return value

@@ -1,99 +1,125 @@
-"""Clipped and noised: the mean of a round (central privacy), or one client's update (local).
+"""Clipping and Gaussian noise: of a round's mean (central privacy), or of one update (local).
 
 McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR
-2018, arXiv 1710.06963, algorithm 1 with flat clipping and the fixed denominator. Andrew, Thakkar,
-McMahan, Ramaswamy, "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, arXiv
-1905.03871, algorithm 1.
+2018, arXiv 1710.06963, algorithm 1 with flat clipping and the fixed denominator.
 
-Clipping, standard deviations and the split of the noise are Flower's functions. Its strategies and
-mods around them are not used; ``docs/privacy.md`` says why, point by point.
+Flower's strategies and mods for this are not used; ``docs/privacy.md`` says why, point by point.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from flwr.supercore.differential_privacy import compute_adaptive_noise_params, compute_stdv
+import torch
+from torch import Tensor
 
-from fedl2p.federation.privacy.randomness import Gaussian
 from fedl2p.federation.privacy.settings import Privacy
-from fedl2p.federation.server.clipping import clip, difference, moved
-from fedl2p.federation.server.replies import Reply
+from fedl2p.federation.updates import clip, difference, moved
 from fedl2p.method import State, Update
+from fedl2p.seeds import generator
+
+Gaussian = Callable[[tuple[int, ...]], Tensor]
+"""Returns independent standard normal numbers of a shape in float64, others at every call."""
 
 
-class PrivateMean:
-    """The noised mean of clipped updates, and the bound where it adapts.
+def seeded(*parts: int | str) -> Gaussian:
+    """Return a source of standard normal numbers that depend on nothing but the parts."""
+    source = generator(*parts)
+    return lambda shape: torch.randn(shape, generator=source, dtype=torch.float64)
+
+
+def system(shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal numbers made of the operating system's random bytes.
+
+    A statistical generator such as Mersenne Twister or PCG64 is no protection here: its later
+    numbers follow from its earlier ones. Box and Muller's transform of uniform numbers of 53 bits
+    gives values up to 8.6; beyond lies a probability of 1e-17.
+    """
+    count = math.prod(shape)
+    pairs = -(-count // 2)
+    bits = np.frombuffer(os.urandom(16 * pairs), dtype=np.uint64) >> np.uint64(11)
+    radius, angle = ((bits.astype(np.float64) + 0.5) * 2.0**-53).reshape(2, pairs)
+    radius, angle = np.sqrt(-2 * np.log(radius)), 2 * np.pi * angle
+    both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return torch.from_numpy(both[:count].reshape(shape))
+
+
+def sample(
+    names: Sequence[str], *, share: float, seed: int, round: int, from_seed: bool
+) -> list[str]:
+    """Draw each client independently (Poisson sampling), as privacy accounting supposes; sorted.
+
+    The size of the sample varies and may be 0. The time is proportional to the registered clients.
 
     Parameters
     ----------
-    privacy
-        Central or adaptive.
-    cohort
+    names
+        The seen clients.
+    share
+        Probability of each, in (0, 1].
+    seed, round
+        The draw depends on nothing else, if ``from_seed``; if not, the operating system draws.
+    """
+    random = secrets.SystemRandom()
+
+    def drawn(name: str) -> bool:
+        if not from_seed:
+            return random.random() < share
+        source = generator(seed, "cohort", round, name)
+        return float(torch.rand((), generator=source, dtype=torch.float64)) < share
+
+    return sorted(name for name in names if drawn(name))
+
+
+class PrivateMean:
+    """The noised mean of clipped updates, as a running sum.
+
+    Parameters
+    ----------
+    state
+        The state that was sent.
+    bound
+        Largest L2 norm of an update.
+    clients
         Clients expected in a round, m: the denominator, however many really answer. A client that
         is missing, or whose answer was rejected, so counts as one that wants no change.
-    gaussian
-        Returns a round's source of noise, from its number.
+    noise
+        Noise multiplier.
+    draw
+        Source of the noise, for this round only.
     """
 
     def __init__(
-        self, privacy: Privacy, *, cohort: int, gaussian: Callable[[int], Gaussian]
+        self, state: State, *, bound: float, clients: int, noise: float, draw: Gaussian
     ) -> None:
-        privacy.check(cohort)
-        self._privacy, self._cohort, self._gaussian = privacy, cohort, gaussian
-        self._multiplier, self._count_noise = privacy.noise, 0.0
-        if privacy.mechanism == "adaptive":
-            # Both releases of a round together cost what one with privacy.noise would.
-            self._count_noise, self._multiplier = compute_adaptive_noise_params(
-                privacy.noise, cohort, privacy.count_noise_of(cohort)
-            )
-        self.bound = privacy.clip
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the noise in every entry of the mean, in the present round."""
-        return compute_stdv(self._multiplier, self.bound, self._cohort)
-
-    def combine(self, state: State, replies: Sequence[Reply], *, step: int) -> State:
-        """Return the state moved by the noised mean; also without any reply.
-
-        Parameters
-        ----------
-        state
-            The state that was sent.
-        replies
-            Checked answers, sorted by client; their weights do not count.
-        step
-            Number of this release, from 0; each has noise of its own.
-        """
-        draw = self._gaussian(step)
-        total = {name: np.zeros(tuple(tensor.shape)) for name, tensor in state.items()}
-        within = 0
-        for reply in replies:
-            change = difference(state, reply.shared)
-            within += not clip(change, self.bound)
-            for name, array in change.items():
-                total[name] += array
-        mean = {
-            name: array / self._cohort + self.deviation * draw(array.shape)
-            for name, array in total.items()
+        self._state, self._bound, self._clients, self._draw = state, bound, clients, draw
+        self.deviation = noise * bound / clients
+        """Standard deviation of the noise in every entry of the mean."""
+        self._sum = {
+            name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in state.items()
         }
-        if self._privacy.mechanism == "adaptive":
-            self._adapt(within, len(replies), draw)
-        return moved(state, mean)
 
-    def _adapt(self, within: int, count: int, draw: Gaussian) -> None:
-        """Move the bound towards the quantile, for the next round only.
+    def add(self, update: Update) -> None:
+        """Add a checked update; its weight does not count."""
+        change = difference(self._state, update.shared)
+        clip(change, self._bound)
+        for name, tensor in change.items():
+            self._sum[name] += tensor
 
-        A client adds its bit minus one half, so that it changes the sum by one half, present or
-        not; that is what the published split of the noise is for.
-        """
-        noise = self._count_noise * float(draw(()))
-        fraction = 0.5 + (within - count / 2 + noise) / self._cohort
-        self.bound *= math.exp(-self._privacy.clip_rate * (fraction - self._privacy.quantile))
+    def result(self) -> State:
+        """Return the state moved by the noised mean; also without any update."""
+        return moved(
+            self._state,
+            {
+                name: total / self._clients + self.deviation * self._draw(tuple(total.shape))
+                for name, total in self._sum.items()
+            },
+        )
 
 
 def local_deviation(privacy: Privacy) -> float:
@@ -102,7 +128,7 @@ def local_deviation(privacy: Privacy) -> float:
     Whatever the client's data are, its clipped update lies within the bound, so two of them differ
     by twice the bound at most.
     """
-    return compute_stdv(privacy.noise, 2 * privacy.clip, 1)
+    return privacy.noise * 2 * privacy.clip
 
 
 def privatised(update: Update, state: State, privacy: Privacy, draw: Gaussian) -> Update:
@@ -123,11 +149,12 @@ def privatised(update: Update, state: State, privacy: Privacy, draw: Gaussian) -
     draw
         Source of noise, for this update only.
     """
-    failed = update.failure is not None
-    change = difference(state, state if failed else update.shared)
+    change = difference(state, state if update.failure is not None else update.shared)
     clip(change, privacy.clip)
     deviation = local_deviation(privacy)
-    noised = {name: array + deviation * draw(array.shape) for name, array in change.items()}
+    noised = {
+        name: tensor + deviation * draw(tuple(tensor.shape)) for name, tensor in change.items()
+    }
     return dataclasses.replace(
         update, shared=moved(state, noised), weight=1.0, metrics={}, failure=None
     )

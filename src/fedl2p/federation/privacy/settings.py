@@ -1,4 +1,4 @@
-"""The settings of differential privacy; what they promise is told in ``docs/privacy.md``."""
+"""The settings of differential privacy; ``docs/privacy.md`` says what they promise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Mechanism = Literal["none", "central", "adaptive", "local"]
+Mechanism = Literal["none", "central", "local"]
 Randomness = Literal["auto", "seed", "system"]
 
 
@@ -18,21 +18,13 @@ class Privacy:
     ----------
     mechanism
         none; central: the server clips every client's update and adds noise to their mean (McMahan
-        et al., ICLR 2018); adaptive: the same with a bound that follows a quantile of the updates'
-        norms (Andrew et al., NeurIPS 2021); local: every client clips and adds noise itself, before
-        anything leaves it.
+        et al., ICLR 2018); local: every client clips and adds noise itself, before anything leaves
+        it.
     noise
         Noise multiplier, > 0: the standard deviation of the noise in units of what one client can
         change. Central: clip, in the sum over clients. Local: 2 x clip, in a client's own update.
     clip
-        Largest L2 norm of a client's update, > 0; adaptive: in the first round.
-    quantile
-        adaptive: the quantile of the updates' norms that the bound follows, in [0, 1].
-    clip_rate
-        adaptive: how fast the bound moves, > 0; 0.2 as published.
-    count_noise
-        adaptive: standard deviation of the noise in the count of clients within the bound; 0 for a
-        twentieth of the cohort, as published.
+        Largest L2 norm of a client's update, > 0.
     delta
         The delta at which epsilon is reported, in (0, 1); far below 1 / the number of clients.
     randomness
@@ -45,21 +37,13 @@ class Privacy:
     mechanism: Mechanism = "none"
     noise: float = 1.0
     clip: float = 0.1
-    quantile: float = 0.5
-    clip_rate: float = 0.2
-    count_noise: float = 0.0
     delta: float = 1e-5
     randomness: Randomness = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("noise", "clip", "clip_rate"):
+        for name in ("noise", "clip"):
             value = getattr(self, name)
             _need(math.isfinite(value) and value > 0, name, value, "finite and > 0")
-        _need(0 <= self.quantile <= 1, "quantile", self.quantile, "in [0, 1]")
-        _need(
-            math.isfinite(self.count_noise) and self.count_noise >= 0,
-            *("count_noise", self.count_noise, "finite and >= 0"),
-        )
         _need(0 < self.delta < 1, "delta", self.delta, "in (0, 1)")
         for name, kind in (("mechanism", Mechanism), ("randomness", Randomness)):
             value, known = getattr(self, name), get_args(kind)
@@ -73,30 +57,11 @@ class Privacy:
     @property
     def central(self) -> bool:
         """Whether the server adds the noise."""
-        return self.mechanism in ("central", "adaptive")
+        return self.mechanism == "central"
 
     def seeded(self, *, simulated: bool) -> bool:
         """Whether the randomness comes from the study's seed, given where the clients are."""
         return self.randomness == "seed" or (self.randomness == "auto" and simulated)
-
-    def count_noise_of(self, cohort: int) -> float:
-        """Return the standard deviation of the noise in the count, for cohorts of this size."""
-        return self.count_noise or cohort / 20
-
-    def check(self, cohort: int) -> None:
-        """Refuse what cohorts of this (expected) size cannot give.
-
-        Raises
-        ------
-        ValueError
-            If the noise in the count alone would need more noise than there is to be.
-        """
-        if self.mechanism == "adaptive" and self.noise >= 2 * self.count_noise_of(cohort):
-            raise ValueError(
-                f"privacy: noise is {self.noise:g}, but must be below twice count_noise, which is "
-                f"{self.count_noise_of(cohort):g} for cohorts of {cohort}; raise count_noise, or "
-                "use the mechanism central"
-            )
 
 
 def _need(holds: bool, name: str, value: object, wanted: str) -> None:

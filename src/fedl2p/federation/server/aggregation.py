@@ -1,181 +1,236 @@
-"""Many answers become one state: Flower's strategies, with the dtypes and shapes kept."""
+"""Many updates become one state: their mean, and a server optimizer's step towards it.
+
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2: the mean
+update is the gradient of an optimizer of the server. With m the mean of what clients sent and s the
+state that they received, the gradient is s - m. FedAvgM is SGD with momentum, FedAdagrad Adagrad,
+FedAdam Adam, each as torch has it. Departure: Adam with the usual bias correction, which the paper
+leaves out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Protocol
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import strategy as flower
 from torch import Tensor
 
-from fedl2p.federation.flower import records
-from fedl2p.federation.privacy.noise import PrivateMean
-from fedl2p.federation.server import robust
 from fedl2p.federation.server.answer_checks import not_finite
-from fedl2p.federation.server.clipping import clipped, like
-from fedl2p.federation.server.replies import Reply
-from fedl2p.federation.settings import SERVER_OPTIMIZERS, Rounds
-from fedl2p.method import State
+from fedl2p.federation.settings import Rounds
+from fedl2p.federation.updates import clip, difference, like, moved, norm
+from fedl2p.method import State, Update
+
+Rule = Callable[[State, Sequence[Update]], State | None]
+"""A robust rule: the state that it makes of the updates, or None if they are too few for it."""
 
 
-class Aggregator:
-    """Combines the answers of a round, and holds what a server optimizer remembers between rounds.
+class Mean(Protocol):
+    """What becomes of the updates of a round."""
+
+    def add(self, update: Update) -> None:
+        """Add a checked update; updates come in the order of the clients' names."""
+
+    def result(self) -> State | None:
+        """Return what they make, or None if they are too few."""
+
+
+class WeightedMean:
+    """The mean weighted by examples, as a running sum in float64.
+
+    Its memory is that of one state, however many updates there are.
+
+    Parameters
+    ----------
+    state
+        The state that was sent.
+    clip_norm
+        Largest L2 norm of an update; 0 for no bound.
+    """
+
+    def __init__(self, state: State, *, clip_norm: float = 0.0) -> None:
+        self._state, self._clip_norm = state, clip_norm
+        self._weight = 0.0
+        self._sums = [
+            torch.zeros(
+                t.shape, dtype=torch.complex128 if t.is_complex() else torch.float64, device="cpu"
+            )
+            for t in state.values()
+        ]
+
+    def add(self, update: Update) -> None:
+        """Add an update."""
+        update = clipped(self._state, update, self._clip_norm)
+        tensors = [update.shared[name].detach().cpu() for name in self._state]
+        if tensors:
+            torch._foreach_add_(self._sums, tensors, alpha=update.weight)
+        self._weight += update.weight
+
+    def result(self) -> State | None:
+        """Return the mean, or None without any update."""
+        if not self._weight:
+            return None
+        pairs = zip(self._state.items(), self._sums, strict=True)
+        return {name: like(total / self._weight, tensor) for (name, tensor), total in pairs}
+
+
+class RuleOfAll:
+    """A rule that compares updates with one another, and so holds them all."""
+
+    def __init__(self, state: State, rule: Rule) -> None:
+        self._state, self._rule = state, rule
+        self._updates: list[Update] = []
+
+    def add(self, update: Update) -> None:
+        """Add an update."""
+        self._updates.append(update)
+
+    def result(self) -> State | None:
+        """Return what the rule makes."""
+        return self._rule(self._state, self._updates)
+
+
+def norm_clipping(rounds: Rounds) -> Rule:
+    """Return the plain mean of updates of bounded norm (Sun et al., 2019, arXiv 1911.07963).
+
+    The bound is ``rounds.clip_norm``, or with 0 the median norm of the round's updates.
+    """
+
+    def rule(state: State, updates: Sequence[Update]) -> State | None:
+        if len(updates) < rounds.fewest:
+            return None
+        bound = rounds.clip_norm or median(norm(difference(state, u.shared)) for u in updates)
+        mean = WeightedMean(state)
+        for update in updates:
+            mean.add(replace(clipped(state, update, bound), weight=1.0))
+        return mean.result()
+
+    return rule
+
+
+def clipped(state: State, update: Update, bound: float) -> Update:
+    """Return an update whose difference to the state has at most that L2 norm; 0 for no bound."""
+    if not bound:
+        return update
+    change = difference(state, update.shared)
+    return replace(update, shared=moved(state, change)) if clip(change, bound) else update
+
+
+class ServerOptimizer:
+    """The step from a state towards the mean of a round's updates, and what it remembers.
 
     Parameters
     ----------
     rounds
         Names the strategy and its settings.
     buffers
-        Names of tensors that are no parameters (running statistics): a server optimizer averages
-        them instead of stepping, since a step can make a variance negative. Integer tensors are
-        averaged and rounded under every strategy.
+        Names of tensors that are no parameters (running statistics): they become the mean, since a
+        step can make a variance negative. Integers become the mean, rounded, under every strategy.
     variances
-        Names of tensors that are never below 0: noise, a server optimizer or a hostile client
-        could push a running variance there, and the model with it into NaN.
-    private
-        The noised mean that takes the place of the plain one, under central privacy.
-
-    Notes
-    -----
-    FedAdam is Adam with the usual bias correction: Flower 1.41 corrects round r with the exponent
-    r + 1, so it is told the number of steps before this one.
+        Names of tensors that are never below 0: noise, a step or a hostile client could push a
+        running variance there, and the model with it into NaN.
     """
 
     def __init__(
-        self,
-        rounds: Rounds,
-        *,
-        buffers: Collection[str] = (),
-        variances: Collection[str] = (),
-        private: PrivateMean | None = None,
+        self, rounds: Rounds, *, buffers: Collection[str] = (), variances: Collection[str] = ()
     ) -> None:
         self._rounds = rounds
-        self._variances = frozenset(variances)
-        self._private = private
-        self._strategy = _strategy(rounds)
-        self._averaged = frozenset(buffers) if rounds.strategy in SERVER_OPTIMIZERS else frozenset()
-        self._steps = 0
+        self._buffers, self._variances = frozenset(buffers), frozenset(variances)
+        self.memory: State = {"steps": torch.tensor(0)}
+        """What continuing needs: the number of steps, and the optimizer's state by tensor."""
 
-    def combine(self, state: State, replies: Sequence[Reply]) -> State | None:
-        """Return the next state, or None if the strategy finds the answers too few.
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return int(self.memory["steps"])
 
-        Parameters
-        ----------
-        state
-            The state that was sent; names, shapes and dtypes of the result are the same.
-        replies
-            Checked answers. Their order does not matter: they are sorted by client first, since
-            the order of a floating-point sum does. Tensors that lie in a file are read one at a
-            time as the sum goes on; robust rules and ``clip_norm`` compare replies with one
-            another and hold them all.
+    def step(self, state: State, mean: State) -> State:
+        """Return the next state; names, shapes and dtypes are those of ``state``.
 
         Raises
         ------
         ArithmeticError
-            If the result is not finite; what a server optimizer remembers is then as before.
+            If the result is not finite; what the optimizer remembers is then as before.
         """
-        before = self.memory()
-        combined = self._combined(state, replies)
-        if combined is None:
-            return None
-        if (name := not_finite(combined) or not_finite(self.memory())) is not None:
-            self.remember(before)
-            raise ArithmeticError(f"the combined answers overflow in tensor {name!r}")
-        return combined
-
-    def _combined(self, state: State, replies: Sequence[Reply]) -> State | None:
-        ordered = self._prepared(state, sorted(replies, key=lambda reply: reply.client))
-        if ordered is None:
-            return None
-        stepped = [
-            name
-            for name, tensor in state.items()
-            if tensor.is_floating_point() and name not in self._averaged
-        ]
-        averaged = [name for name in state if name not in set(stepped)]
-        combined: dict[str, Tensor] = {}
-        for strategy, names in ((self._strategy, stepped), (flower.FedAvg(), averaged)):
-            if not names:
-                continue
-            if isinstance(strategy, flower.FedAdam | flower.FedYogi):
-                strategy.eta = self._rounds.server_rate_at(self._steps)
-                strategy.current_arrays = {name: records.payload(state[name]) for name in names}
-            # What overflows is found and named above.
-            with robust.quiet_flower(), np.errstate(over="ignore", invalid="ignore"):
-                arrays, _ = strategy.aggregate_train(self._steps, _messages(ordered, names))
-            if arrays is None:
-                return None
-            combined |= {name: torch.from_numpy(np.array(arrays[name].numpy())) for name in names}
-        self._steps += 1
-        new = {name: like(combined[name], tensor) for name, tensor in state.items()}
+        memory = dict(self.memory)
+        new = dict(mean)
+        for name, old in state.items() if self._rounds.strategy != "fedavg" else ():
+            if old.is_floating_point() and name not in self._buffers:
+                try:
+                    new[name] = like(self._stepped(name, old, mean[name], memory), old)
+                except RuntimeError as error:  # a rate that the tensor's dtype does not hold
+                    raise ArithmeticError(
+                        f"the combined answers overflow in tensor {name!r}"
+                    ) from error
+        memory["steps"] = memory["steps"] + 1
+        if (overflown := not_finite(new) or not_finite(memory)) is not None:
+            raise ArithmeticError(f"the combined answers overflow in tensor {overflown!r}")
+        self.memory = memory
         return {name: t.clamp(min=0) if name in self._variances else t for name, t in new.items()}
 
-    def _prepared(self, state: State, replies: list[Reply]) -> list[Reply] | None:
-        """Return what the strategy is given: the answers, or the one that stands for them all."""
-        if self._private is not None:
-            return [_one(self._private.combine(state, replies, step=self._steps))]
-        if self._rounds.robust != "none":
-            one = robust.combined(self._rounds, state, replies)
-            return None if one is None else [_one(one)]
-        if self._rounds.clip_norm:
-            return clipped(state, replies, self._rounds.clip_norm)
-        return replies
+    def _stepped(self, name: str, old: Tensor, mean: Tensor, memory: State) -> Tensor:
+        """Take a step of one tensor, and note what is remembered of it in ``memory``."""
+        # torch's optimizers as functions: their classes import torch._dynamo, about 2 s.
+        from torch.optim.adagrad import adagrad
+        from torch.optim.adam import adam
+        from torch.optim.sgd import sgd
 
-    def memory(self) -> State:
-        """Return what a server optimizer remembers, as tensors."""
-        memory: State = {"steps": torch.tensor(self._steps)}
-        if self._private is not None:
-            memory["bound"] = torch.tensor(self._private.bound, dtype=torch.float64)
-        for moment in ("m_t", "v_t"):
-            for name, array in (getattr(self._strategy, moment, None) or {}).items():
-                memory[f"{moment}/{name}"] = torch.from_numpy(np.array(array))
-        return memory
+        rounds = self._rounds
+        rate = rounds.server_rate_at(self.steps)
+        dtype = torch.float64 if old.dtype == torch.float64 else torch.float32
+        param = old.detach().to("cpu", dtype, copy=True)
+        gradient = param - mean.to("cpu", dtype)
 
-    def remember(self, memory: State) -> None:
-        """Set what :meth:`memory` returned."""
-        self._steps = int(memory["steps"])
-        if self._private is not None:
-            self._private.bound = float(memory["bound"])
-        for moment in ("m_t", "v_t"):
-            arrays = {
-                name.removeprefix(f"{moment}/"): tensor.numpy()
-                for name, tensor in memory.items()
-                if name.startswith(f"{moment}/")
-            }
-            if hasattr(self._strategy, moment):
-                setattr(self._strategy, moment, arrays or None)
+        def remembered(key: str) -> Tensor:
+            tensor = memory.get(f"{key}/{name}")
+            tensor = torch.zeros_like(param) if tensor is None else tensor.clone()
+            memory[f"{key}/{name}"] = tensor
+            return tensor
 
-
-def _strategy(rounds: Rounds) -> flower.FedAvg:
-    adaptive: dict[str, Any] = {
-        "eta": rounds.server_rate,
-        "beta_1": rounds.server_beta1,
-        "beta_2": rounds.server_beta2,
-        "tau": rounds.server_tau,
-    }
-    match rounds.strategy:
-        case "fedavg":
-            return flower.FedAvg()
-        case "fedadam":
-            return flower.FedAdam(**adaptive)
-        case "fedyogi":
-            return flower.FedYogi(**adaptive)
-
-
-def _one(state: State) -> Reply:
-    return Reply("", state, 1.0, {})
-
-
-def _messages(replies: Sequence[Reply], names: Sequence[str]) -> list[Message]:
-    messages = []
-    for reply in replies:
-        arrays = ArrayRecord()
-        for name in names:
-            arrays[name] = records.array_of(reply.shared, name)
-        metrics = MetricRecord({records.WEIGHT: float(reply.weight)})
-        content = RecordDict({records.ARRAYS: arrays, records.METRICS: metrics})
-        messages.append(Message(content, dst_node_id=1, message_type=records.TRAIN))
-    return messages
+        step = [torch.tensor(float(self.steps))]
+        match rounds.strategy:
+            case "fedavgm":
+                sgd(
+                    [param],
+                    [gradient],
+                    [remembered("momentum")],
+                    weight_decay=0.0,
+                    momentum=rounds.server_beta1,
+                    lr=rate,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                    foreach=False,
+                )
+            case "fedadagrad":
+                adagrad(
+                    [param],
+                    [gradient],
+                    [remembered("squares")],
+                    step,
+                    lr=rate,
+                    weight_decay=0.0,
+                    lr_decay=0.0,
+                    eps=rounds.server_tau,
+                    maximize=False,
+                    foreach=False,
+                )
+            case "fedadam":
+                adam(
+                    [param],
+                    [gradient],
+                    [remembered("first")],
+                    [remembered("second")],
+                    [],
+                    step,
+                    amsgrad=False,
+                    beta1=rounds.server_beta1,
+                    beta2=rounds.server_beta2,
+                    lr=rate,
+                    weight_decay=0.0,
+                    eps=rounds.server_tau,
+                    maximize=False,
+                    foreach=False,
+                )
+        return param

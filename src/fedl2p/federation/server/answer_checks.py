@@ -1,17 +1,19 @@
-"""Whether an answer may enter the average: the one place that says no, and why."""
+"""Whether an answer may enter the mean: the one place that says no, and why."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import median_low
 
+import torch
 from torch import Tensor
 
-from fedl2p.method import State
+from fedl2p.method import State, Update
 
 LARGEST = 1e18
 """Largest magnitude of a number in a tensor: squared, a larger one overflows float32, and with it
-the sums of the average and what a server optimizer remembers."""
+what a server optimizer remembers."""
 
 MOST_EXAMPLES = 2.0**53
 """Largest weight: beyond it a float is no exact count."""
@@ -19,40 +21,35 @@ MOST_EXAMPLES = 2.0**53
 LARGEST_LOSS = 3.4e38
 """Largest loss, that of float32: sums of larger ones overflow."""
 
+WEIGHT_LIMIT = 1000.0
+"""Largest weight that a client elsewhere may state, as a multiple of the round's median weight."""
 
-def objection(
-    shared: Mapping[str, Tensor], *, like: State, weight: float, metrics: Mapping[str, float]
-) -> str | None:
-    """Return why an answer cannot be averaged, in one line, or None if it can.
+
+def objection(update: Update, *, sent: State) -> str | None:
+    """Return why an update cannot be averaged, in one line, or None if it can.
 
     Parameters
     ----------
-    shared
-        The tensors of the answer.
-    like
-        The state that was sent: the names, shapes and dtypes that the answer must have.
-    weight
-        Its weight in the average, a number of examples.
-    metrics
-        Its metrics; a loss must be finite and >= 0, an accuracy in [0, 1].
+    update
+        A client's: its tensors, its weight (a number of examples), and its metrics, of which a loss
+        must be finite and >= 0 and an accuracy in [0, 1].
+    sent
+        The state that was sent: the names, shapes and dtypes that the tensors must have. Empty
+        where none come back.
     """
-    if absent := sorted(like.keys() - shared.keys()):
+    shared, weight, metrics = update.shared, update.weight, update.metrics
+    if absent := sorted(sent.keys() - shared.keys()):
         return f"tensor {absent[0]!r} is missing ({len(absent)} in all)"
-    if extra := sorted(shared.keys() - like.keys()):
+    if extra := sorted(shared.keys() - sent.keys()):
         return f"tensor {extra[0]!r} was not asked for ({len(extra)} in all)"
     for name, tensor in shared.items():
-        wanted = like[name]
+        wanted = sent[name]
         if tensor.shape != wanted.shape:
             return f"tensor {name!r} has shape {tuple(tensor.shape)}, wanted {tuple(wanted.shape)}"
         if tensor.dtype != wanted.dtype:
             return f"tensor {name!r} is {tensor.dtype}, wanted {wanted.dtype}"
-    if (poisoned := not_finite(shared)) is not None:
-        return f"tensor {poisoned!r} holds NaN or infinity"
-    for name, tensor in shared.items():
-        if tensor.is_floating_point() and tensor.numel():
-            largest = float(tensor.abs().max())
-            if largest > LARGEST:
-                return f"tensor {name!r} holds {largest:.3g}, wanted at most {LARGEST:g} in size"
+    if (fault := _extreme(shared)) is not None:
+        return fault
     if not 0 < weight <= MOST_EXAMPLES:
         return f"its weight is {weight}, wanted a positive number of examples"
     loss, accuracy = metrics.get("loss", 0.0), metrics.get("accuracy", 0.0)
@@ -63,7 +60,7 @@ def objection(
     return None
 
 
-def overweight(weights: Mapping[str, float], *, limit: float) -> dict[str, str]:
+def overweight(weights: Mapping[str, float], *, limit: float = WEIGHT_LIMIT) -> dict[str, str]:
     """Return, for the clients whose weight cannot be right beside the others', why.
 
     Parameters
@@ -72,7 +69,7 @@ def overweight(weights: Mapping[str, float], *, limit: float) -> dict[str, str]:
         Weight by client, of the answers that are otherwise good.
     limit
         Largest multiple of their median (of two middle ones the lower: one client of two cannot
-        raise the measure that it is held against).
+        raise the measure by which it is judged).
     """
     if not weights:
         return {}
@@ -92,11 +89,21 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def one_line(reason: str, *, most: int = 300) -> str:
-    """Return a reason as it may stand in a log: printable, in one line, not longer than ``most``.
-
-    Reasons come from other machines.
-    """
-    text = "".join(c if c.isprintable() else " " for c in reason[: 8 * most])
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _extreme(state: Mapping[str, Tensor]) -> str | None:
+    """Return which tensor holds NaN, infinity or too large a number, in one line, or None."""
+    real = [t for t in state.values() if t.is_floating_point() and t.numel()]
+    # One pass over all tensors and one read: a tensor by itself is looked at only if they fail.
+    norms = torch._foreach_norm(real, math.inf) if real else ()
+    sound = not any(t.is_complex() for t in state.values()) and (
+        not norms or bool((torch.stack([n.double() for n in norms]) <= LARGEST).all())
+    )
+    if sound:
+        return None
+    if (poisoned := not_finite(state)) is not None:
+        return f"tensor {poisoned!r} holds NaN or infinity"
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel():
+            largest = float(tensor.abs().max())
+            if largest > LARGEST:
+                return f"tensor {name!r} holds {largest:.3g}, wanted at most {LARGEST:g} in size"
+    return None

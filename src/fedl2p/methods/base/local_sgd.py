@@ -1,17 +1,17 @@
-"""Federated training by local SGD: what FedAvg and the baselines built on it share.
+"""Local SGD in federated rounds: what FedAvg and the methods built on it share.
 
-They differ in what stays on a client, in how a client trains, and in how it is personalized; each
-says so in a file of its own. What holds for all of them:
+They differ in what a client keeps, in how it trains, and in how it is personalized; each says so in
+its file. For all of them:
 
 - They start from the initial weights and train for the rounds of pre-training, with its cohorts.
 - Batch-norm trains as in plain PyTorch. Running statistics that travel are averaged like weights.
-- A round's metrics judge what a client would use without training: the received tensors and, of
-  those that never travel, its own.
+- A round's metrics evaluate what a client would use without training: the received tensors and, of
+  those that never travel, the kept ones.
 - **Personalization is one more update of the client, for the epochs of fine-tuning** (setting
   ``finetune``, as in every other method), unless the method's file says otherwise. It starts from
   the final state and what the client kept; for a client never seen, tensors that never travel start
   from the initial weights. Running statistics start afresh as ``finetune.statistics`` says, so that
-  they are the client's own. Published evaluations differ in this: some take the models as the last
+  they are the client's. Published evaluations differ in this: some take the models as the last
   round left them, in which a client that was not drawn lately is behind.
 """
 
@@ -24,42 +24,50 @@ from typing import Literal
 from torch import nn
 
 from fedl2p.core.finetuning.batches import EpochBatches
-from fedl2p.core.finetuning.in_place_sgd import Gradient, batch_gradient, descent
-from fedl2p.core.finetuning.inner_loop import batches_of, finite, run_inner_loop
-from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.finetuning.evaluation import evaluate
+from fedl2p.core.finetuning.in_place_sgd import Gradient, batch_gradient, sgd
+from fedl2p.core.finetuning.inner_loop import all_finite, inner_batches, run_inner_loop
+from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     DIVERGED,
-    Tuned,
-    final_clients,
-    metrics_of,
-    outcomes,
-    same_mix,
-    uniform,
+    PersonalModels,
+    constant_hyperparams,
+    constant_mix,
+    evaluation_updates,
+    model_with_state,
+    personal_outcomes,
     validation_part,
-    with_state,
+    with_final_data,
 )
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.methods.base.tensor_groups import initial, stacked, tensor_names, tensors_of, to_keep
+from fedl2p.methods.base.tensor_groups import (
+    client_states,
+    client_tensors,
+    initial_tensors,
+    kept_copies,
+    tensor_names,
+)
 from fedl2p.seeds import derive_seed
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What one round of local training made of C clients.
+class RoundResult:
+    """The result of one round of local training of C clients.
 
     Parameters
     ----------
     state
         Their models, of which the travelling tensors are averaged.
     kept
-        What each keeps.
+        Tensors that each client keeps.
     """
 
-    state: NetState
+    state: ModelState
     kept: Sequence[State]
 
 
@@ -92,10 +100,11 @@ class LocalSGD(Method):
         return "pretrain"
 
     @property
-    def ragged(self) -> bool:
-        """Whether :meth:`fit` and :meth:`adapt` take clients with unequally many examples.
+    def unequal_sizes(self) -> bool:
+        """Whether the clients of a stack may have unequally many examples.
 
-        They do where training goes down the loss on batches, not a gradient of the method's own.
+        They may where training follows the gradient of the loss on batches, not a gradient of the
+        method's own.
         """
         return True
 
@@ -106,37 +115,39 @@ class LocalSGD(Method):
             epochs=self.local.epochs, batch_size=self.local.batch_size, statistics="global"
         )
 
-    def stays(self, net: Net) -> frozenset[str]:
-        """Return the names of the tensors that never travel."""
+    def kept_names(self, net: FunctionalModel) -> frozenset[str]:
+        """Return the names of the tensors that never travel and that the client keeps."""
         return frozenset()
 
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return the initial values of all tensors that travel."""
-        net = resident(model).net
-        stays = self.stays(net)
-        return {name: tensor for name, tensor in initial(net).items() if name not in stays}
+        net = working_copies(model).net
+        kept = self.kept_names(net)
+        return {name: tensor for name, tensor in initial_tensors(net).items() if name not in kept}
 
-    def fit(self, net: Net, state: State, clients: Sequence[Client]) -> Fitted:
-        """Train a stack of clients for one round; of what stays, each keeps its own."""
-        trained = descend(
+    def train_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> RoundResult:
+        """Train a stack of clients for one round."""
+        trained = run_local_sgd(
             net,
-            stacked(net, state, clients),
+            client_states(net, state, clients),
             clients,
             self.round_loop,
             self.local.rate_in(clients[0].round),
         )
-        return Fitted(trained, self.own(net, trained, len(clients)))
+        return RoundResult(trained, self.kept_tensors(net, trained, len(clients)))
 
-    def own(self, net: Net, trained: NetState, clients: int) -> list[State]:
-        """Return what each client keeps of its trained model: the tensors that never travel."""
-        stays = self.stays(net)
-        return [to_keep(tensors_of(net, trained, j, stays)) for j in range(clients)]
+    def kept_tensors(self, net: FunctionalModel, trained: ModelState, clients: int) -> list[State]:
+        """Return the tensors that each client keeps of its trained model."""
+        names = self.kept_names(net)
+        return [kept_copies(client_tensors(net, trained, j, names)) for j in range(clients)]
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Train every client for one round, from the received tensors and its own."""
-        net = resident(model).net
-        judged = self.validate(model, state, clients)
-        if set(state) != set(tensor_names(net)) - self.stays(net):
+        """Train every client for one round, from the received tensors and those that it kept."""
+        net = working_copies(model).net
+        received = self.validate(model, state, clients)
+        if set(state) != set(tensor_names(net)) - self.kept_names(net):
             raise ValueError(
                 f"{self.name} parts the model here otherwise than the sender of its state did, who "
                 "could not run it; name the head by head= (baselines.head)"
@@ -144,57 +155,63 @@ class LocalSGD(Method):
         if self.local.reads == "train+validation":
             clients = [replace(c, data=c.data.joined()) for c in clients]
 
-        def stack(members: list[int]) -> list[Update]:
-            own = [clients[i] for i in members]
-            fitted = self.fit(net, state, own)
-            sound = finite(fitted.state).tolist()
+        def stack(clients: Sequence[Client], received: Sequence[Update]) -> list[Update]:
+            result = self.train_stack(net, state, clients)
+            finite = all_finite(result.state).tolist()
             return [
                 Update(
-                    c.name,
-                    shared=tensors_of(net, fitted.state, j, state),
-                    kept=fitted.kept[j],
-                    weight=float(len(c.data.train.x)),
-                    metrics=judged[i].metrics,
-                    failure=None if sound[j] else DIVERGED,
+                    client.name,
+                    shared=client_tensors(net, result.state, j, state),
+                    kept=result.kept[j],
+                    weight=float(len(client.data.train.x)),
+                    metrics=received[j].metrics,
+                    failure=None if finite[j] else DIVERGED,
                 )
-                for j, (i, c) in enumerate(zip(members, own, strict=True))
+                for j, client in enumerate(clients)
             ]
 
-        return over_stacks(net, [c.data for c in clients], stack, ragged=self.ragged)
+        data = [c.data for c in clients]
+        return map_stacks(stack, net, data, clients, received, unequal_sizes=self.unequal_sizes)
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the received tensors, with the client's own, on every client's validation part."""
-        net = resident(model).net
+        """Evaluate the received tensors, with the kept ones, on every client's validation part."""
+        net = working_copies(model).net
         parts = [validation_part(c) for c in clients]
-        mix = same_mix(net, len(clients), 1.0)
-        scores = evaluate(net, stacked(net, state, clients), mix, parts)
-        return [
-            Update(c.name, weight=float(len(part.x)), metrics=metrics_of(*score))
-            for c, part, score in zip(clients, parts, scores, strict=True)
-        ]
+        mix = constant_mix(net, len(clients), 1.0)
+        scores = evaluate(net, client_states(net, state, clients), mix, parts)
+        return evaluation_updates(clients, parts, scores)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
-        """Personalize; before that, a client has the final state and what it kept."""
-        # A net of its own, so that whatever falls back on the model falls back on the final state.
-        net = resident(with_state(model, state)).net
-        clients = final_clients(clients, self.inner)
+        """Personalize every client; before that, it has the final state and what it kept."""
+        # A model that holds the final state, so that a tensor neither received nor kept is its own.
+        net = working_copies(model_with_state(model, state)).net
+        clients = with_final_data(clients, self.inner)
 
-        def tuned(members: list[int]) -> Tuned:
-            return self.adapt(net, state, [clients[i] for i in members])
+        def personalize_stack(clients: Sequence[Client]) -> PersonalModels:
+            return self.personalize_stack(net, state, clients)
 
-        mix = same_mix(net, len(clients), 1.0)
-        return outcomes(net, clients, stacked(net, state, clients), mix, tuned, ragged=self.ragged)
+        return personal_outcomes(
+            net,
+            clients,
+            client_states(net, state, clients),
+            constant_mix(net, len(clients), 1.0),
+            personalize_stack,
+            unequal_sizes=self.unequal_sizes,
+        )
 
-    def adapt(self, net: Net, state: State, clients: Sequence[Client]) -> Tuned:
+    def personalize_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> PersonalModels:
         """Personalize a stack of clients. The net holds the final state."""
-        return finetuned(net, stacked(net, state, clients), clients, self.inner, self.rate)
+        start = client_states(net, state, clients)
+        return finetune_plain(net, start, clients, self.inner, self.rate)
 
 
-def descend(
-    net: Net,
-    start: NetState,
+def run_local_sgd(
+    net: FunctionalModel,
+    start: ModelState,
     clients: Sequence[Client],
     inner: InnerLoop,
     rate: float,
@@ -202,67 +219,75 @@ def descend(
     only: Collection[str] | None = None,
     gradient: Gradient | None = None,
     stream: str = "local",
-) -> NetState:
+) -> ModelState:
     """Train a stack of clients with plain batch-norm and plain SGD.
 
     Parameters
     ----------
+    net, start, clients
+        The model, the clients' states before training, the clients.
+    inner, rate
+        Epochs and batch size; the learning rate.
     only
         Names of the tensors that train; None for all. Running statistics always follow.
     gradient
-        What a step goes down, for clients of equal shapes; None for that of the loss on the batches
-        of ``stream``.
+        The gradient that a step follows, for clients with equally many examples; None for that of
+        the loss on the batches of ``stream``.
     stream
         Which draw of batches: ``local`` in a round, ``finetune`` in personalization (the same
-        batches in every method), or a method's own further one.
+        batches in every method), or a further one of the method.
     """
-    rates = uniform(net, len(clients), mix=1.0, rate=rate, only=only).rate
+    rates = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only).rate
     if gradient is not None:
-        return descent(start, rates, gradient, range(inner.steps(len(clients[0].data.train.x))))
+        return sgd(start, rates, gradient, range(inner.steps(len(clients[0].data.train.x))))
     return run_inner_loop(
         net,
-        Hyperparams(same_mix(net, len(clients), 1.0), rates, net.sites),
-        _drawn(net, clients, inner, stream),
+        Hyperparams(constant_mix(net, len(clients), 1.0), rates, net.sites),
+        _draw_batches(net, clients, inner, stream),
         statistics=inner.statistics,
         start=start,
     )
 
 
-def loss_gradient(net: Net, clients: Sequence[Client], inner: InnerLoop, stream: str) -> Gradient:
+def loss_gradient(
+    net: FunctionalModel, clients: Sequence[Client], inner: InnerLoop, stream: str
+) -> Gradient:
     """Return the gradient of the training loss on a draw of batches, with plain batch-norm."""
-    mix = same_mix(net, len(clients), 1.0)
-    return batch_gradient(net, mix, _drawn(net, clients, inner, stream))
+    mix = constant_mix(net, len(clients), 1.0)
+    return batch_gradient(net, mix, _draw_batches(net, clients, inner, stream))
 
 
-def _drawn(net: Net, clients: Sequence[Client], inner: InnerLoop, stream: str) -> EpochBatches:
+def _draw_batches(
+    net: FunctionalModel, clients: Sequence[Client], inner: InnerLoop, stream: str
+) -> EpochBatches:
     seeds = [derive_seed(c.seed, stream) for c in clients]
-    return batches_of(net, [c.data for c in clients], seeds, inner)
+    return inner_batches(net, [c.data for c in clients], seeds, inner)
 
 
-def finetuned(
-    net: Net,
-    start: NetState,
+def finetune_plain(
+    net: FunctionalModel,
+    start: ModelState,
     clients: Sequence[Client],
     inner: InnerLoop,
     rate: float,
     *,
     only: Collection[str] | None = None,
-) -> Tuned:
-    """Fine-tune a stack of clients with plain SGD and statistics of their own."""
-    begin = afresh(net, start, inner)
-    state = descend(net, begin, clients, inner, rate, only=only, stream="finetune")
-    hyperparams = uniform(net, len(clients), mix=1.0, rate=rate, only=only)
-    return Tuned(state, hyperparams.mix, hyperparams if inner.epochs else None)
+) -> PersonalModels:
+    """Fine-tune a stack of clients with plain SGD and batch-norm statistics of their own."""
+    begin = with_fresh_statistics(net, start, inner)
+    state = run_local_sgd(net, begin, clients, inner, rate, only=only, stream="finetune")
+    hyperparams = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only)
+    return PersonalModels(state, hyperparams.mix, hyperparams if inner.epochs else None)
 
 
-def afresh(net: Net, state: NetState, inner: InnerLoop) -> NetState:
-    """Return a state whose running statistics start as fine-tuning's do.
+def with_fresh_statistics(net: FunctionalModel, state: ModelState, inner: InnerLoop) -> ModelState:
+    """Return a state whose running statistics start as ``inner.statistics`` says.
 
-    Those that go on (``statistics="global"``), and those that no data will enter, stay.
+    Those that go on (``global``), and those that no data will enter, stay.
     """
     if inner.statistics == "global" or not inner.epochs:
         return state
     clients = len(next(iter(state.params.values())))
     stats = net.start(clients, inner.statistics).stats
     others = {name: state.stats[name] for name in net.other_buffers if name in state.stats}
-    return NetState(state.params, stats | others)
+    return ModelState(state.params, stats | others)

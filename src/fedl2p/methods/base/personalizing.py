@@ -1,4 +1,4 @@
-"""What methods share: evaluation before and after, fine-tuning a cohort, its outcomes."""
+"""Personalization shared by methods: fine-tuning stacks of clients, evaluation before and after."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import Examples
-from fedl2p.core.finetuning.batches import EpochBatches, parts_of
-from fedl2p.core.finetuning.in_place_sgd import Descent, moving
+from fedl2p.core.finetuning.batches import EpochBatches, step_batches
+from fedl2p.core.finetuning.evaluation import evaluate
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
 from fedl2p.core.finetuning.inner_loop import (
-    batches_of,
-    finite,
-    folded,
-    on,
+    all_finite,
+    fold_client,
+    initial_state,
+    inner_batches,
     run_inner_loop,
-    start_of,
 )
-from fedl2p.core.finetuning.stacking import Resident, evaluate, over_stacks, resident
+from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.inspection import inherit
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.working_copies import WorkingCopies, working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import InnerLoop
 from fedl2p.method import Client, Method, Outcome, State, Update
-from fedl2p.methods.base.tensor_groups import per_client
+from fedl2p.methods.base.tensor_groups import where
 from fedl2p.seeds import derive_seed
 
 PROFILE_BATCH = 256
 DIVERGED = "fine-tuning diverged: parameters are not finite; smaller rates are needed"
 
-ForStack = Callable[[list[int]], tuple[Hyperparams, list[Profile] | None]]
+Choose = Callable[[Sequence[Client]], tuple[Hyperparams, list[Profile] | None]]
+"""Chooses the hyperparameters of a stack of clients; with their profiles, if it made any."""
 
 
-def with_state(model: nn.Module, state: State) -> nn.Module:
+def model_with_state(model: nn.Module, state: State) -> nn.Module:
     """Return a copy of ``model`` that holds the tensors of ``state``."""
     copied = duplicate(model)
     _, unexpected = copied.load_state_dict(state, strict=False)
@@ -54,8 +56,8 @@ def validation_part(client: Client) -> Examples:
     return client.data.validation or client.data.train
 
 
-def profile_of(work: Resident, client: Client) -> Profile:
-    """Profile a client, or take the profile that it kept from an earlier call."""
+def profile_of(work: WorkingCopies, client: Client) -> Profile:
+    """Return the profile that a client kept from an earlier call, or profile it."""
     sites = work.net.sites
     if "profile.divergence" in client.kept:
         return Profile(
@@ -75,77 +77,110 @@ def kept_profile(profile: Profile) -> State:
     }
 
 
-def judge_global(model: nn.Module, clients: Sequence[Client]) -> list[Update]:
-    """Judge the global model, as it is, on every client's validation part."""
-    net = resident(model).net
-    scores = evaluate_plain(net, clients, [validation_part(c) for c in clients])
-    return [
-        Update(c.name, weight=float(len(validation_part(c).x)), metrics=metrics_of(*score))
-        for c, score in zip(clients, scores, strict=True)
-    ]
-
-
 def metrics_of(loss: float, accuracy: float) -> dict[str, float]:
     """Return the metrics of an update."""
     return {"loss": loss, "accuracy": accuracy}
 
 
-def evaluate_plain(
-    net: Net, clients: Sequence[Client], parts: Sequence[Examples]
-) -> list[tuple[float, float]]:
-    """Evaluate the net's own model, with global statistics, on one part per client."""
+def evaluation_updates(
+    clients: Sequence[Client],
+    parts: Sequence[Examples],
+    scores: Sequence[tuple[float, float]],
+) -> list[Update]:
+    """Return updates that hold the loss and accuracy of each client on its part, no tensors."""
+    return [
+        Update(c.name, weight=float(len(part.x)), metrics=metrics_of(*score))
+        for c, part, score in zip(clients, parts, scores, strict=True)
+    ]
+
+
+def evaluate_global(model: nn.Module, clients: Sequence[Client]) -> list[Update]:
+    """Evaluate the global model, as it is, on every client's validation part."""
+    net = working_copies(model).net
+    parts = [validation_part(c) for c in clients]
     start = net.start(len(clients), "global")
-    return evaluate(net, start, same_mix(net, len(clients), 0.0), parts)
+    mix = constant_mix(net, len(clients), 0.0)
+    return evaluation_updates(clients, parts, evaluate(net, start, mix, parts))
 
 
-def same_mix(net: Net, clients: int, mix: float) -> Tensor:
+def constant_mix(net: FunctionalModel, clients: int, mix: float) -> Tensor:
     """Return the same mix in every norm layer of C clients, shape (C, B)."""
     shape = clients, len(net.sites.norms)
     return torch.full(shape, mix, device=net.device, dtype=net.dtype)
 
 
-def tune(
-    net: Net, clients: Sequence[Client], hyperparams: Hyperparams, inner: InnerLoop
-) -> NetState:
+def constant_hyperparams(
+    net: FunctionalModel,
+    clients: int,
+    *,
+    mix: float,
+    rate: float,
+    only: Collection[str] | None = None,
+) -> Hyperparams:
+    """Return the same mix in all norms and the same rate for all tensors, for C clients.
+
+    With ``only``, tensors of other names get rate 0 and so stay as they are.
+    """
+    one = Hyperparams.constant(net.sites, mix=mix, rate=rate)
+    if only is not None:
+        trains = torch.tensor([name in only for name in net.sites.params])
+        one = replace(one, rate=torch.where(trains, one.rate, torch.zeros(())))
+    return Hyperparams.stack([one] * clients).to(net.device, net.dtype)
+
+
+def choose_constant(
+    net: FunctionalModel, mix: float, rate: float, only: Collection[str] | None = None
+) -> Choose:
+    """Return what chooses the same mix for all norms and the same rate for all tensors."""
+
+    def choose(clients: Sequence[Client]) -> tuple[Hyperparams, None]:
+        return constant_hyperparams(net, len(clients), mix=mix, rate=rate, only=only), None
+
+    return choose
+
+
+def finetune_stack(
+    net: FunctionalModel, clients: Sequence[Client], hyperparams: Hyperparams, inner: InnerLoop
+) -> ModelState:
     """Fine-tune a stack of clients; their batches are the same in every method."""
-    batches = batches_of(
+    batches = inner_batches(
         net, [c.data for c in clients], [derive_seed(c.seed, "finetune") for c in clients], inner
     )
     validation = [c.data.validation for c in clients if c.data.validation is not None]
     if inner.early_stopping and len(validation) == len(clients):
-        return _stopped_early(net, hyperparams, batches, validation, inner)
+        return _finetune_with_early_stopping(net, hyperparams, batches, validation, inner)
     return run_inner_loop(net, hyperparams, batches, statistics=inner.statistics)
 
 
-def _stopped_early(
-    net: Net,
+def _finetune_with_early_stopping(
+    net: FunctionalModel,
     hyperparams: Hyperparams,
     batches: EpochBatches,
     validation: Sequence[Examples],
     inner: InnerLoop,
-) -> NetState:
-    """Return each client's state after its best epoch; a loss that is not finite never is."""
+) -> ModelState:
+    """Return each client's state after the epoch of lowest loss; NaN and infinity are never low."""
 
-    def losses(state: NetState) -> Tensor:
+    def losses(state: ModelState) -> Tensor:
         scores = torch.tensor([loss for loss, _ in evaluate(net, state, mix, validation)])
         return scores.nan_to_num(nan=math.inf)
 
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
-    best = start_of(net, len(mix), inner.statistics, steps=len(batches))
+    best = initial_state(net, len(mix), inner.statistics, steps=len(batches))
     lowest = losses(best)
-    with Descent(net, best, mix, rate, wanted=moving(best, rate)) as way:
+    with InPlaceSGD(net, best, mix, rate, trainable=trainable(best, rate)) as sgd:
         for begin in range(0, len(batches), batches.per_epoch):
             for step in range(begin, begin + batches.per_epoch):
-                for part in parts_of(batches, step):
-                    way.step(part)
-            loss = losses(way.state)
-            best = per_client((loss < lowest).to(net.device), way.state, best)
+                for batch in step_batches(batches, step):
+                    sgd.step(batch)
+            loss = losses(sgd.state)
+            best = where((loss < lowest).to(net.device), sgd.state, best)
             lowest = torch.minimum(lowest, loss)
     return best
 
 
 @dataclass(frozen=True)
-class Tuned:
+class PersonalModels:
     """The personal models of a stack of C clients.
 
     Parameters
@@ -155,12 +190,12 @@ class Tuned:
     mix
         Of their norms in evaluation, shape (C, B).
     hyperparams
-        What they were fine-tuned with, where that says it all; None otherwise.
+        What they were fine-tuned with, where that describes it completely; None otherwise.
     profiles
-        Where the hyperparameters come from, if there are any.
+        What the hyperparameters were made from, if they were made from profiles.
     """
 
-    state: NetState
+    state: ModelState
     mix: Tensor
     hyperparams: Hyperparams | None = None
     profiles: Sequence[Profile] | None = None
@@ -170,30 +205,35 @@ def personalize_with(
     model: nn.Module,
     clients: Sequence[Client],
     inner: InnerLoop,
-    choose: ForStack,
+    choose: Choose,
     *,
-    ragged: bool = True,
+    unequal_sizes: bool = True,
 ) -> list[Outcome]:
-    """Fine-tune every client from ``model`` and evaluate before and after, where it has test data.
+    """Fine-tune every client from ``model`` with hyperparameters that are chosen for its stack.
 
-    ``choose`` is given the positions of a stack of clients and returns their hyperparameters,
-    stacked, and their profiles if it made any; its time counts. ``ragged`` tells whether it takes
-    clients with unequally many examples.
+    The time of ``choose`` counts. ``unequal_sizes`` tells whether it takes clients with unequally
+    many examples.
     """
-    net = resident(model).net
-    final = final_clients(clients, inner)
+    net = working_copies(model).net
+    given = {c.name: c for c in clients}  # choosing reads other data than the last fine-tuning
 
-    def tuned(members: list[int]) -> Tuned:
-        hyperparams, profiles = choose(members)
-        hyperparams = on(net, hyperparams)
-        state = tune(net, [final[i] for i in members], hyperparams, inner)
-        return Tuned(state, hyperparams.mix, hyperparams, profiles)
+    def personalize_stack(final: Sequence[Client]) -> PersonalModels:
+        hyperparams, profiles = choose([given[c.name] for c in final])
+        hyperparams = hyperparams.to(net.device, net.dtype)
+        state = finetune_stack(net, final, hyperparams, inner)
+        return PersonalModels(state, hyperparams.mix, hyperparams, profiles)
 
-    start = net.start(len(clients), "global")
-    return outcomes(net, final, start, same_mix(net, len(clients), 0.0), tuned, ragged=ragged)
+    return personal_outcomes(
+        net,
+        with_final_data(clients, inner),
+        net.start(len(clients), "global"),
+        constant_mix(net, len(clients), 0.0),
+        personalize_stack,
+        unequal_sizes=unequal_sizes,
+    )
 
 
-def final_clients(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
+def with_final_data(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
     """Return the clients with the data that the last fine-tuning reads.
 
     Clients whose shapes agreed before agree afterwards, and the other way round.
@@ -201,94 +241,66 @@ def final_clients(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
     return [replace(c, data=inner.final_data(c.data)) for c in clients]
 
 
-def outcomes(
-    net: Net,
+def personal_outcomes(
+    net: FunctionalModel,
     clients: Sequence[Client],
-    start: NetState,
+    start: ModelState,
     mix: Tensor,
-    tuned: Callable[[list[int]], Tuned],
+    personalize_stack: Callable[[Sequence[Client]], PersonalModels],
     *,
-    ragged: bool,
+    unequal_sizes: bool,
 ) -> list[Outcome]:
     """Evaluate every client before and after personalization; one outcome each, in order.
 
     Parameters
     ----------
+    net
+        The model.
+    clients
+        With the data that the last fine-tuning reads.
     start, mix
         What the clients have without fine-tuning.
-    tuned
-        Given the positions of a stack of clients, returns their personal models; its time counts.
-    ragged
+    personalize_stack
+        Returns the personal models of a stack of clients; its time counts.
+    unequal_sizes
         Whether it takes clients with unequally many examples.
     """
     tests = [_test_part(c) for c in clients]
     before = evaluate(net, start, mix, tests)
 
-    def stack(members: list[int]) -> list[Outcome]:
+    def stack(
+        clients: Sequence[Client],
+        tests: Sequence[Examples],
+        before: Sequence[tuple[float, float]],
+    ) -> list[Outcome]:
         began = time.perf_counter()
-        made = tuned(members)
+        made = personalize_stack(clients)
         seconds = time.perf_counter() - began
-        examples = sum(len(clients[i].data.train.x) for i in members)
-        sound = finite(made.state).tolist()
-        after = evaluate(net, made.state, made.mix, [tests[i] for i in members])
+        examples = sum(len(c.data.train.x) for c in clients)
+        finite = all_finite(made.state).tolist()
+        after = evaluate(net, made.state, made.mix, tests)
         return [
             Outcome(
-                clients[i].name,
-                len(clients[i].data.train.x),
-                len(tests[i].x),
-                accuracy_before=before[i][1],
+                client=client.name,
+                num_train=len(client.data.train.x),
+                num_test=len(tests[j].x),
+                accuracy_before=before[j][1],
                 accuracy=after[j][1],
-                loss_before=before[i][0],
+                loss_before=before[j][0],
                 loss=after[j][0],
-                seconds=seconds * len(clients[i].data.train.x) / examples,
+                seconds=seconds * len(client.data.train.x) / examples,
                 hyperparams=None if made.hyperparams is None else made.hyperparams[j],
                 profile=None if made.profiles is None else made.profiles[j],
-                model=folded(net, made.state, made.mix, j)
-                if sound[j] and clients[i].wants_model
+                model=fold_client(net, made.state, made.mix, j)
+                if finite[j] and client.wants_model
                 else None,
-                failure=None if sound[j] else DIVERGED,
+                failure=None if finite[j] else DIVERGED,
             )
-            for j, i in enumerate(members)
+            for j, client in enumerate(clients)
         ]
 
-    return over_stacks(net, [c.data for c in clients], stack, ragged=ragged)
-
-
-def uniform(
-    net: Net, clients: int, *, mix: float, rate: float, only: Collection[str] | None = None
-) -> Hyperparams:
-    """Return the same mix in all norms and the same rate for all tensors, for C clients.
-
-    With ``only``, tensors of other names get rate 0 and so stay as they are.
-    """
-    one = Hyperparams.constant(net.sites, mix=mix, rate=rate)
-    if only is not None:
-        moves = torch.tensor([name in only for name in net.sites.params])
-        one = replace(one, rate=torch.where(moves, one.rate, torch.zeros(())))
-    return on(net, Hyperparams.stack([one] * clients))
-
-
-def constant_for(
-    net: Net, mix: float, rate: float, only: Collection[str] | None = None
-) -> ForStack:
-    """Give every client the same mix in all norms and the same rate for all tensors."""
-
-    def choose(members: list[int]) -> tuple[Hyperparams, None]:
-        return uniform(net, len(members), mix=mix, rate=rate, only=only), None
-
-    return choose
-
-
-def pick(
-    points: Sequence[tuple[float, float]], losses: Tensor, accuracies: Tensor, criterion: str
-) -> tuple[float, float]:
-    """Return the grid point of lowest loss, or of highest accuracy (ties by loss)."""
-    losses = losses.nan_to_num(nan=float("inf"), posinf=float("inf"))
-    if criterion == "accuracy":
-        losses = torch.where(
-            accuracies >= accuracies.max(), losses, torch.full_like(losses, float("inf"))
-        )
-    return points[int(losses.argmin())]
+    data = [c.data for c in clients]
+    return map_stacks(stack, net, data, clients, tests, before, unequal_sizes=unequal_sizes)
 
 
 def _test_part(client: Client) -> Examples:
@@ -312,5 +324,5 @@ class WithoutRounds(Method):
         return {}
 
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge the model as it is; there is nothing to learn."""
-        return judge_global(model, clients)
+        """Evaluate the model as it is; there is nothing to learn."""
+        return evaluate_global(model, clients)

@@ -17,16 +17,16 @@ from collections.abc import Collection
 from torch import Tensor
 
 from fedl2p.core.finetuning.in_place_sgd import Gradient
-from fedl2p.core.functional.model import NetState
+from fedl2p.core.functional.model import ModelState
 
 
 def pulled(gradient: Gradient, anchor: dict[str, Tensor], weight: float) -> Gradient:
     """Return the gradient plus that of the proximal term, weight (w - anchor)."""
 
     def with_term(
-        state: NetState, step: int, wanted: Collection[str]
+        state: ModelState, step: int, trainable: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        grads, stats = gradient(state, step, wanted)
+        grads, stats = gradient(state, step, trainable)
         return {k: g + weight * (state.params[k] - anchor[k]) for k, g in grads.items()}, stats
 
     return with_term

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fedl2p.core.settings import HypergradientConfig, InnerLoop, MetaNetsConfig, Parts
+from fedl2p.core.settings import DataParts, HypergradientConfig, InnerLoop, MetaNetsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class LocalTraining:
     decay_rounds: tuple[int, ...] = ()
     end_rate: float | None = None
     end_round: int = 0
-    reads: Parts = "train"
+    reads: DataParts = "train"
 
     def __post_init__(self) -> None:
         if not (self.epochs >= 1 and self.batch_size >= 1):
@@ -52,8 +52,8 @@ class LocalTraining:
             raise ValueError(
                 f"rate {self.rate} and decay {self.decay} must both be above 0 and finite"
             )
-        if self.reads not in get_args(Parts):
-            wanted = ", ".join(get_args(Parts))
+        if self.reads not in get_args(DataParts):
+            wanted = ", ".join(get_args(DataParts))
             raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
         self._check_end()
 

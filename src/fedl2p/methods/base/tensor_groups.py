@@ -1,7 +1,7 @@
-"""A model's named tensors: which travel, which stay, and how they become a cohort's state.
+"""Groups of a model's named tensors (head, norms), and the states of clients made of tensors.
 
-Names are those of ``state_dict``. Parts are found by the type of their module, at any depth. The
-count of batches that a batch-norm layer keeps and frozen parameters belong to no part.
+Names are those of ``state_dict``. Groups are found by the type of their module, at any depth. The
+count of batches that a batch-norm layer keeps and frozen parameters belong to no group.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.method import Client, State
 
 
-def tensor_names(net: Net) -> list[str]:
+def tensor_names(net: FunctionalModel) -> list[str]:
     """Return the names of all trainable parameters, running statistics and other buffers.
 
     Of other buffers (those of instance-norm, averages of weights) the ones that are real numbers
@@ -25,7 +25,7 @@ def tensor_names(net: Net) -> list[str]:
     return [*net.sites.params, *_statistics(net), *_buffers(net)]
 
 
-def head_of(net: Net, method: str, name: str | None = None) -> frozenset[str]:
+def head_tensors(net: FunctionalModel, method: str, name: str | None = None) -> frozenset[str]:
     """Return the names of the head's tensors.
 
     Those of the module ``name``; by default, of the linear layer that a forward pass calls last.
@@ -50,7 +50,7 @@ def head_of(net: Net, method: str, name: str | None = None) -> frozenset[str]:
     return head
 
 
-def norms_of(net: Net, method: str) -> frozenset[str]:
+def norm_tensors(net: FunctionalModel, method: str) -> frozenset[str]:
     """Return the names of all tensors of batch-norm layers: weights, biases and statistics.
 
     Layers without running statistics are included. Layer and group norms are not: they share
@@ -73,17 +73,21 @@ def norms_of(net: Net, method: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def initial(net: Net) -> State:
+def initial_tensors(net: FunctionalModel) -> State:
     """Return the net's own tensors, on the CPU."""
     tensors = net.plain.state_dict()
     return {name: tensors[name].detach().cpu().clone() for name in tensor_names(net)}
 
 
-def stacked(net: Net, state: State, clients: Sequence[Client], *, prefix: str = "") -> NetState:
-    """Return what C clients have: of each tensor the received, else the kept, else the net's own.
+def client_states(
+    net: FunctionalModel, state: State, clients: Sequence[Client], *, prefix: str = ""
+) -> ModelState:
+    """Return the states of C clients: of each tensor the received, else the kept, else the net's.
 
     Parameters
     ----------
+    net
+        The model whose tensors are taken where neither is there.
     state
         Received tensors, the same for all clients.
     clients
@@ -91,63 +95,67 @@ def stacked(net: Net, state: State, clients: Sequence[Client], *, prefix: str = 
     prefix
         Of the names in ``kept``.
     """
-    own = net.plain.state_dict()
-    held: State = {}
+    default = net.plain.state_dict()
+    tensors: State = {}
     for name in tensor_names(net):
-        shared = state.get(name, own[name]).detach().to(net.device)
+        shared = state.get(name, default[name]).detach().to(net.device)
         kept = [None if name in state else c.kept.get(prefix + name) for c in clients]
         if any(k is not None for k in kept):
-            held[name] = torch.stack([shared if k is None else k.to(net.device) for k in kept])
+            tensors[name] = torch.stack([shared if k is None else k.to(net.device) for k in kept])
         else:
-            held[name] = shared.expand(len(clients), *shared.shape)
-    return _net_state(net, held)
+            tensors[name] = shared.expand(len(clients), *shared.shape)
+    return _model_state(net, tensors)
 
 
-def tensors_of(net: Net, state: NetState, client: int, names: Collection[str]) -> State:
+def client_tensors(
+    net: FunctionalModel, state: ModelState, client: int, names: Collection[str]
+) -> State:
     """Return one client's tensors of these names, on the CPU."""
     tensors = dict(state.params)
     for name in net.sites.norms:
         tensors[f"{name}.running_mean"] = state.stats[f"{name}.client_mean"]
         tensors[f"{name}.running_var"] = state.stats[f"{name}.client_var"]
-    own = net.plain.state_dict()
+    default = net.plain.state_dict()
     for name in _buffers(net):
-        kept = state.stats.get(name)  # missing where training never changes it
-        tensors[name] = own[name].expand(client + 1, *own[name].shape) if kept is None else kept
+        carried = state.stats.get(name)  # missing where training never changes it
+        tensors[name] = default[name].expand(client + 1, *default[name].shape)
+        if carried is not None:
+            tensors[name] = carried
     return {name: tensors[name][client].cpu() for name in names}
 
 
-def to_keep(tensors: State, *, prefix: str = "") -> State:
-    """Return tensors as a client keeps them: copies, lest a view holds its whole stack."""
+def kept_copies(tensors: State, *, prefix: str = "") -> State:
+    """Return copies of tensors for the client to keep: a view would hold its whole stack."""
     return {prefix + name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def per_client(choose: Tensor, yes: NetState, no: NetState) -> NetState:
+def where(choose: Tensor, yes: ModelState, no: ModelState) -> ModelState:
     """Take each client's tensors from one of two states; ``choose`` has shape (C,), bool."""
 
-    def pick(a: Tensor, b: Tensor) -> Tensor:
+    def select(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(choose.view(-1, *(1,) * (a.dim() - 1)), a, b)
 
-    return NetState(
-        {k: pick(v, no.params[k]) for k, v in yes.params.items()},
-        {k: pick(v, no.stats[k]) for k, v in yes.stats.items()},
+    return ModelState(
+        {k: select(v, no.params[k]) for k, v in yes.params.items()},
+        {k: select(v, no.stats[k]) for k, v in yes.stats.items()},
     )
 
 
-def _statistics(net: Net) -> list[str]:
+def _statistics(net: FunctionalModel) -> list[str]:
     return [f"{n}.{s}" for n in net.sites.norms for s in ("running_mean", "running_var")]
 
 
-def _buffers(net: Net) -> list[str]:
-    own = net.plain.state_dict()
-    return [k for k in net.other_buffers if k in own and own[k].is_floating_point()]
+def _buffers(net: FunctionalModel) -> list[str]:
+    saved = net.plain.state_dict()
+    return [k for k in net.other_buffers if k in saved and saved[k].is_floating_point()]
 
 
-def _net_state(net: Net, held: State) -> NetState:
+def _model_state(net: FunctionalModel, tensors: State) -> ModelState:
     """Return a state of plain training, in which batch-norm goes on from the given statistics."""
     stats = {}
     for name in net.sites.norms:
-        mean, var = held[f"{name}.running_mean"], held[f"{name}.running_var"]
+        mean, var = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
         stats[f"{name}.client_mean"], stats[f"{name}.client_var"] = mean, var
         stats[f"{name}.client_weight"] = var.new_ones(len(var))
-    stats |= {name: held[name] for name in _buffers(net)}
-    return NetState({k: held[k] for k in net.sites.params}, stats)
+    stats |= {name: tensors[name] for name in _buffers(net)}
+    return ModelState({k: tensors[k] for k in net.sites.params}, stats)

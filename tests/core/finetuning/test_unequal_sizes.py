@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.finetuning.batches import Align, EpochBatches, Part
-from fedl2p.core.finetuning.in_place_sgd import Descent
-from fedl2p.core.finetuning.inner_loop import batches_of, run_inner_loop
-from fedl2p.core.finetuning.stacking import evaluate, over_stacks, resident, stacks
-from fedl2p.core.functional.model import Net, NetState
+from fedl2p.core.finetuning.batches import Align, EpochBatches, StackBatch
+from fedl2p.core.finetuning.evaluation import evaluate
+from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
+from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
+from fedl2p.core.finetuning.stacking import cut_into_stacks, map_stacks
+from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.precision import computing
-from fedl2p.core.hypergradients.estimators import RAGGED, cohort_hypergradient
+from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import Compute, HypergradientConfig, InnerLoop, Mode, Statistics
 from fedl2p.method import Client
 from fedl2p.methods import build
-from fedl2p.methods.base.personalizing import tune
+from fedl2p.methods.base.personalizing import finetune_stack
 from fedl2p.methods.base.settings import Grid, MetaLearning, Settings
-from support.core_nets import ConvNet, examples, settled
+from support.core_nets import ConvNet, examples, hypergradient_of, settled
 
 SIZES = (19, 4, 9, 8, 13, 3)
 """In batches of 4: whole ones, short ones, clients with less than a batch, five counts of steps."""
@@ -44,7 +46,7 @@ PEOPLE = [data(n, i) for i, n in enumerate(SIZES)]
 INNER = InnerLoop(epochs=3, batch_size=4)
 
 
-def uneven(net: Net, clients: int) -> Hyperparams:
+def uneven(net: FunctionalModel, clients: int) -> Hyperparams:
     rng = torch.Generator().manual_seed(7)
     norms, params = len(net.sites.norms), len(net.sites.params)
     mix = 0.2 + 0.6 * torch.rand(clients, norms, generator=rng, dtype=torch.float64)
@@ -56,7 +58,7 @@ def only(hyper: Hyperparams, i: int) -> Hyperparams:
     return Hyperparams(hyper.mix[i : i + 1], hyper.rate[i : i + 1], hyper.sites)
 
 
-def assert_close(stacked: NetState, alone: Sequence[NetState]) -> None:
+def assert_close(stacked: ModelState, alone: Sequence[ModelState]) -> None:
     for i, one in enumerate(alone):
         for name, value in {**one.params, **one.stats}.items():
             ours = {**stacked.params, **stacked.stats}[name][i]
@@ -64,17 +66,19 @@ def assert_close(stacked: NetState, alone: Sequence[NetState]) -> None:
 
 
 def tuned_alone(
-    net: Net, hyper: Hyperparams, people: Sequence[ClientData], statistics: Statistics
-) -> list[NetState]:
+    net: FunctionalModel, hyper: Hyperparams, people: Sequence[ClientData], statistics: Statistics
+) -> list[ModelState]:
     return [
-        run_inner_loop(net, only(hyper, i), batches_of(net, [d], [i], INNER), statistics=statistics)
+        run_inner_loop(
+            net, only(hyper, i), inner_batches(net, [d], [i], INNER), statistics=statistics
+        )
         for i, d in enumerate(people)
     ]
 
 
 @pytest.fixture(scope="module")
-def net() -> Net:
-    return Net(settled(ConvNet(2)))
+def net() -> FunctionalModel:
+    return FunctionalModel(settled(ConvNet(2)))
 
 
 # Batches
@@ -90,7 +94,7 @@ def rows_of(batches: EpochBatches, client: int) -> list[list[float]]:
     """What a client gets, step by step."""
     taken = []
     for step in range(len(batches)):
-        for part in batches.parts(step):
+        for part in batches.step_batches(step):
             members = range(len(batches.seeds)) if part.members is None else part.members
             assert part.x.shape[:2] == part.y.shape == (len(members), part.x.shape[1])
             if client in members:
@@ -130,7 +134,7 @@ def test_clients_share_the_ends_of_epochs_or_the_last_step() -> None:
 
     def members(align: Align) -> list[tuple[int, ...] | None]:
         batches = EpochBatches(parts, [0, 1], epochs=2, batch_size=4, align=align)
-        return [part.members for step in range(6) for part in batches.parts(step)]
+        return [part.members for step in range(6) for part in batches.step_batches(step)]
 
     assert members("epochs") == [None, (0,), (0,), None, (0,), (0,)]
     assert members("end") == [(0,), (0,), (0,), (0,), None, None]
@@ -157,64 +161,64 @@ def test_a_client_that_is_there_twice_is_held_once() -> None:
 
 
 @pytest.mark.parametrize("align", ["epochs", "end"])
-def test_fine_tuning_in_a_ragged_stack(net: Net, align: Align) -> None:
+def test_fine_tuning_in_a_stack_of_unequal_sizes(net: FunctionalModel, align: Align) -> None:
     hyper, seeds = uneven(net, len(SIZES)), list(range(len(SIZES)))
-    batches = batches_of(net, PEOPLE, seeds, INNER, align=align)
+    batches = inner_batches(net, PEOPLE, seeds, INNER, align=align)
     together = run_inner_loop(net, hyper, batches, statistics="corrected")
     assert_close(together, tuned_alone(net, hyper, PEOPLE, "corrected"))
 
 
-def test_members_that_do_not_lie_side_by_side(net: Net) -> None:
+def test_members_that_do_not_lie_side_by_side(net: FunctionalModel) -> None:
     people = [PEOPLE[i] for i in (1, 0, 3, 5, 2)]  # 4, 19, 8, 3, 9
     hyper = uneven(net, len(people))
-    batches = batches_of(net, people, list(range(5)), INNER)
+    batches = inner_batches(net, people, list(range(5)), INNER)
     assert any(
         part.members is not None and any(b - a > 1 for a, b in pairwise(part.members))
         for step in range(len(batches))
-        for part in batches.parts(step)
+        for part in batches.step_batches(step)
     )
     together = run_inner_loop(net, hyper, batches, statistics="published")
     assert_close(together, tuned_alone(net, hyper, people, "published"))
 
 
-def test_early_stopping_in_a_ragged_stack(net: Net) -> None:
+def test_early_stopping_in_a_stack_of_unequal_sizes(net: FunctionalModel) -> None:
     stopped = replace(INNER, early_stopping=True)
     clients = [Client(f"c{i}", d, seed=i) for i, d in enumerate(PEOPLE)]
     hyper = uneven(net, len(clients))
     hyper = Hyperparams(hyper.mix, hyper.rate * 2, hyper.sites)  # some get worse
-    together = tune(net, clients, hyper, stopped)
-    alone = [tune(net, [c], only(hyper, i), stopped) for i, c in enumerate(clients)]
+    together = finetune_stack(net, clients, hyper, stopped)
+    alone = [finetune_stack(net, [c], only(hyper, i), stopped) for i, c in enumerate(clients)]
     assert_close(together, alone)
-    last = tune(net, clients, hyper, INNER)
+    last = finetune_stack(net, clients, hyper, INNER)
     name = net.sites.params[0]
     kept = [torch.equal(together.params[name][i], last.params[name][i]) for i in range(6)]
     assert len(set(kept)) == 2  # the last epoch is some clients' best, not everybody's
 
 
-def test_a_copy_of_the_way_stays_as_it_was(net: Net) -> None:
+def test_a_copy_of_the_state_stays_as_it_was(net: FunctionalModel) -> None:
     hyper = uneven(net, len(SIZES))
-    batches = batches_of(net, PEOPLE, list(range(len(SIZES))), INNER)
-    with Descent(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as way:
-        copied: list[NetState] = []
+    batches = inner_batches(net, PEOPLE, list(range(len(SIZES))), INNER)
+    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as way:
+        copied: list[ModelState] = []
         before: list[dict[str, Tensor]] = []
         for step in range(len(batches)):
             copied.append(way.copy())
             before.append({k: v.clone() for k, v in vars_of(copied[-1]).items()})
-            for part in batches.parts(step):
+            for part in batches.step_batches(step):
                 way.step(part)
     for state, values in zip(copied, before, strict=True):
         for name, value in values.items():
             assert torch.equal(vars_of(state)[name], value), name
 
 
-def vars_of(state: NetState) -> dict[str, Tensor]:
+def vars_of(state: ModelState) -> dict[str, Tensor]:
     return {**state.params, **state.stats}
 
 
 # Hypergradients
 
 
-def validation(people: Sequence[ClientData]) -> list[Part]:
+def validation(people: Sequence[ClientData]) -> list[StackBatch]:
     lengths: dict[int, list[int]] = {}
     for i, d in enumerate(people):
         assert d.validation is not None
@@ -224,22 +228,22 @@ def validation(people: Sequence[ClientData]) -> list[Part]:
         own = [people[i].validation for i in members]
         x = torch.stack([e.x for e in own if e is not None])
         y = torch.stack([e.y for e in own if e is not None])
-        parts.append(Part(x, y, tuple(members) if len(lengths) > 1 else None))
+        parts.append(StackBatch(x, y, tuple(members) if len(lengths) > 1 else None))
     return parts
 
 
-@pytest.mark.parametrize("mode", RAGGED)
+@pytest.mark.parametrize("mode", UNEQUAL_SIZES)
 @pytest.mark.parametrize("steps", [1, 4, 50])
 @pytest.mark.parametrize("segment", [None, 2])
-def test_hypergradients_of_a_ragged_stack(
-    net: Net, mode: Mode, steps: int, segment: int | None
+def test_hypergradients_of_a_stack_of_unequal_sizes(
+    net: FunctionalModel, mode: Mode, steps: int, segment: int | None
 ) -> None:
     config = HypergradientConfig(mode=mode, steps=steps, segment=segment)
     hyper, seeds = uneven(net, len(SIZES)), list(range(len(SIZES)))
 
     def of(people: Sequence[ClientData], own: Sequence[int], h: Hyperparams) -> list[Tensor]:
-        batches = batches_of(net, people, own, INNER, align="end")
-        made = cohort_hypergradient(net, h, batches, validation(people), config=config)
+        batches = inner_batches(net, people, own, INNER, align="end")
+        made = hypergradient_of(net, h, batches, validation(people), config=config)
         return [made.mix, made.rate, made.loss, made.accuracy]
 
     together = of(PEOPLE, seeds, hyper)
@@ -307,64 +311,69 @@ def test_learning_in_batches_of_validation_keeps_to_equal_sizes(
 
 
 def test_a_stack_of_unequal_sizes_is_sorted_within_its_chunk_of_clients() -> None:
-    net = Net(settled(ConvNet(2)))
+    net = FunctionalModel(settled(ConvNet(2)))
     people = [data(n, i) for i, n in enumerate((5, 90, 7, 88, 6, 91, 4, 89))]
-    cut = list(stacks(net, people, size=4, ragged=True))
+    cut = list(cut_into_stacks(net, people, size=4, unequal_sizes=True))
     sizes = [[len(people[i].train.x) for i in s] for s in cut]
     assert sorted(sizes) == [[90, 88, 7, 5], [91, 89, 6, 4]]
-    assert all(len(s) == 1 for s in stacks(net, people, size=4))
+    assert all(len(s) == 1 for s in cut_into_stacks(net, people, size=4))
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-def test_the_cut_does_not_depend_on_how_many_clients_are_in_a_call(ragged: bool) -> None:
-    net = Net(computing(settled(ConvNet(2)), Compute(stack_size=4)))
+@pytest.mark.parametrize("unequal_sizes", [False, True])
+def test_the_cut_does_not_depend_on_how_many_clients_are_in_a_call(unequal_sizes: bool) -> None:
+    net = FunctionalModel(computing(settled(ConvNet(2)), Compute(stack_size=4)))
     sizes = torch.randint(6, 9, (18,), generator=torch.Generator().manual_seed(0)).tolist()
     people = [data(n, i) for i, n in enumerate(sizes)]
-    whole = list(stacks(net, people, ragged=ragged))
+    whole = list(cut_into_stacks(net, people, unequal_sizes=unequal_sizes))
     for clients in (4, 8, 12):  # whole chunks of clients in each call
         calls = range(0, len(people), clients)
         parts = [
             [begin + i for i in stack]
             for begin in calls
-            for stack in stacks(net, people[begin : begin + clients], ragged=ragged)
+            for stack in cut_into_stacks(
+                net, people[begin : begin + clients], unequal_sizes=unequal_sizes
+            )
         ]
         assert sorted(parts) == sorted(whole)
 
 
 def test_clients_without_a_validation_part_make_stacks_of_their_own() -> None:
-    net = Net(settled(ConvNet(2)))
+    net = FunctionalModel(settled(ConvNet(2)))
     people = [PEOPLE[0], replace(PEOPLE[1], validation=None), *PEOPLE[2:5]]
-    assert list(stacks(net, people, ragged=True)) == [[0, 4, 2, 3], [1]]
+    assert list(cut_into_stacks(net, people, unequal_sizes=True)) == [[0, 4, 2, 3], [1]]
 
 
 def test_two_clients_go_one_by_one() -> None:
-    net = Net(settled(ConvNet(2)))
-    assert list(stacks(net, [PEOPLE[0]] * 5, size=3)) == [[0, 1, 2], [3], [4]]
+    net = FunctionalModel(settled(ConvNet(2)))
+    assert list(cut_into_stacks(net, [PEOPLE[0]] * 5, size=3)) == [[0, 1, 2], [3], [4]]
     pairs = EpochBatches(
         [numbered(n, i) for i, n in enumerate((4, 4, 4, 3, 3))],
         list(range(5)),
         epochs=1,
         batch_size=4,
     )
-    assert [part.members for part in pairs.parts(0)] == [(0, 1, 2), (3,), (4,)]
+    assert [part.members for part in pairs.step_batches(0)] == [(0, 1, 2), (3,), (4,)]
 
 
 def test_large_inputs_and_models_are_not_stacked() -> None:
-    small, deep = Net(settled(ConvNet(2))), Net(nn.Sequential(nn.Flatten(), nn.Linear(50, 25_000)))
+    small, deep = (
+        FunctionalModel(settled(ConvNet(2))),
+        FunctionalModel(nn.Sequential(nn.Flatten(), nn.Linear(50, 25_000))),
+    )
     wide = [ClientData(Examples(torch.zeros(4, 2, 32, 32), torch.arange(4) % 3))] * 3
-    assert [len(s) for s in stacks(small, [PEOPLE[0]] * 12)] == [10, 1, 1]
-    assert [len(s) for s in stacks(small, wide)] == [1, 1, 1]
-    assert [len(s) for s in stacks(deep, [PEOPLE[0]] * 3)] == [1, 1, 1]
+    assert [len(s) for s in cut_into_stacks(small, [PEOPLE[0]] * 12)] == [10, 1, 1]
+    assert [len(s) for s in cut_into_stacks(small, wide)] == [1, 1, 1]
+    assert [len(s) for s in cut_into_stacks(deep, [PEOPLE[0]] * 3)] == [1, 1, 1]
 
 
 def test_results_come_in_the_order_of_the_clients() -> None:
-    net = Net(settled(ConvNet(2)))
-    results = over_stacks(net, PEOPLE, lambda members: members, size=2, ragged=True)
+    net = FunctionalModel(computing(settled(ConvNet(2)), Compute(stack_size=3)))
+    results = map_stacks(lambda own: own, net, PEOPLE, range(len(PEOPLE)), unequal_sizes=True)
     assert results == list(range(len(PEOPLE)))
 
 
-def test_scores_of_parts_of_all_sizes(net: Net) -> None:
-    state = resident(net.plain).net.start(len(PEOPLE), "global")
+def test_scores_of_parts_of_all_sizes(net: FunctionalModel) -> None:
+    state = working_copies(net.plain).net.start(len(PEOPLE), "global")
     mix = torch.zeros(len(PEOPLE), len(net.sites.norms), dtype=torch.float64)
     scores = evaluate(net, state, mix, [d.train for d in PEOPLE])
     one = net.start(1, "global")
