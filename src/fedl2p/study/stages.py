@@ -17,6 +17,7 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
 from fedl2p.federation.messages import Clients, content_hash, state_bytes
@@ -106,6 +107,7 @@ def prepare(
     )
     given = _given(study, initial)
     built = tuple(methods.build(name, study.settings) for name in study.methods)
+    working_copies(initial).net.foresee(population.shape)
     for method in built:
         method.start(initial)  # refuses a model without the parts that the method needs
     folder = RunDir(out)
