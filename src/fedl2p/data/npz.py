@@ -194,8 +194,8 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the files of the seen and of the unseen clients, each in alphabetical order."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that holds .npz files")
-    loose = sorted(folder.glob("*.npz"))
-    pools = [sorted((folder / pool).glob("*.npz")) for pool in ("seen", "unseen")]
+    loose = _npz_files(folder)
+    pools = [_npz_files(folder / pool) for pool in ("seen", "unseen")]
     if not any(pools):
         pools = [loose, []]
     elif loose:
@@ -214,6 +214,18 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
             f"{folder / 'unseen' / min(twice)}.npz has the name of a seen client; rename one"
         )
     return seen, unseen
+
+
+def _npz_files(folder: Path) -> list[Path]:
+    """Return the .npz files of a folder, sorted, without hidden ones (a Mac's ``._c0.npz``)."""
+    files = sorted(file for file in folder.glob("*.npz") if not file.name.startswith("."))
+    for file in files:
+        if not file.stem.isprintable():  # neither are bytes that are not UTF-8
+            raise ValueError(
+                f"{str(file)!a}: a client is called like its file, and this name is not printable "
+                "text in UTF-8; rename the file"
+            )
+    return files
 
 
 def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
