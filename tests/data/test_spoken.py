@@ -20,7 +20,7 @@ from fedl2p.data.audio.filter_banks import SAMPLE_RATE, FilterBank
 from fedl2p.data.audio.recording import DEVICES, NOISES, hear, noise
 from fedl2p.data.audio.voices import ACCENTS, VARIANTS, Espeak, Utterance, trimmed
 from fedl2p.data.audio.waveforms import read_wav
-from fedl2p.data.files.folders import silent
+from fedl2p.data.files.folders import no_progress
 from fedl2p.data.speech import Speech
 from fedl2p.data.spoken import OTHERS, Make, check, speakers, words_of, write_archive
 from support.speech_tree import tone
@@ -40,7 +40,7 @@ def beep(utterance: Utterance) -> np.ndarray:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("spoken")
-    write_archive(SMALL, root, beep, silent, made_by="beep 1.0")
+    write_archive(SMALL, root, beep, no_progress, made_by="beep 1.0")
     return root
 
 
@@ -91,7 +91,7 @@ def test_the_same_settings_give_the_same_files_with_any_number_of_threads(
     made: Path, tmp_path: Path
 ) -> None:
     one = dataclasses.replace(SMALL, workers=1)
-    write_archive(one, tmp_path, beep, silent, made_by="beep 1.0")
+    write_archive(one, tmp_path, beep, no_progress, made_by="beep 1.0")
     assert contents(tmp_path / "clips") == contents(made / "clips")
     assert speakers(SMALL) != speakers(dataclasses.replace(SMALL, seed=1))
 
@@ -149,7 +149,7 @@ def test_an_error_while_speaking_leaves_nothing(tmp_path: Path) -> None:
         return beep(utterance)
 
     with pytest.raises(ValueError, match="out of breath"):
-        write_archive(SMALL, tmp_path, choking, silent)
+        write_archive(SMALL, tmp_path, choking, no_progress)
     assert list(tmp_path.iterdir()) == []
     assert len(spoken_words) < 6 * 34
 
@@ -166,9 +166,9 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_made_with_other_settings_is_left_alone(made: Path) -> None:
     before = contents(made)
-    SMALL.run(made, silent)  # the same settings: nothing to do, and no espeak-ng needed
+    SMALL.run(made, no_progress)  # the same settings: nothing to do, and no espeak-ng needed
     with pytest.raises(ValueError, match=r"clips is there already, made with other settings .*--r"):
-        Make(speakers=7, unseen=3).run(made, silent)
+        Make(speakers=7, unseen=3).run(made, no_progress)
     assert contents(made) == before
 
 

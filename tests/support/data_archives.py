@@ -113,9 +113,17 @@ def cifar10_files(
     return files | {f"cifar-10-batches-py/{k}": v for k, v in (changed or {}).items()}
 
 
+def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files below a folder, as an archive of them unpacks."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
 def write_cifar10(root: Path, **options: Any) -> Path:
-    """Write cifar-10-python.tar.gz into a folder."""
-    return write_tar(root / "cifar-10-python.tar.gz", cifar10_files(**options))
+    """Write the files of a CIFAR-10 archive into a folder."""
+    return write_folder(root, cifar10_files(**options))
 
 
 def npy(array: np.ndarray) -> bytes:

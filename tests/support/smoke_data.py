@@ -15,10 +15,10 @@ from support import data_archives, speech_tree
 
 
 def write_all(folder: Path) -> Path:
-    """Write every archive where FEDL2P_DATA = ``folder`` makes the recipes look."""
+    """Write every data set where FEDL2P_DATA = ``folder`` makes the recipes look."""
     data_archives.write_cifar10(folder / "cifar10")
     corrupted = data_archives.cifar10c_files(CORRUPTIONS[:2])
-    data_archives.write_tar(folder / "cifar10c" / "CIFAR-10-C.tar", corrupted)
+    data_archives.write_folder(folder / "cifar10c", corrupted)
     for domains in (office10.DOMAINS, domainnet.DOMAINS):
         for name, files in photographs(domains):
             data_archives.write_zip(folder / domains.name / name, files)

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedl2p.data.files.archives import members, naming, source_files
+from fedl2p.data.files.archives import unpack
 from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.files.downloads import Remote, fetch_all, verify
-from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.folders import ProgressCallback, root_of, unpacked_files
 from fedl2p.data.files.plain_pickle import load_plain
 from fedl2p.data.pools.augmentation import CropAndFlip
 from fedl2p.data.pools.dealing import Holding, check_counts, names_of, split
@@ -34,12 +34,14 @@ from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import generator
 
 NAME = "cifar10"
-ARCHIVE = Remote(
+ARCHIVE = RemoteFile(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     name="cifar-10-python.tar.gz",
     checksum="md5:c58f30108f718f92721af3b95e74349a",
 )
 FOLDER = "cifar-10-batches-py"
+MAX_BYTES = 256 << 20
+"""Most bytes that the archive may unpack to; the published one has 186 MB."""
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
@@ -58,8 +60,7 @@ class Cifar10:
     Parameters
     ----------
     root
-        Folder with the archive, or with what it unpacks to; None for $FEDL2P_DATA/cifar10 or
-        data/cifar10.
+        The data set's folder; None for $FEDL2P_DATA/cifar10 or data/cifar10.
     seen
         Number of clients that take part in training.
     unseen
@@ -89,7 +90,7 @@ class Cifar10:
     def open(self, seed: int) -> SharedPool:
         """Return the population under a seed.
 
-        The first call decodes the archive into one file, which every later one maps.
+        The first call decodes the images into one file, which every later one maps.
 
         Raises
         ------
@@ -147,7 +148,7 @@ def load(root: Path) -> Cached:
     ValueError
         If the data is missing or damaged.
     """
-    files = source_files(root, archive=ARCHIVE.name, folder=FOLDER, wanted=BATCHES)
+    files = unpacked_files(root / FOLDER, BATCHES, name=NAME)
 
     def build(allocate: Allocate) -> Columns:
         images, labels = read_batches(root)
@@ -176,12 +177,8 @@ def read_batches(root: Path) -> tuple[dict[str, np.ndarray], dict[str, list[int]
         has no image in the training or in the test batches.
     """
     images, labels = {}, {}
-    found = members(root, archive=ARCHIVE.name, folder=FOLDER, wanted=BATCHES, name=NAME)
-    for path, batch, file in found:
-        with naming(path):
-            content = file.read()
-        source = str(path) if path.name == batch else f"{path}: {batch}"
-        images[batch], labels[batch] = _read_batch(content, source)
+    for path, batch in zip(unpacked_files(root / FOLDER, BATCHES, name=NAME), BATCHES, strict=True):
+        images[batch], labels[batch] = _read_batch(path.read_bytes(), str(path))
     for what, batches in (("training", BATCHES[:-1]), ("test", BATCHES[-1:])):
         held = {label for batch in batches for label in labels[batch]}
         for number, name in enumerate(CLASSES):
@@ -212,19 +209,18 @@ def _read_batch(content: bytes, source: str) -> tuple[np.ndarray, list[int]]:
     return data.reshape(-1, *SHAPE), labels
 
 
-def get(root: Path, tell: Tell) -> list[str]:
-    """Download the archive; nothing is left to do by hand."""
-    wanted = [] if (root / FOLDER).is_dir() else [ARCHIVE]
-    return fetch_all(wanted, root, tell) or check(root)
+def get(root: Path, progress: ProgressCallback) -> list[str]:
+    """Download the archive (170 MB), check it, and unpack it."""
+    if not (root / FOLDER).exists():
+        archive = fetch(ARCHIVE, root, progress)
+        unpack(archive, root / FOLDER, max_bytes=MAX_BYTES, max_files=16, progress=progress)
+    return check(root)
 
 
 def check(root: Path) -> list[str]:
-    """Verify the archive's checksum, or the files of the unpacked folder."""
-    if (root / FOLDER).is_dir() and not (root / ARCHIVE.name).exists():
-        try:
-            read_batches(root)
-        except ValueError as problem:
-            return [str(problem)]
-        return []
-    found = verify(ARCHIVE, root)
-    return [] if found is None else [found]
+    """Return what is missing or damaged in the folder; every file is read."""
+    try:
+        read_batches(root)
+    except ValueError as problem:
+        return [str(problem)]
+    return []

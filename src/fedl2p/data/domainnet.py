@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from fedl2p.data.files.downloads import Remote, fetch_all
-from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.files.downloads import RemoteFile, fetch_all
+from fedl2p.data.files.folders import ProgressCallback, root_of
 from fedl2p.data.pools.dealing import check_counts, deal_groups
 from fedl2p.data.pools.domains import Domains, population, split_domains
 from fedl2p.data.pools.shared_pool import SharedPool
 
-LISTS = Remote(
+LISTS = RemoteFile(
     url="https://huggingface.co/datasets/Jemary/FedBN_Dataset/resolve/main/domainnet_dataset.zip",
     name="domainnet_dataset.zip",
 )
@@ -29,7 +29,7 @@ _SERVER = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 _CLEANED = ("clipart", "painting")
 _NAMES = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 IMAGES = tuple(
-    Remote(
+    RemoteFile(
         url=f"{_SERVER}/{'groundtruth/' if domain in _CLEANED else ''}{domain}.zip",
         name=f"{domain}.zip",
     )
@@ -98,14 +98,14 @@ class DomainNet:
         return population(pool, len(DOMAINS.classes), seen, unseen)
 
 
-def get(root: Path, tell: Tell) -> list[str]:
+def get(root: Path, progress: ProgressCallback) -> list[str]:
     """Download the lists and the six archives of images, one after another."""
     wanted = [] if (root / DOMAINS.inner).is_dir() else [LISTS]
     for domain, remote in zip(DOMAINS.domains, IMAGES, strict=True):
         unpacked = (root / domain, root / DOMAINS.inner / domain)
         if not any(folder.is_dir() for folder in unpacked):
             wanted.append(remote)
-    return fetch_all(wanted, root, tell) or check(root)
+    return fetch_all(wanted, root, progress) or check(root)
 
 
 def check(root: Path) -> list[str]:

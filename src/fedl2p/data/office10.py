@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedl2p.data.files.downloads import Remote, fetch_all
-from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.folders import ProgressCallback, root_of
 from fedl2p.data.pools.dealing import Holding
 from fedl2p.data.pools.domains import Domains, population, split_domains
 from fedl2p.data.pools.shared_pool import SharedPool
 
-ARCHIVE = Remote(
+ARCHIVE = RemoteFile(
     url="https://huggingface.co/datasets/Jemary/FedBN_Dataset/resolve/main/"
     "office_caltech_10_dataset.zip",
     name="office_caltech_10_dataset.zip",
@@ -83,10 +83,11 @@ class Office10:
         )
 
 
-def get(root: Path, tell: Tell) -> list[str]:
+def get(root: Path, progress: ProgressCallback) -> list[str]:
     """Download FedBN's archive, which has lists and images."""
-    wanted = [] if (root / DOMAINS.inner).is_dir() else [ARCHIVE]
-    return fetch_all(wanted, root, tell) or check(root)
+    if not (root / DOMAINS.inner).is_dir():
+        fetch(ARCHIVE, root, progress)
+    return check(root)
 
 
 def check(root: Path) -> list[str]:

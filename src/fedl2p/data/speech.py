@@ -36,19 +36,22 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.data.audio.commands import CLASSES, Layout, class_of, problems, read_noise, scan
 from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.audio.waveforms import CLIP, Distort, one_second, read_wav, to_float
-from fedl2p.data.files.archives import extract
+from fedl2p.data.files.archives import unpack
 from fedl2p.data.files.cache import Allocate, Cached, Columns, cached
-from fedl2p.data.files.downloads import Remote, fetch
-from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.folders import ProgressCallback, root_of
 from fedl2p.data.pools.partition import label_entropy, stratified_split
 from fedl2p.data.population import Population
 from fedl2p.seeds import generator
 
-ARCHIVE = Remote(
+ARCHIVE = RemoteFile(
     url="https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
     name="speech_commands_v0.02.tar.gz",
     checksum="sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
 )
+MAX_BYTES = 6 << 30
+"""Most bytes that the archive may unpack to; the published one has 3.4 GB in 105,836 files."""
+
 CLIPS = "clips"
 """Folder, in a data set's own, that has the layout of the archive."""
 
@@ -332,10 +335,11 @@ def _fingerprint(layout: Layout, speakers: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def get(root: Path, tell: Tell) -> list[str]:
+def get(root: Path, progress: ProgressCallback) -> list[str]:
     """Download the archive (2.3 GB), check it, and unpack it as ``clips/``."""
     if not (root / CLIPS).exists():
-        extract(fetch(ARCHIVE, root, tell), root / CLIPS, tell)
+        archive = fetch(ARCHIVE, root, progress)
+        unpack(archive, root / CLIPS, max_bytes=MAX_BYTES, max_files=200_000, progress=progress)
     return []
 
 

@@ -38,7 +38,7 @@ from fedl2p.data.audio.filter_banks import SAMPLE_RATE
 from fedl2p.data.audio.recording import DEVICES, NOISES, hear, noise
 from fedl2p.data.audio.voices import ACCENTS, VARIANTS, Espeak, Speak, Utterance
 from fedl2p.data.audio.waveforms import CLIP, write_wav
-from fedl2p.data.files.folders import Tell
+from fedl2p.data.files.folders import ProgressCallback
 from fedl2p.data.speech import ABOUT, CLIPS, remedy
 from fedl2p.seeds import derive_seed
 
@@ -94,7 +94,7 @@ class Make:
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per processor) or more, got {self.workers}")
 
-    def run(self, root: Path, tell: Tell) -> None:
+    def run(self, root: Path, progress: ProgressCallback) -> None:
         """Write ``clips/`` into ``root``, completely or not at all.
 
         Raises
@@ -106,7 +106,7 @@ class Make:
             espeak = Espeak()
             cast = speakers(self)
             espeak.check({s.accent for s in cast}, {s.variant for s in cast})
-            write_archive(self, root, espeak, tell, made_by=espeak.version())
+            write_archive(self, root, espeak, progress, made_by=espeak.version())
 
     def _is_there(self, root: Path) -> bool:
         if not (root / CLIPS).exists():
@@ -185,7 +185,7 @@ def speakers(make: Make) -> list[Speaker]:
 
 
 def write_archive(
-    make: Make, root: Path, speak: Speak, tell: Tell, *, made_by: str = "unknown"
+    make: Make, root: Path, speak: Speak, progress: ProgressCallback, *, made_by: str = "unknown"
 ) -> None:
     """Write the folder ``clips/`` with clips spoken by ``speak``; rename it into place at the end.
 
@@ -203,7 +203,7 @@ def write_archive(
         ) from None
     try:
         cast = speakers(make)
-        _write_clips(make, temporary, cast, speak, tell)
+        _write_clips(make, temporary, cast, speak, progress)
         _write_noises(make, temporary)
         _write_lists(make, temporary, cast)
         _write_about(make, temporary, cast, made_by)
@@ -231,7 +231,7 @@ def words_of(make: Make, speaker: Speaker) -> list[tuple[str, int]]:
 
 
 def _write_clips(
-    make: Make, folder: Path, cast: Sequence[Speaker], speak: Speak, tell: Tell
+    make: Make, folder: Path, cast: Sequence[Speaker], speak: Speak, progress: ProgressCallback
 ) -> None:
     for word in (*COMMANDS, *OTHERS):
         (folder / word).mkdir()
@@ -244,7 +244,7 @@ def _write_clips(
         ]
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
-            tell("speaking", done, len(jobs))
+            progress("speaking", done, len(jobs))
     finally:
         # After an error or an interrupt the words that are not begun are not begun any more.
         pool.shutdown(cancel_futures=True)

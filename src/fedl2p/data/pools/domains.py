@@ -10,7 +10,6 @@ are read in their colours; FedBN's own code makes these few grey.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedl2p.data.files.archives import FileTree
+from fedl2p.data.files.archives import ZipTree
 from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
 from fedl2p.data.files.folders import missing
 from fedl2p.data.files.images import decode_all
@@ -64,7 +63,7 @@ class Domains:
     domains: tuple[str, ...]
     classes: tuple[str, ...]
 
-    def tree(self, root: Path) -> FileTree:
+    def tree(self, root: Path) -> ZipTree:
         """Return the files of the data set's folder.
 
         Raises
@@ -72,9 +71,8 @@ class Domains:
         ValueError
             If the lists are not there.
         """
-        tree = FileTree(root, self.inner, (self.lists, *self.images))
+        tree = ZipTree(root, self.inner, (self.lists, *self.images))
         if tree.find(f"{self.domains[0]}_train.pkl", source=root) is None:
-            tree.close()
             raise missing(root / self.lists, self.name)
         return tree
 
@@ -86,24 +84,24 @@ class Domains:
         ValueError
             If something is missing, damaged, or not plain data.
         """
-        with closing(self.tree(root)) as tree:
-            files = [*tree.archives, *self._list_files(tree)]
+        tree = self.tree(root)
+        files = [*tree.archives, *self._list_files(tree)]
 
-            def build(allocate: Allocate) -> Columns:
-                listed = [row for rows in self.listed(tree).values() for row in rows]
-                x = allocate((len(listed), 3, *SIZE), np.uint8)
-                for i, image in enumerate(decode_all(contents(tree, listed), size=SIZE)):
-                    x[i] = image
-                return {
-                    "label": [row.label for row in listed],
-                    "domain": [row.domain for row in listed],
-                    "test": [int(row.part == "test") for row in listed],
-                }
+        def build(allocate: Allocate) -> Columns:
+            listed = [row for rows in self.listed(tree).values() for row in rows]
+            x = allocate((len(listed), 3, *SIZE), np.uint8)
+            for i, image in enumerate(decode_all(contents(tree, listed), size=SIZE)):
+                x[i] = image
+            return {
+                "label": [row.label for row in listed],
+                "domain": [row.domain for row in listed],
+                "test": [int(row.part == "test") for row in listed],
+            }
 
-            key = {"files": fingerprint(files), "size": SIZE}
-            return cached(root / "cache" / "all", key=key, build=build)
+        key = {"files": fingerprint(files), "size": SIZE}
+        return cached(root / "cache" / "all", key=key, build=build)
 
-    def listed(self, tree: FileTree) -> dict[str, list[Listed]]:
+    def listed(self, tree: ZipTree) -> dict[str, list[Listed]]:
         """Return what each pickle lists, by the pickle's name.
 
         Raises
@@ -148,11 +146,11 @@ class Domains:
                     f"{source} lists no image of class {name}; fetch {self.lists} again"
                 )
 
-    def _list_files(self, tree: FileTree) -> list[Path]:
+    def _list_files(self, tree: ZipTree) -> list[Path]:
         """Return the pickles that lie in folders."""
         names = [f"{domain}_{part}.pkl" for domain in self.domains for part in ("train", "test")]
-        found = [tree.find(name, source=self.name) for name in names]
-        return [tree.root / at[1] for at in found if at is not None and at[0] is None]
+        places = [tree.find(name, source=self.name) for name in names]
+        return [place for place in places if isinstance(place, Path)]
 
     def check(self, root: Path) -> list[str]:
         """Return what is missing or damaged: every listed image is looked up and decoded."""
@@ -160,28 +158,27 @@ class Domains:
             tree = self.tree(root)
         except ValueError as problem:
             return [str(problem)]
-        with closing(tree):
+        try:
+            lists = self.listed(tree)
+        except ValueError as problem:
+            return [str(problem)]
+        problems = []
+        for pickle, rows in lists.items():
+            here = [row for row in rows if tree.find(row.path, source=pickle) is not None]
+            if len(here) < len(rows):
+                there = set(here)
+                gone = next(row.path for row in rows if row not in there)
+                problems.append(
+                    f"{len(rows) - len(here)} of {len(rows)} images that {pickle} lists are "
+                    f"missing in {root}, e.g. {gone}; fedl2p data get {self.name} says where "
+                    "they come from"
+                )
             try:
-                lists = self.listed(tree)
+                for _ in decode_all(contents(tree, here), size=None):
+                    pass
             except ValueError as problem:
-                return [str(problem)]
-            problems = []
-            for pickle, rows in lists.items():
-                here = [row for row in rows if tree.find(row.path, source=pickle) is not None]
-                if len(here) < len(rows):
-                    there = set(here)
-                    gone = next(row.path for row in rows if row not in there)
-                    problems.append(
-                        f"{len(rows) - len(here)} of {len(rows)} images that {pickle} lists are "
-                        f"missing in {root}, e.g. {gone}; fedl2p data get {self.name} says where "
-                        "they come from"
-                    )
-                try:
-                    for _ in decode_all(contents(tree, here), size=None):
-                        pass
-                except ValueError as problem:
-                    problems.append(str(problem))
-            return problems
+                problems.append(str(problem))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -195,7 +192,7 @@ class Listed:
     source: str
 
 
-def contents(tree: FileTree, listed: list[Listed]) -> Iterator[tuple[str, bytes]]:
+def contents(tree: ZipTree, listed: list[Listed]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each listed file."""
     for row in listed:
         yield f"{tree.root}: {row.path}", tree.read(row.path, source=row.source)
