@@ -70,7 +70,7 @@ def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> Non
         (["check", "cifar10", "--rot", "x"], "--rot"),
         (
             ["check", "cifar10"],
-            "data/cifar10/cifar-10-batches-py is missing; get it with `fedl2p",
+            "data/cifar10/cifar-10-batches-bin is missing; get it with `fedl2p",
         ),
         (["check", "office10"], "office_caltech_10_dataset.zip is missing"),
         (["check", "domainnet", "--root", "d"], "d/domainnet_dataset.zip is missing"),

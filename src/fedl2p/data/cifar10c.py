@@ -24,7 +24,13 @@ from fedl2p.data.cifar10 import CLASSES, NORMALISE, SHAPE
 from fedl2p.data.files.archives import unpack
 from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
 from fedl2p.data.files.downloads import RemoteFile, fetch
-from fedl2p.data.files.folders import ProgressCallback, missing, root_of, unpacked_files
+from fedl2p.data.files.folders import (
+    ProgressCallback,
+    problems_of,
+    remedy,
+    root_of,
+    unpacked_files,
+)
 from fedl2p.data.pools.augmentation import CropAndFlip
 from fedl2p.data.pools.dealing import check_counts, deal_groups
 from fedl2p.data.pools.partition import stratified_split
@@ -217,17 +223,13 @@ def get(root: Path, progress: ProgressCallback) -> list[str]:
 
 def check(root: Path) -> list[str]:
     """Return what is missing or damaged in the folder: the shape of every file is read."""
-    if not (root / FOLDER).is_dir():
-        return [str(missing(root / FOLDER, NAME))]
-    problems = []
-    for name in (*ALL_CORRUPTIONS, "labels"):
-        try:
-            (path,) = unpacked_files(root / FOLDER, [f"{name}.npy"], name=NAME)
-            if (rows := len(map_rows(path))) != SEVERITIES * PUBLISHED:
-                raise ValueError(
-                    f"{path} holds {rows} rows, but must hold {SEVERITIES * PUBLISHED}; fetch the "
-                    "published file"
-                )
-        except ValueError as problem:
-            problems.append(str(problem))
-    return problems
+
+    def read(path: Path) -> None:
+        if (rows := len(map_rows(path))) != SEVERITIES * PUBLISHED:
+            raise ValueError(
+                f"{path} holds {rows} rows, but must hold {SEVERITIES * PUBLISHED}; "
+                f"{remedy(root / FOLDER, NAME)}"
+            )
+
+    names = [f"{name}.npy" for name in (*ALL_CORRUPTIONS, "labels")]
+    return problems_of(root / FOLDER, names, read, name=NAME)

@@ -112,11 +112,34 @@ def unpacked_files(folder: Path, files: Sequence[str], *, name: str) -> list[Pat
     paths = [folder / file for file in files]
     for path in paths:
         if not path.is_file():
-            raise ValueError(
-                f"{path} is missing; move {folder} away and run `fedl2p data get {name} --root "
-                f"{folder.parent}`"
-            )
+            raise ValueError(f"{path} is missing; {remedy(folder, name)}")
     return paths
+
+
+def problems_of(
+    folder: Path, files: Sequence[str], read: Callable[[Path], object], *, name: str
+) -> list[str]:
+    """Return what is wrong with the files of an unpacked archive, one line each.
+
+    ``read`` opens one file and raises ValueError if it is damaged.
+    """
+    if not folder.is_dir():
+        return [str(missing(folder, name))]
+    problems = []
+    for file in files:
+        try:
+            read(*unpacked_files(folder, [file], name=name))
+        except ValueError as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def remedy(folder: Path, name: str, *, verb: Verb = "get") -> str:
+    """Return what to do about a data set's folder that is incomplete or damaged."""
+    return (
+        f"move {folder} away, if it is there, and run `fedl2p data {verb} {name} --root "
+        f"{folder.parent}`"
+    )
 
 
 @contextlib.contextmanager
