@@ -86,6 +86,16 @@ def test_the_normalisation_is_that_of_the_images() -> None:
     assert float(images.std()) == pytest.approx(SD, abs=1e-3)
 
 
+def test_the_images_are_those_that_scikit_learn_loads() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    bunch = datasets.load_digits()
+    images, labels = load_digits()
+    assert torch.equal(images[:, 0], torch.tensor(bunch.images, dtype=torch.float32) / 16)
+    assert torch.equal(labels, torch.tensor(bunch.target))
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert images.is_contiguous()
+
+
 def test_every_image_moves_on_its_own() -> None:
     still = Digits(rotation=0, shift=0, feature_shift=False).open(0).open("seen-00").train
     moved = Digits(feature_shift=False).open(0).open("seen-00").train
