@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def positions(population: SharedPool) -> dict[str, list[int]]:
     return {
         name: torch.cat([held.train, held.validation, held.test]).tolist()
-        for name, held in population.holdings.items()
+        for name, held in population.indices.items()
     }
 
 
@@ -47,7 +47,7 @@ def test_a_client_holds_images_of_the_archive(root: Path) -> None:
         client = population.open(name)
         for part, count in zip(("train", "validation", "test"), (8, 4, 5), strict=True):
             examples = getattr(client, part)
-            held = getattr(population.holdings[name], part)
+            held = getattr(population.indices[name], part)
             assert examples.x.shape == (count, 3, 32, 32)
             assert examples.x.dtype == torch.float32
             assert examples.y.dtype == torch.int64

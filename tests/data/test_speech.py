@@ -13,9 +13,9 @@ import torch
 
 from fedl2p.cli import entry as cli
 from fedl2p.data import speech
-from fedl2p.data.audio.commands import CLASSES, COMMANDS, LISTS, scan
 from fedl2p.data.audio.filter_banks import FilterBank
-from fedl2p.data.audio.waveforms import read_wav, to_float
+from fedl2p.data.audio.speech_commands import CLASSES, COMMANDS, LISTS, scan
+from fedl2p.data.audio.wav_files import read_wav, to_float
 from fedl2p.data.files.downloads import RemoteFile
 from fedl2p.data.files.folders import no_progress
 from fedl2p.data.speech import Speech, check, get
@@ -225,9 +225,9 @@ def spoil(root: Path, kind: str) -> None:
         ("other words", "no folder of another word, so the class unknown is empty; "),
         ("noise", "_background_noise_ has no WAV files, from which silence is cut; "),
         ("short noise", r"hiss.wav is 0\.50 s long, .* at least 1 s; remove it"),
-        ("a list", "validation_list.txt is missing, without which nobody knows who is unseen; "),
+        ("a list", "validation_list.txt is missing, which lists unseen speakers; "),
         ("a listed clip", "testing_list.txt, entry 1: 'yes/gus_nohash_0.wav' is not in the folder"),
-        ("a name", "yes/ann.wav is not called SPEAKER_nohash_NUMBER.wav"),
+        ("a name", "yes/ann.wav is not named SPEAKER_nohash_NUMBER.wav"),
         ("a rate", "ann_nohash_0.wav has 22050 samples per second, but must have 16000"),
         ("an empty clip", "ann_nohash_0.wav has no samples"),
         ("a cut clip", "ann_nohash_0.wav is cut off"),

@@ -8,8 +8,7 @@ images are in the order of the Python version.
 As FedL2P's authors use it (NeurIPS 2023, section 4): 1,000 clients with 50 of the 50,000 training
 images and 10 of the 10,000 test images each; a client's class distribution is one draw from
 Dirichlet(alpha), the same for all its parts (:func:`fedl2p.data.pools.partition.deal`); no two
-clients share an image. A client's training images are split 80/20 into training and validation
-part.
+clients share an image. A client's training images are split 80/20 into training and validation.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.data.files.archives import unpack
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, fingerprint, open_cache
 from fedl2p.data.files.downloads import RemoteFile, fetch
 from fedl2p.data.files.folders import (
     ProgressCallback,
@@ -33,10 +32,13 @@ from fedl2p.data.files.folders import (
     unpacked_files,
 )
 from fedl2p.data.pools.augmentation import CropAndFlip
-from fedl2p.data.pools.dealing import Holding, check_counts, names_of, split
+from fedl2p.data.pools.client_indices import ClientIndices, check_counts, client_names
 from fedl2p.data.pools.partition import class_distribution, deal
 from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "cifar10"
 ARCHIVE = RemoteFile(
@@ -105,13 +107,14 @@ class Cifar10:
         """
         pool = load(root_of(NAME, self.root))
         labels = torch.from_numpy(pool.column("label"))
-        seen, unseen = names_of("seen", self.seen), names_of("unseen", self.unseen)
-        holdings = self._deal(seed, [*seen, *unseen], labels, pool.column("test") == 1)
+        seen = client_names("seen", self.seen)
+        unseen = client_names("unseen", self.unseen)
+        indices = self._deal(seed, [*seen, *unseen], labels, pool.column("test") == 1)
         return SharedPool(
             pool.x,
             labels,
-            seen={name: holdings[name] for name in seen},
-            unseen={name: holdings[name] for name in unseen},
+            seen={name: indices[name] for name in seen},
+            unseen={name: indices[name] for name in unseen},
             classes=len(CLASSES),
             prepare=NORMALISE,
             augment=CropAndFlip(padding=4, black=NORMALISE.black),
@@ -119,8 +122,8 @@ class Cifar10:
 
     def _deal(
         self, seed: int, names: Sequence[str], labels: Tensor, is_test: np.ndarray
-    ) -> dict[str, Holding]:
-        # Who is dealt last gets what is left; in random order that is not always the unseen.
+    ) -> dict[str, ClientIndices]:
+        # The last clients get what is left; in random order these are not always the unseen ones.
         order = torch.randperm(len(names), generator=generator(seed, NAME, "order")).tolist()
         shuffled = [names[i] for i in order]
         distributions = torch.stack(
@@ -135,18 +138,19 @@ class Cifar10:
         )
         dealt = []
         for test, count in ((False, self.train + self.validation), (True, self.test)):
-            own = torch.from_numpy(np.flatnonzero(is_test == test))
+            positions = torch.from_numpy(np.flatnonzero(is_test == test))
             rng = generator(seed, NAME, "test" if test else "train")
-            parts = deal(labels[own], distributions, count, generator=rng)
-            dealt.append([own[part] for part in parts])
-        holdings = {}
-        for name, own, test in zip(shuffled, *dealt, strict=True):
-            train, validation = split(own, self.validation)
-            holdings[name] = Holding(train=train, validation=validation, test=test)
-        return holdings
+            parts = deal(labels[positions], distributions, count, generator=rng)
+            dealt.append([positions[part] for part in parts])
+        return {
+            name: ClientIndices(
+                train=train[: self.train], validation=train[self.train :], test=test
+            )
+            for name, train, test in zip(shuffled, *dealt, strict=True)
+        }
 
 
-def load(root: Path) -> Cached:
+def load(root: Path) -> DecodedExamples:
     """Return all images, training images first, with the columns ``label`` and ``test`` (0 or 1).
 
     Raises
@@ -169,7 +173,7 @@ def load(root: Path) -> Cached:
             "test": [0] * (len(x) - tests) + [1] * tests,
         }
 
-    return cached(root / "cache" / "all", key={"files": fingerprint(files)}, build=build)
+    return open_cache(root / "cache" / "all", key={"files": fingerprint(files)}, build=build)
 
 
 def map_batch(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""CIFAR-10-C: CIFAR-10's test images under common corruptions; every client has one kind.
+"""CIFAR-10-C: CIFAR-10's test images under common corruptions; every client has one corruption.
 
 D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Per corruption one .npy file of the
@@ -6,23 +6,23 @@ Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Per corruption one 
 
 As FedL2P's authors use it (NeurIPS 2023, section 4): ten corruptions at the middle severity, 25
 clients each. The images are split 80/20 into training and test, the former 80/20 into training and
-validation, class by class; each is then dealt among the clients of a corruption with label skew,
-equally many to each. The split is the same for all corruptions, so that a photograph never is in
-one client's training and another's test part, under whatever corruption.
+validation, class by class; each part is then dealt among the clients of a corruption with label
+skew, equally many to each. The split is the same for all corruptions: no photograph is in one
+client's training and another's test part under another corruption.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.data.cifar10 import CLASSES, NORMALISE, SHAPE
 from fedl2p.data.files.archives import unpack
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, fingerprint, open_cache
 from fedl2p.data.files.downloads import RemoteFile, fetch
 from fedl2p.data.files.folders import (
     ProgressCallback,
@@ -32,10 +32,13 @@ from fedl2p.data.files.folders import (
     unpacked_files,
 )
 from fedl2p.data.pools.augmentation import CropAndFlip
-from fedl2p.data.pools.dealing import check_counts, deal_groups
+from fedl2p.data.pools.client_indices import check_counts, deal_groups
 from fedl2p.data.pools.partition import stratified_split
 from fedl2p.data.pools.shared_pool import SharedPool
 from fedl2p.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "cifar10c"
 ARCHIVE = RemoteFile(
@@ -74,7 +77,7 @@ class Cifar10C:
     root
         The data set's folder; None for $FEDL2P_DATA/cifar10c or data/cifar10c.
     corruptions
-        The kinds of corruption.
+        Names of the corruptions.
     severity
         0, the mildest, to 4.
     seen
@@ -108,7 +111,7 @@ class Cifar10C:
     def open(self, seed: int) -> SharedPool:
         """Return the population under a seed.
 
-        The first call decodes these corruptions at this severity into one file, which every later
+        The first call copies these corruptions at this severity into one file, which every later
         one maps.
 
         Raises
@@ -145,7 +148,7 @@ class Cifar10C:
         )
 
 
-def load(root: Path, corruptions: tuple[str, ...], severity: int) -> Cached:
+def load(root: Path, corruptions: tuple[str, ...], severity: int) -> DecodedExamples:
     """Return the images of these corruptions, equally many each, with the column ``label``.
 
     Raises
@@ -172,7 +175,7 @@ def load(root: Path, corruptions: tuple[str, ...], severity: int) -> Cached:
         return {"label": _checked(labels[chosen], files[0]) * len(images)}
 
     key = {"files": fingerprint(files), "corruptions": corruptions, "severity": severity}
-    return cached(root / "cache" / f"severity-{severity}", key=key, build=build)
+    return open_cache(root / "cache" / f"severity-{severity}", key=key, build=build)
 
 
 def map_rows(path: Path) -> np.ndarray:
