@@ -23,7 +23,7 @@ from torch import nn
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
 from fedl2p.core.metanets import MetaNets
-from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
+from fedl2p.data.remote import NodePopulation, Remote, RemotePopulation
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.method import Outcome, State
 from fedl2p.runs import layout
@@ -128,7 +128,7 @@ class Node:
 
         return node_of(
             study,
-            OwnFile(
+            NodePopulation(
                 self.client, self.data, shape=source.shape, classes=source.classes, split=split
             ),
             device=find_device(self.device or study.device),
