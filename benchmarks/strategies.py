@@ -53,7 +53,7 @@ from fedl2p.methods.base.personalizing import kept_profile, model_with_state, pr
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.recipes import digits, digits_published
 from fedl2p.reporting.intervals import mean_interval
-from fedl2p.runs.config import from_plain, to_plain
+from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.seeds import derive_seed, generator
 from fedl2p.study.settings import Study
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from fedl2p.core.clientdata import ClientData
-from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.metanets import MetaNets
-from fedl2p.core.profiles import Profile
+    from fedl2p.core.clientdata import ClientData
+    from fedl2p.core.hyperparams import Hyperparams
+    from fedl2p.core.metanets import MetaNets
+    from fedl2p.core.profiles import Profile
 
-State = dict[str, Tensor]
+State = dict[str, "Tensor"]
 """Any named tensors that travel or stay."""
 
 
@@ -81,14 +82,12 @@ class Update:
     failure: str | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One client's result after personalization. Accuracies are fractions in [0, 1], on ``test``.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The numbers of one personalized client. Accuracies are fractions in [0, 1], on ``test``.
 
     Parameters
     ----------
-    client
-        Its name.
     num_train, num_test
         Numbers of examples.
     accuracy_before, loss_before
@@ -98,6 +97,25 @@ class Outcome:
     seconds
         Wall-clock time to personalize this client (its share of the cohort's call), evaluation
         not counted.
+    """
+
+    num_train: int
+    num_test: int
+    accuracy_before: float
+    accuracy: float
+    loss_before: float
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Scores):
+    """One client's result after personalization.
+
+    Parameters
+    ----------
+    client
+        Its name.
     hyperparams, profile
         What it fine-tuned with and why, where the method has such; these never travel.
     model
@@ -108,13 +126,6 @@ class Outcome:
     """
 
     client: str
-    num_train: int
-    num_test: int
-    accuracy_before: float
-    accuracy: float
-    loss_before: float
-    loss: float
-    seconds: float
     hyperparams: Hyperparams | None = None
     profile: Profile | None = None
     model: nn.Module | None = None

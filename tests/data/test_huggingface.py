@@ -85,7 +85,7 @@ def test_every_example_is_dealt_out_once_with_its_label(source: dict[str, Any]) 
             assert torch.equal(torch.tensor(numbers(part.x)) % 3, part.y)
             found += numbers(part.x)
         assert client.test is not None
-        total = sum(len(p) for p in vars(population.holdings[name]).values() if torch.is_tensor(p))
+        total = sum(len(p) for p in vars(population.indices[name]).values() if torch.is_tensor(p))
         assert abs(len(client.test.y) - 0.2 * total) <= 1
     assert sorted(found) == list(range(150))
 

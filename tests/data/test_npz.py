@@ -35,6 +35,7 @@ def test_a_flat_folder_is_all_seen_in_alphabetical_order(tmp_path: Path) -> None
     for name in ("zoe", "adam", "mia"):
         write(tmp_path / f"{name}.npz", client())
     (tmp_path / "notes.txt").write_text("not a client")
+    (tmp_path / "._adam.npz").write_bytes(b"a Mac's")
     population = NpzFolder(tmp_path).open(0)
     assert population.seen == ("adam", "mia", "zoe")
     assert population.unseen == ()

@@ -13,7 +13,7 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.functional.precision import computing
 from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.data.digits import Digits
-from fedl2p.data.pools.opened import size_of
+from fedl2p.data.pools.client_cache import size_of
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.rounds import federate

@@ -13,7 +13,7 @@ import pytest
 from fedl2p import models, recipes
 from fedl2p.cli import entry as cli
 from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
-from fedl2p.data.audio.waveforms import Distort
+from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.runs.results import Report

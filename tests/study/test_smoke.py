@@ -17,8 +17,8 @@ from fedl2p import MetaNets, find_sites, methods, models, recipes
 from fedl2p.core.settings import Compute
 from fedl2p.federation.round_records import RoundRecord
 from fedl2p.federation.sampling import draw_cohort
-from fedl2p.runs.layout import load_tensors
 from fedl2p.runs.results import Report
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import METHODS, Study
 

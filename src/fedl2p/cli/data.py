@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedl2p.cli.parsing import UsageError, parse, user_errors
-from fedl2p.data.files.folders import Tell, Verb, module_of, names, root_of, silent
+from fedl2p.data.files.folders import ProgressCallback, Verb, module_of, names, no_progress, root_of
 
 SUMMARY = "files of data sets: fedl2p data get|check|make NAME [--root DIR]"
 
@@ -34,12 +34,12 @@ def main(args: list[str]) -> int:
         module = module_of(name, verb)
     options = _options(verb, name, module, args[2:])
     root = root_of(name, options.root)
-    with user_errors(), _progress() as tell:
+    with user_errors(), _progress() as progress:
         if verb == "make":
-            options.run(root, tell)
+            options.run(root, progress)
             left = []
         else:
-            left = module.get(root, tell) if verb == "get" else module.check(root)
+            left = module.get(root, progress) if verb == "get" else module.check(root)
     for line in left:
         sys.stderr.write(f"fedl2p: error: {' '.join(line.split())}\n")
     if left:
@@ -78,10 +78,10 @@ _ROOT = "Folder of the data set; by default $FEDL2P_DATA/NAME or data/NAME."
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """Yield who is told of progress: bars if a person looks, else nobody."""
+def _progress() -> Iterator[ProgressCallback]:
+    """Yield a callback that draws progress bars on a terminal, and does nothing elsewhere."""
     if not sys.stderr.isatty():
-        yield silent
+        yield no_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -94,9 +94,9 @@ def _progress() -> Iterator[Tell]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def tell(what: str, done: int, total: int | None) -> None:
+        def report(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield tell
+        yield report

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from fedl2p import user_code
 from fedl2p.cli.parsing import UsageError, missing_package, parse, user_errors
+from fedl2p.runs import layout
 
 if TYPE_CHECKING:
     from fedl2p.study.settings import Study
@@ -192,7 +193,7 @@ def _run(args: list[str]) -> int:
         user_code.bring(name, what="recipe")
         default = recipes.get(name)
     chosen = _parse_run(name, args, default)
-    if chosen.resume and (chosen.out / "config.json").exists():
+    if chosen.resume and (chosen.out / layout.CONFIG).exists():
         # What the folder holds is the default, so that going on needs no other field.
         from fedl2p.study.settings import Study
 
@@ -321,12 +322,13 @@ def _run_study(run: _Run) -> int:
 def _listeners(run: _Run) -> Iterator[list[Any]]:
     """Yield who is told of the rounds: TensorBoard if asked for, and a bar if a person looks."""
     from fedl2p.federation.listeners import ProgressListener, TensorBoardListener
+    from fedl2p.study.preparation import count_stages
 
-    asked = [TensorBoardListener(run.out / "tensorboard")] if run.tensorboard else []
+    asked = [TensorBoardListener(run.out / layout.TENSORBOARD)] if run.tensorboard else []
     if not sys.stderr.isatty():
         yield [*asked]
         return
-    with ProgressListener(stages=run.study.stages) as progress:
+    with ProgressListener(stages=count_stages(run.study)) as progress:
         yield [*asked, progress]
 
 
@@ -436,7 +438,7 @@ _SUMMARIES = {
     "personalize": "a new client: fedl2p personalize --run DIR --data FILE.npz --out DIR",
     "explain": "why a client got its settings: fedl2p explain --run DIR --client NAME",
     "compare": "one table over several seeds: fedl2p compare DIR DIR ...",
-    "report": "make report.html again: fedl2p report DIR",
+    "report": "make the report of a run again: fedl2p report DIR",
     "recipes": "list the recipes with one line each",
     "data": "files of data sets: fedl2p data get|check|make NAME [--root DIR]",
 }

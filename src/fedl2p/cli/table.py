@@ -91,10 +91,11 @@ def _again(args: list[str]) -> str:
 def _watch(what: str, study: Study) -> Iterator[Sequence[Listener]]:
     """Say what runs, with a bar, if a person looks."""
     from fedl2p.federation.listeners import ProgressListener
+    from fedl2p.study.preparation import count_stages
 
     if not sys.stderr.isatty():
         yield ()
         return
     sys.stderr.write(f"{what}\n")
-    with ProgressListener(stages=study.stages) as progress:
+    with ProgressListener(stages=count_stages(study)) as progress:
         yield (progress,)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Text, so that sources can be imported without loading torch.
+Augment: TypeAlias = "Callable[[Tensor, torch.Generator], Tensor]"
 """``augment(x, generator) -> x`` on one batch; every random draw comes from ``generator``.
 
 Where the client has ``raw`` examples it gets a batch of these and returns the model's inputs.

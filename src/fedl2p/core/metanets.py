@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedl2p.atomic_files import write_tensors, write_text
+from fedl2p.atomic_files import check_regular, read_text, write_tensors, write_text
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MetaNetsConfig
@@ -273,9 +273,10 @@ class MetaNets(nn.Module):
 
         weights, about = _files(path)
         try:
-            description = json.loads(about.read_text())
+            description = json.loads(read_text(about))
             names = {k: _names(v) for k, v in description["sites"].items()}
             config = MetaNetsConfig(**description["config"])
+            check_regular(weights.stat())
             tensors = load_file(weights)
             # Before nets of that width are made: the weights are as large as their file, a number
             # in a description may be anything.

@@ -5,8 +5,8 @@ A file holds the arrays ``x_train`` and ``y_train`` and, where the client has su
 floating type, taken as they are, or ``uint8`` images, scaled to [0, 1]; labels are integers from 0,
 of shape (n,). Files with pickled objects are refused: nothing in a data file is ever executed.
 
-A client without a validation part gives up a fifth of its training part for one. Which examples
-depends on the file's name alone (the published 80/20 split, the same under every seed of a study).
+If there is no validation part, a fifth of the training part becomes one. The file's name decides
+which examples (the published 80/20 split, the same under every seed of a study).
 
 If the folder has the sub-folders ``seen`` and ``unseen``, the files in them are those clients;
 otherwise all its files are seen clients.
@@ -19,7 +19,6 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from os import PathLike
@@ -29,19 +28,16 @@ import numpy as np
 import torch
 
 from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.data.pools.client_cache import ClientCache
+from fedl2p.data.pools.client_indices import PARTS
 from fedl2p.data.pools.partition import label_entropy
 from fedl2p.data.population import Population
 from fedl2p.seeds import generator
-
-PARTS = ("train", "validation", "test")
 
 VALIDATION_SHARE = 0.2
 
 # A larger label is far more likely a mistake (an identifier, a pixel) than a class.
 MAX_CLASSES = 100_000
-
-# Opened clients kept in memory.
-CACHED_CLIENTS = 64
 
 # A file of some megabytes can unpack to a thousand times its size, and fill the memory.
 MAX_BYTES = 2 * 2**30
@@ -105,7 +101,7 @@ class NpzPopulation(Population):
         self.seen = tuple(file.stem for file in seen)
         self.unseen = tuple(file.stem for file in unseen)
         self._files = {file.stem: file for file in (*seen, *unseen)}
-        self._opened: OrderedDict[str, ClientData] = OrderedDict()
+        self._cache = ClientCache(self._read)
         # The first file sets the shape that the others are compared with.
         self._max_bytes = max_bytes
         self.shape = tuple(read_npz_client(seen[0], max_bytes=max_bytes).train.x.shape[1:])
@@ -121,21 +117,16 @@ class NpzPopulation(Population):
         """Return the data of one client, inputs as float32 and labels as int64."""
         if name not in self._files:
             raise KeyError(f"there is no client {name!r}; a client is called like its .npz file")
-        if name not in self._opened:
-            self._opened[name] = read_npz_client(
-                self._files[name],
-                shape=self.shape,
-                classes=self.classes,
-                max_bytes=self._max_bytes,
-            )
-            if len(self._opened) > CACHED_CLIENTS:
-                self._opened.popitem(last=False)
-        self._opened.move_to_end(name)
-        return self._opened[name]
+        return self._cache(name)
 
     def about(self, name: str) -> Mapping[str, str | float]:
         """Return the entropy of the client's training labels, in nats."""
         return {"label_entropy": round(label_entropy(self.open(name).train.y), 4)}
+
+    def _read(self, name: str) -> ClientData:
+        return read_npz_client(
+            self._files[name], shape=self.shape, classes=self.classes, max_bytes=self._max_bytes
+        )
 
 
 def read_npz_client(
@@ -157,8 +148,8 @@ def read_npz_client(
     classes
         Number of classes that labels must stay below; None for any.
     split
-        Whether a file without a validation part gives up a fifth of its training part for one;
-        if not, ``validation`` is then None and training keeps everything.
+        Whether a fifth of the training part becomes the validation part of a file without one; if
+        not, its ``validation`` is None.
     max_bytes
         As in :class:`NpzFolder`.
 
@@ -194,8 +185,8 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the files of the seen and of the unseen clients, each in alphabetical order."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that holds .npz files")
-    loose = sorted(folder.glob("*.npz"))
-    pools = [sorted((folder / pool).glob("*.npz")) for pool in ("seen", "unseen")]
+    loose = _npz_files(folder)
+    pools = [_npz_files(folder / pool) for pool in ("seen", "unseen")]
     if not any(pools):
         pools = [loose, []]
     elif loose:
@@ -208,12 +199,24 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
             f"{folder} has no seen clients; put one .npz file per client into it or into "
             f"{folder / 'seen'}"
         )
-    twice = {file.stem for file in seen} & {file.stem for file in unseen}
-    if twice:
+    both = {file.stem for file in seen} & {file.stem for file in unseen}
+    if both:
         raise ValueError(
-            f"{folder / 'unseen' / min(twice)}.npz has the name of a seen client; rename one"
+            f"{folder / 'unseen' / min(both)}.npz has the name of a seen client; rename one"
         )
     return seen, unseen
+
+
+def _npz_files(folder: Path) -> list[Path]:
+    """Return the .npz files of a folder, sorted, without hidden ones (a Mac's ``._c0.npz``)."""
+    files = sorted(file for file in folder.glob("*.npz") if not file.name.startswith("."))
+    for file in files:
+        if not file.stem.isprintable():  # neither are bytes that are not UTF-8
+            raise ValueError(
+                f"{str(file)!a}: a client is called like its file, and this name is not printable "
+                "text in UTF-8; rename the file"
+            )
+    return files
 
 
 def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
@@ -267,7 +270,7 @@ class _TooLargeError(ValueError):
 
 
 def _check_size(path: Path, archive: zipfile.ZipFile, max_bytes: int) -> None:
-    # A member yields no more than the size in the archive's directory, whatever its stream holds.
+    # zipfile unpacks no more of a member than the size in the archive's directory.
     sizes = {
         info.filename: info.file_size
         for info in archive.infolist()
@@ -286,7 +289,7 @@ _KNOWN = frozenset(f"{axis}_{part}" for part in PARTS for axis in "xy")
 
 def _check_names(path: Path, names: set[str]) -> None:
     known = set(_KNOWN)
-    # A misspelt part (x_val) must not pass for a missing one; other arrays may lie beside.
+    # A misspelt part (x_val) is an error, not a missing part; other arrays are ignored.
     for name in sorted(names - known):
         if name.startswith(("x_", "y_")):
             raise ValueError(f"{path}: unknown array {name}; the names are {_listed(known)}")
@@ -316,7 +319,7 @@ def _read_part(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Examples
     if len(x) != len(y):
         raise ValueError(f"{at} has {len(x)} examples but y_{part} {len(y)}; give one label each")
     scale = np.float32(255 if x.dtype == np.uint8 else 1)
-    with np.errstate(over="ignore"):  # what overflows is found and named below
+    with np.errstate(over="ignore"):  # overflow is an error below
         inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32) / scale)
     if not bool(torch.isfinite(inputs).all()):
         bad = int((~torch.isfinite(inputs)).flatten(1).any(1).sum())
@@ -343,11 +346,10 @@ def _read_labels(path: Path, part: str, y: np.ndarray) -> np.ndarray:
 def _check_fits(
     path: Path, part: str, examples: Examples, shape: tuple[int, ...], classes: int | None
 ) -> None:
-    found = tuple(examples.x.shape[1:])
-    if found != shape:
+    if tuple(examples.x.shape[1:]) != shape:
         raise ValueError(
-            f"{path}: x_{part} has examples of shape {found} where {shape} is wanted; give all "
-            "clients and parts examples of one shape"
+            f"{path}: x_{part} has examples of shape {tuple(examples.x.shape[1:])} where {shape} "
+            "is wanted; give all clients and parts examples of one shape"
         )
     if classes is not None and int(examples.y.max()) >= classes:
         raise ValueError(
@@ -365,10 +367,13 @@ def _split(path: Path, train: Examples) -> tuple[Examples, Examples]:
             "validation; give at least 2, or x_validation and y_validation"
         )
     order = torch.randperm(total, generator=generator("npz", path.stem, "split"))
-    held = max(1, round(VALIDATION_SHARE * total))
-    kept = order[held:].sort().values
-    out = order[:held].sort().values
-    return Examples(train.x[kept], train.y[kept]), Examples(train.x[out], train.y[out])
+    count = max(1, round(VALIDATION_SHARE * total))
+    kept = order[count:].sort().values
+    validation = order[:count].sort().values
+    return (
+        Examples(train.x[kept], train.y[kept]),
+        Examples(train.x[validation], train.y[validation]),
+    )
 
 
 def _parts(data: ClientData) -> list[Examples]:

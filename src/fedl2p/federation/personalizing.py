@@ -16,11 +16,10 @@ from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Answer, Clients, FrozenModel, Question, one_line
 from fedl2p.federation.server.answer_checks import MOST_EXAMPLES
 from fedl2p.method import Method, Outcome, State
+from fedl2p.runs.columns import ACCURACIES, COUNTS
 from fedl2p.seeds import derive_seed
 
 log = logging.getLogger("fedl2p")
-
-_COUNTS = ("num_train", "num_test")
 
 
 def personalize_all(
@@ -101,7 +100,7 @@ def _outcome(answer: Answer) -> Outcome:
     if outcome is None:
         return failed_outcome(answer.client, one_line(answer.failure or ""))
     if outcome.failure is not None:
-        counts = {key: min(max(getattr(outcome, key), 0), int(MOST_EXAMPLES)) for key in _COUNTS}
+        counts = {key: min(max(getattr(outcome, key), 0), int(MOST_EXAMPLES)) for key in COUNTS}
         return replace(outcome, failure=one_line(outcome.failure), **counts)
     if (fault := _implausible(outcome)) is not None:
         return failed_outcome(answer.client, fault)
@@ -110,10 +109,10 @@ def _outcome(answer: Answer) -> Outcome:
 
 def _implausible(outcome: Outcome) -> str | None:
     """Return which number of an outcome no client can have, in one line, or None."""
-    for key in _COUNTS:
+    for key in COUNTS:
         if not 0 <= getattr(outcome, key) <= MOST_EXAMPLES:
             return f"its {key} is {getattr(outcome, key)}, wanted a number of examples"
-    for key in ("accuracy_before", "accuracy"):
+    for key in ACCURACIES:
         untested = outcome.num_test == 0 and isnan(getattr(outcome, key))
         if not (untested or 0 <= getattr(outcome, key) <= 1):
             return f"its {key} is {getattr(outcome, key)}, wanted a fraction in [0, 1]"

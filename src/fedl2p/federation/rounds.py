@@ -35,7 +35,7 @@ from fedl2p.federation.messages import (
 from fedl2p.federation.privacy import accounting
 from fedl2p.federation.privacy.noise import Gaussian, PrivateMean, sample, seeded, system
 from fedl2p.federation.progress import Progress, refuse_other_job
-from fedl2p.federation.round_records import Federated, RoundRecord
+from fedl2p.federation.round_records import BYTES, Federated, RoundRecord
 from fedl2p.federation.sampling import draw_cohort
 from fedl2p.federation.server.aggregation import (
     Mean,
@@ -239,7 +239,7 @@ class Tally:
         self._compared: list[Update] = []
         self._good: list[tuple[float, dict[str, float]]] = []
         self.failures: dict[str, str] = {}
-        self._bytes = dict.fromkeys(("bytes_down", "bytes_up", "bytes_model"), 0)
+        self._bytes = dict.fromkeys(BYTES, 0)
 
     def add(self, answer: Answer) -> None:
         """Take an answer, and with it those that have waited for it."""
@@ -470,7 +470,7 @@ def _why_given_up(record: RoundRecord, rounds: Rounds) -> str:
     return (
         f"{record.stage}: {rounds.give_up} rounds in a row brought no new state, for lack of "
         f"{rounds.fewest} or more good answers, the last one round {record.round}{example}; "
-        "failures.csv and the log name all clients and reasons"
+        "{layout.FAILURES} and the log name all clients and reasons"
     )
 
 

@@ -20,10 +20,11 @@ from typing import Literal
 from fedl2p import recipes
 from fedl2p.federation.listeners import Listener
 from fedl2p.reporting.paper_table import PaperTable, paper_table
-from fedl2p.runs.layout import RunDir
+from fedl2p.runs import layout
+from fedl2p.runs.folder import RunWriter
+from fedl2p.study.preparation import build_methods, check_pretrained
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
-from fedl2p.study.stages import check_pretrained
 
 Watch = Callable[[str, Study], AbstractContextManager[Sequence[Listener]]]
 """``watch(what, study)`` is entered while a study runs and yields who is told of its rounds."""
@@ -150,18 +151,18 @@ def _planned(
             first = dataclasses.replace(cell.before, seed=seed, device=device)
             made = place / f"model-seed-{seed}"
             yield _Run(label=cell.label, study=first, folder=made, reported=False)
-            study = dataclasses.replace(study, pretrained=made / "global.safetensors")
+            study = dataclasses.replace(study, pretrained=made / layout.GLOBAL_MODEL)
         yield _Run(label=cell.label, study=study, folder=place / f"seed-{seed}")
 
 
 def _check(planned: Sequence[_Run]) -> None:
     """Raise if data or a model is missing, or if a folder holds a run of other settings."""
-    made = {run.folder / "global.safetensors" for run in planned if not run.reported}
+    made = {run.folder / layout.GLOBAL_MODEL for run in planned if not run.reported}
     for run in planned:
-        held = RunDir(run.folder)
-        if held.holds_run():
-            held.claim(run.study, resume=True)
-        elif run.study.seed == 0:  # the same files under every seed
+        build_methods(run.study)
+        folder = RunWriter(run.folder)
+        folder.check(run.study, resume=True)
+        if not folder.holds_run() and run.study.seed == 0:  # the same files under every seed
             run.study.data.open(0)
             if run.study.pretrained not in made:
                 check_pretrained(run.study)
@@ -169,7 +170,7 @@ def _check(planned: Sequence[_Run]) -> None:
 
 def _finish(run: _Run, watch: Watch) -> None:
     """Run what is still to be run of one run."""
-    if (run.folder / "results.json").exists():
+    if (run.folder / layout.RESULTS).exists():
         return
     with watch(str(run.folder), run.study) as listeners:
         run_study(run.study, run.folder, resume=True, listeners=tuple(listeners))

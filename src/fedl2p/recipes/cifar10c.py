@@ -8,6 +8,7 @@ from pathlib import Path
 from fedl2p.data.cifar10c import CORRUPTIONS, Cifar10C
 from fedl2p.federation.settings import Rounds
 from fedl2p.recipes import _paper, cifar10
+from fedl2p.runs import layout
 from fedl2p.study.settings import Study
 
 CELLS = cifar10.CELLS
@@ -30,7 +31,7 @@ def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fals
     published = Study(
         data=Cifar10C(seen=25, alpha=alpha, severity=2),
         model="fedl2p.models:resnet18_cifar",
-        pretrained=folder / "global.safetensors",
+        pretrained=folder / layout.GLOBAL_MODEL,
         pretrained_by=(
             f"fedl2p run {_model(smoke)} --data.alpha {alpha:g} --methods fedavg --out {folder}"
         ),

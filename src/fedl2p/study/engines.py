@@ -18,7 +18,7 @@ from fedl2p.federation.clients.node import ClientNode, OnPersonalized
 from fedl2p.federation.messages import Clients
 from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.method import Method, Outcome, State
-from fedl2p.runs.client_files import write_strategy
+from fedl2p.runs.client_files import write_hyperparams
 
 if TYPE_CHECKING:
     from fedl2p.study.settings import Study
@@ -97,7 +97,7 @@ def node_of(
 
     def write(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
         assert folder is not None
-        write_strategy(folder, method, outcome)
+        write_hyperparams(folder, method, outcome)
 
     return ClientNode(
         build=lambda: computing(

@@ -25,7 +25,7 @@ from fedl2p.data.npz import NpzFolder, read_npz_client
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.progress import Checkpoint
 from fedl2p.reporting.page import write_page
-from fedl2p.runs.layout import load_tensors
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.new_client import load_run
 from support.fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, mutated, refused
 

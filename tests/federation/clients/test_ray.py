@@ -30,7 +30,7 @@ from fedl2p.federation.progress import load_newest
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.method import Client, State, Update
-from fedl2p.runs.layout import load_tensors
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study import engines
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study

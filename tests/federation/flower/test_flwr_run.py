@@ -20,7 +20,7 @@ from flwr.app import Context, RecordDict
 
 from fedl2p import app, recipes
 from fedl2p.core.settings import Compute
-from fedl2p.runs.layout import load_tensors
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.run import run_study
 from support.federation_toys import same
 from support.leftovers import marked, wait_until_gone

@@ -1,1 +1,1 @@
-"""Dealing one pool of examples to clients."""
+"""Assigning the examples of one pool to clients, and what their sensors do to them."""

@@ -1,9 +1,9 @@
-"""How a made speaker is recorded: noises around them, and the device that hears them.
+"""Simulated recording conditions of a speaker: background noise and the recording device.
 
-Both take and return float64 waveforms of 16,000 samples per second. A noise has a root mean square
-of 1 (clicks: about). A device takes clips of one speaker, of shape (n, samples) and a severity in
-[0, 1], from its mildest to its strongest form, and acts on each clip by itself; what belongs to the
-device and not to a clip (its corner frequency, the room's reflections) is drawn once per call.
+All waveforms are float64, 16,000 samples per second. A noise has a root mean square of 1 (clicks:
+about). A device takes clips of one speaker, of shape (n, samples), and a severity in [0, 1], from
+its mildest to its strongest form, and changes each clip separately; a property of the device (a
+corner frequency, the room's reflections) is drawn once per call.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ Noise = Callable[[int, np.random.Generator], np.ndarray]
 Device = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
-def noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
+def make_noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Return noise of a kind in :data:`NOISES`, of shape (samples,)."""
     return NOISES[kind](samples, rng)
 
 
-def hear(kind: str, clips: np.ndarray, *, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Return clips as a device of a kind in :data:`DEVICES` hears them.
+def apply_device(
+    kind: str, clips: np.ndarray, *, severity: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Return clips as a device of a kind in :data:`DEVICES` records them.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ def hear(kind: str, clips: np.ndarray, *, severity: float, rng: np.random.Genera
     severity
         In [0, 1].
     rng
-        Source of the device's own draws.
+        Source of the device's random properties.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def _coloured(slope: float) -> Noise:
     def make(samples: int, rng: np.random.Generator) -> np.ndarray:
         spectrum = np.fft.rfft(rng.standard_normal(samples))
         hertz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
-        # flat below 20 Hz, where nobody hears it and most of the power would lie
+        # Flat below 20 Hz: inaudible, and most of the power would be there.
         return _unit(np.fft.irfft(spectrum * np.maximum(hertz, 20.0) ** (-slope / 2), samples))
 
     return make
@@ -77,7 +79,7 @@ def _hum(samples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _fan(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a fan: pink noise that its blades turn up and down."""
+    """Return the noise of a fan: pink noise, modulated by its blades."""
     t = np.arange(samples) / SAMPLE_RATE
     beat = 1 + 0.6 * np.sin(2 * np.pi * (rng.uniform(8, 25) * t + rng.random()))
     return _unit(_coloured(1.0)(samples, rng) * beat)
@@ -91,14 +93,14 @@ def _clicks(samples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _babble(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Many voices: bands of noise where vowels lie, each at the pace of syllables."""
+    """Many voices: noise in the frequency bands of vowels, modulated at the rate of syllables."""
     t = np.arange(samples) / SAMPLE_RATE
     total = np.zeros(samples)
     for low, high in ((120, 400), (400, 900), (900, 1800), (1800, 3400)):
         for _ in range(3):
             band = _band(rng.standard_normal(samples), low, high)
-            pace = 1 + np.sin(2 * np.pi * (rng.uniform(2, 6) * t + rng.random()))
-            total += _unit(band) * pace / np.sqrt(low)
+            rate = 1 + np.sin(2 * np.pi * (rng.uniform(2, 6) * t + rng.random()))
+            total += _unit(band) * rate / np.sqrt(low)
     return _unit(total)
 
 
@@ -147,16 +149,16 @@ def _overdriven(x: np.ndarray, severity: float, rng: np.random.Generator) -> np.
 
 
 def _coarse(x: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Convert poorly: every second to fourth sample held, 5 to 3 bits."""
-    hold = 2 + round(2 * severity)
-    held = np.repeat(x[..., ::hold], hold, -1)[..., : x.shape[-1]]
+    """Quantize coarsely: every second to fourth sample, repeated, at 5 to 3 bits."""
+    step = 2 + round(2 * severity)
+    repeated = np.repeat(x[..., ::step], step, -1)[..., : x.shape[-1]]
     levels = 2 ** (5 - round(2 * severity)) / 2
     peak = np.abs(x).max(-1, keepdims=True) + 1e-9
-    return np.asarray(np.round(held / peak * levels) / levels * peak)
+    return np.asarray(np.round(repeated / peak * levels) / levels * peak)
 
 
 def _band(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
-    """Keep what lies between two frequencies, in Hz; None for no bound on that side."""
+    """Filter to the band between two frequencies, in Hz; None for no bound on that side."""
     from scipy import signal
 
     kind = "lowpass" if low is None else "highpass" if high is None else "bandpass"
@@ -172,8 +174,8 @@ def _convolved(x: np.ndarray, response: np.ndarray) -> np.ndarray:
     from scipy import signal
 
     shaped = response.reshape(*(1,) * (x.ndim - 1), -1)
-    heard: np.ndarray = signal.fftconvolve(x, shaped, axes=-1)
-    return heard[..., : x.shape[-1]]
+    convolved: np.ndarray = signal.fftconvolve(x, shaped, axes=-1)
+    return convolved[..., : x.shape[-1]]
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

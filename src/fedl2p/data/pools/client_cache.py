@@ -1,4 +1,4 @@
-"""The clients that were opened last, kept up to a number of bytes."""
+"""An LRU cache of the data of opened clients, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from collections.abc import Callable
 from fedl2p.core.clientdata import ClientData
 
 KEEP_BYTES = 128 << 20
-"""What a population keeps unless told otherwise."""
+"""Default of ``keep_bytes``."""
 
 
-class Opened:
-    """Clients' data by name; what has not been asked for longest goes first.
+class ClientCache:
+    """Opens clients by name and keeps their data; the least recently opened one is dropped first.
 
     Parameters
     ----------
-    make
-        Opens a client that is not kept.
+    load
+        Opens a client that is not in the cache.
     keep_bytes
-        Most bytes of tensors kept; a client larger than that is made at every call.
+        Most bytes of tensors kept; a client larger than that is opened anew at every call.
     """
 
-    def __init__(self, make: Callable[[str], ClientData], *, keep_bytes: int = KEEP_BYTES) -> None:
-        self._make = make
+    def __init__(self, load: Callable[[str], ClientData], *, keep_bytes: int = KEEP_BYTES) -> None:
+        self._load = load
         self._keep_bytes = keep_bytes
-        self._held: OrderedDict[str, ClientData] = OrderedDict()
+        self._clients: OrderedDict[str, ClientData] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, name: str) -> ClientData:
         """Return a client's data."""
-        if name in self._held:
-            self._held.move_to_end(name)
-            return self._held[name]
-        data = self._make(name)
-        self._held[name] = data
+        if name in self._clients:
+            self._clients.move_to_end(name)
+            return self._clients[name]
+        data = self._load(name)
+        self._clients[name] = data
         self._bytes += size_of(data)
         while self._bytes > self._keep_bytes:
-            _, gone = self._held.popitem(last=False)
-            self._bytes -= size_of(gone)
+            _, dropped = self._clients.popitem(last=False)
+            self._bytes -= size_of(dropped)
         return data
 
 

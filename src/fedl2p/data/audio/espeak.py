@@ -1,8 +1,8 @@
-"""Made voices: words spoken by espeak-ng, a speech synthesiser of Debian and other systems.
+"""Words synthesized by the command espeak-ng, which Debian and other systems package.
 
-A voice is an accent of English with a variant, espeak-ng's name for another throat: pitch range,
-formants, breath, roughness. Every word is one call of the command; what it says depends on its
-arguments alone.
+A voice is an accent of English with a variant, espeak-ng's word for the properties of the throat:
+pitch range, formants, breath, roughness. Every word is one call of the command, and its sound
+depends on the arguments alone.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ VARIANTS = (
     *("michel", "miguel", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert"),
     *("sandro", "shelby", "steph", "travis", "victor", "whisper", "whisperf", "zac"),
 )
-"""Variants of espeak-ng 1.51 that sound like people, robots and effects left out."""
+"""Variants of espeak-ng 1.51 that sound human; robots and effects are left out."""
 
 INSTALL = "install it (Debian, Ubuntu: apt-get install espeak-ng) and try again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One word as it is to be spoken.
+    """One word and its voice.
 
     Parameters
     ----------
     word
-        What is said.
+        The word.
     accent, variant
         The voice: members of :data:`ACCENTS` and :data:`VARIANTS`.
     speed
         Words per minute, 80 to 450.
     pitch
-        0 to 99; 50 is the voice's own.
+        0 to 99; 50 is the voice's default.
     """
 
     word: str
@@ -64,7 +64,7 @@ Speak = Callable[[Utterance], np.ndarray]
 
 
 class Espeak:
-    """Speaks with the command espeak-ng.
+    """The synthesizer, which calls the command espeak-ng.
 
     Parameters
     ----------
@@ -78,10 +78,10 @@ class Espeak:
     """
 
     def __init__(self, command: str = "espeak-ng") -> None:
-        found = shutil.which(command)
-        if found is None:
+        path = shutil.which(command)
+        if path is None:
             raise ValueError(f"the program {command}, which speaks, is missing; {INSTALL}")
-        self._command = found
+        self._command = path
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
         """Return the word without silence around it, at most 1 in size.
@@ -89,7 +89,7 @@ class Espeak:
         Raises
         ------
         ValueError
-            If espeak-ng fails or says nothing.
+            If espeak-ng fails or its output is silent.
         """
         sound = self._run(
             *("-v", f"{utterance.accent}+{utterance.variant}"),
@@ -99,25 +99,21 @@ class Espeak:
         return trimmed(_resampled(*_pcm(sound)))
 
     def version(self) -> str:
-        """Return what the program says of itself, e.g. ``eSpeak NG text-to-speech: 1.51``."""
-        said = self._run("--version").decode(errors="replace")
-        return said.partition("Data at")[0].strip()
+        """Return the program's version, e.g. ``eSpeak NG text-to-speech: 1.51``."""
+        output = self._run("--version").decode(errors="replace")
+        return output.partition("Data at")[0].strip()
 
     def check(self, accents: Collection[str], variants: Collection[str]) -> None:
-        """Raise ValueError if a voice is missing; the program would take another for a variant."""
-        there = self._files("--voices=variant")
+        """Raise ValueError if a voice is missing: espeak-ng would use another without an error."""
+        files = self._run("--voices=variant").decode(errors="replace").split()
         for variant in variants:
-            if f"!v/{variant}" not in there:
+            if f"!v/{variant}" not in files:
                 raise ValueError(
                     f"{self._command} has no voice variant {variant!r}; {INSTALL} with the package "
                     "espeak-ng-data of version 1.51 or later"
                 )
         for accent in accents:
             self._run("-v", accent, "-q", "--", "a")
-
-    def _files(self, question: str) -> set[str]:
-        lines = self._run(question).decode(errors="replace").splitlines()
-        return {word for line in lines for word in line.split() if word.startswith("!v/")}
 
     def _run(self, *args: str) -> bytes:
         try:
@@ -133,7 +129,7 @@ class Espeak:
 
 
 def trimmed(x: np.ndarray, *, floor: float = 0.02) -> np.ndarray:
-    """Return what lies between the first and the last sample above ``floor`` of the peak.
+    """Cut silence off both ends, below ``floor`` times the peak, and scale the peak to 1.
 
     Raises
     ------
@@ -143,15 +139,15 @@ def trimmed(x: np.ndarray, *, floor: float = 0.02) -> np.ndarray:
     size = np.abs(x)
     peak = size.max(initial=0.0)
     if peak == 0:
-        raise ValueError(f"espeak-ng said nothing; {INSTALL}")
+        raise ValueError(f"the output of espeak-ng is silent; {INSTALL}")
     loud = np.flatnonzero(size > floor * peak)
     return np.asarray(x[loud[0] : loud[-1] + 1] / peak)
 
 
 def _pcm(sound: bytes) -> tuple[np.ndarray, int]:
-    """Return samples and rate of the WAV stream; its head, written first, knows no length."""
+    """Return samples and rate of a WAV stream; its header does not have the length."""
     if len(sound) < 44 or sound[:4] != b"RIFF":
-        raise ValueError(f"espeak-ng did not answer with a WAV stream; {INSTALL}")
+        raise ValueError(f"the output of espeak-ng is no WAV stream; {INSTALL}")
     rate = int.from_bytes(sound[24:28], "little")
     samples = np.frombuffer(sound[44 : 44 + (len(sound) - 44) // 2 * 2], dtype="<i2")
     return samples / 32768.0, rate

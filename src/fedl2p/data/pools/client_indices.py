@@ -1,30 +1,32 @@
-"""Who holds what of a shared pool: positions by client and part."""
+"""Assignment of the examples of one pool to clients: positions by client and part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from fedl2p.data.pools.partition import class_distribution, deal
 from fedl2p.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding:
-    """What one client holds: positions in the pool, by part.
+class ClientIndices:
+    """The examples of one client: positions in the pool, by part.
 
     Parameters
     ----------
     train, validation, test
         Shape (n,), int64.
     about
-        What is known of the client for reports.
+        The client's description for reports.
     """
 
     train: Tensor
@@ -33,12 +35,7 @@ class Holding:
     about: Mapping[str, str | float] = field(default_factory=dict)
 
 
-def split(positions: Tensor, validation: int) -> tuple[Tensor, Tensor]:
-    """Split shuffled positions: all but the last ``validation``, and these."""
-    return positions[: len(positions) - validation], positions[len(positions) - validation :]
-
-
-def names_of(pool: str, count: int) -> tuple[str, ...]:
+def client_names(pool: str, count: int) -> tuple[str, ...]:
     """Return the names of numbered clients, e.g. ``seen-000`` to ``seen-999``."""
     width = max(2, len(str(count - 1)))
     return tuple(f"{pool}-{i:0{width}d}" for i in range(count))
@@ -54,8 +51,8 @@ def deal_groups(
     alpha: float,
     seed: tuple[int, str],
     what: str,
-) -> tuple[dict[str, Holding], dict[str, Holding]]:
-    """Deal each group's examples out to clients of its own, with label skew.
+) -> tuple[dict[str, ClientIndices], dict[str, ClientIndices]]:
+    """Deal each group's examples out to the clients of that group, with label skew.
 
     A client's class distribution is one draw from Dirichlet(alpha), the same for its three parts.
     Within a group all clients get equally many examples, and no two share one.
@@ -75,22 +72,22 @@ def deal_groups(
     seed
         The study's seed and the source's name.
     what
-        What a group is called in a client's description, e.g. ``domain``.
+        Name of the groups in a client's description, e.g. ``domain``.
 
     Returns
     -------
     seen, unseen
-        Holdings by name: ``GROUP-00``, ...; the unseen ones have the highest numbers.
+        Indices by client: ``GROUP-00``, ...; the unseen ones have the highest numbers.
 
     Raises
     ------
     ValueError
         If a part of a group has fewer examples than there are clients.
     """
-    dealt: tuple[dict[str, Holding], dict[str, Holding]] = ({}, {})
+    dealt: tuple[dict[str, ClientIndices], dict[str, ClientIndices]] = ({}, {})
     for group, parts in groups.items():
-        names = names_of(group, seen + unseen)
-        # Who is dealt last gets what is left; in random order that is not always the unseen.
+        names = client_names(group, seen + unseen)
+        # The last clients get what is left; in random order these are not always the unseen ones.
         order = torch.randperm(len(names), generator=generator(*seed, group, "order")).tolist()
         shuffled = [names[i] for i in order]
         distributions = torch.stack(
@@ -99,7 +96,7 @@ def deal_groups(
                 for name in shuffled
             ]
         )
-        own = []
+        by_part = []
         for part, positions in zip(PARTS, parts, strict=True):
             if len(positions) < len(names):
                 raise ValueError(
@@ -112,13 +109,13 @@ def deal_groups(
                 len(positions) // len(names),
                 generator=generator(*seed, group, part),
             )
-            own.append([positions[piece] for piece in pieces])
-        held = {
-            name: Holding(train=train, validation=validation, test=test, about={what: group})
-            for name, train, validation, test in zip(shuffled, *own, strict=True)
+            by_part.append([positions[piece] for piece in pieces])
+        indices = {
+            name: ClientIndices(train=train, validation=validation, test=test, about={what: group})
+            for name, train, validation, test in zip(shuffled, *by_part, strict=True)
         }
-        dealt[0].update({name: held[name] for name in names[:seen]})
-        dealt[1].update({name: held[name] for name in names[seen:]})
+        dealt[0].update({name: indices[name] for name in names[:seen]})
+        dealt[1].update({name: indices[name] for name in names[seen:]})
     return dealt
 
 

@@ -1,4 +1,4 @@
-"""The layout of the Speech Commands archive: word folders, two lists, background noise.
+"""Layout of the Speech Commands archive: word folders, two lists, background noise.
 
 P. Warden, "Speech Commands: A Dataset for Limited-Vocabulary Speech Recognition", 2018,
 https://arxiv.org/abs/1804.03209. In the folder lie::
@@ -8,7 +8,7 @@ https://arxiv.org/abs/1804.03209. In the folder lie::
     validation_list.txt              clips of the validation speakers, one word/file a line
     testing_list.txt                 clips of the test speakers
 
-Who is in neither list is a training speaker. Clips are about a second, 16 kHz, 16 bits, mono.
+A speaker in neither list is a training speaker. Clips are about a second, 16 kHz, 16 bits, mono.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from pathlib import Path
 import numpy as np
 
 from fedl2p.data.audio.filter_banks import SAMPLE_RATE
-from fedl2p.data.audio.waveforms import CLIP, read_wav
+from fedl2p.data.audio.wav_files import CLIP, read_wav
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-"""The words to be recognised."""
+"""The words of the first ten classes."""
 
 CLASSES = (*COMMANDS, "unknown", "silence")
-"""The twelve classes: every other word is ``unknown``; ``silence`` is cut from the noise."""
+"""The twelve classes: every other word is ``unknown``; ``silence`` is background noise."""
 
 NOISE = "_background_noise_"
 LISTS = ("validation_list.txt", "testing_list.txt")
 
 _NAME = re.compile(r"(?P<speaker>.+)_nohash_\d+\.wav")
 
-# Damaged clips that `data check` names one by one; a folder on a broken disk may have thousands.
-NAMED = 20
+# Damaged clips that `data check` lists one by one; a folder on a broken disk may have thousands.
+LISTED = 20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies in a folder of speech commands.
+    """The speakers and clips in a folder of speech commands.
 
     Parameters
     ----------
     folder
-        Where the word folders are.
+        The folder of the word folders.
     clips
         By speaker, the paths of the clips in the folder, ``word/file``, sorted.
     held_out
-        Speakers with a clip in the validation or test list. All their clips count as held out,
-        also one that no list names: nobody may be on both sides.
+        Speakers with a clip in the validation or test list. All their clips are held out, also one
+        that no list names: no speaker is in training and test.
     noises
         Paths of the background noises in the folder, sorted.
     """
@@ -62,9 +62,9 @@ class Layout:
     noises: tuple[str, ...]
 
     def most(self, *, held_out: bool) -> list[str]:
-        """Return the speakers of either side, those with the most clips first, ties by name."""
-        side = [s for s in self.clips if (s in self.held_out) == held_out]
-        return sorted(side, key=lambda speaker: (-len(self.clips[speaker]), speaker))
+        """Return the (held out) speakers, those with the most clips first, ties by name."""
+        speakers = [s for s in self.clips if (s in self.held_out) == held_out]
+        return sorted(speakers, key=lambda speaker: (-len(self.clips[speaker]), speaker))
 
 
 def class_of(clip: str) -> int:
@@ -79,14 +79,14 @@ def scan(folder: Path, *, remedy: str) -> Layout:
     Parameters
     ----------
     folder
-        Where the word folders are.
+        The folder of the word folders.
     remedy
-        What to do about a missing part, e.g. "fetch the archive again".
+        Advice for the message about a missing part, e.g. "fetch the archive again".
 
     Raises
     ------
     ValueError
-        If a part of the layout is missing or a name is none of the archive's; one line.
+        If a part of the layout is missing or a file is not named as in the archive; one line.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; {remedy}")
@@ -102,21 +102,21 @@ def scan(folder: Path, *, remedy: str) -> Layout:
     for word, files in words.items():
         for file in files:
             clips.setdefault(_speaker(folder / word, file), []).append(f"{word}/{file}")
-    known = {clip for own in clips.values() for clip in own}
+    known = {clip for files in clips.values() for clip in files}
     listed = [clip for name in LISTS for clip in _listed(folder / name, known, remedy)]
     noises = sorted(p.name for p in (folder / NOISE).glob("*.wav"))
     if not noises:
         raise ValueError(f"{folder / NOISE} has no WAV files, from which silence is cut; {remedy}")
     return Layout(
         folder=folder,
-        clips={speaker: tuple(sorted(own)) for speaker, own in sorted(clips.items())},
+        clips={speaker: tuple(sorted(files)) for speaker, files in sorted(clips.items())},
         held_out=frozenset(_speaker(folder, clip.partition("/")[2]) for clip in listed),
         noises=tuple(f"{NOISE}/{name}" for name in noises),
     )
 
 
 def read_noise(path: Path) -> np.ndarray:
-    """Return a background noise as ``read_wav`` does; 1 s at least."""
+    """Return the samples of a background noise, as ``read_wav``; at least 1 s."""
     noise = read_wav(path)
     if len(noise) < CLIP:
         raise ValueError(
@@ -132,16 +132,16 @@ def problems(folder: Path, *, remedy: str) -> list[str]:
         layout = scan(folder, remedy=remedy)
     except ValueError as problem:
         return [str(problem)]
-    found: list[str] = []
-    files = [(clip, read_wav) for own in layout.clips.values() for clip in own]
+    lines: list[str] = []
+    files = [(clip, read_wav) for clips in layout.clips.values() for clip in clips]
     for name, read in [*files, *((noise, read_noise) for noise in layout.noises)]:
         try:
             read(folder / name)
         except ValueError as problem:
-            found.append(str(problem))
-    if len(found) > NAMED:
-        found[NAMED:] = [f"{folder} has {len(found) - NAMED} further files like these; {remedy}"]
-    return found
+            lines.append(str(problem))
+    if len(lines) > LISTED:
+        lines[LISTED:] = [f"{folder} has {len(lines) - LISTED} further files like these; {remedy}"]
+    return lines
 
 
 def _word_folders(folder: Path) -> dict[str, list[str]]:
@@ -156,13 +156,13 @@ def _word_folders(folder: Path) -> dict[str, list[str]]:
 
 
 def _speaker(folder: Path, file: str) -> str:
-    named = _NAME.fullmatch(file)
-    if named is None:
+    match = _NAME.fullmatch(file)
+    if match is None:
         raise ValueError(
-            f"{folder / file} is not called SPEAKER_nohash_NUMBER.wav, so that nobody knows who "
-            "speaks; rename or remove it"
+            f"{folder / file} is not named SPEAKER_nohash_NUMBER.wav, so that its speaker is "
+            "unknown; rename or remove it"
         )
-    return named["speaker"]
+    return match["speaker"]
 
 
 def _listed(path: Path, known: set[str], remedy: str) -> list[str]:
@@ -170,9 +170,7 @@ def _listed(path: Path, known: set[str], remedy: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} is missing, without which nobody knows who is unseen; {remedy}"
-        ) from None
+        raise ValueError(f"{path} is missing, which lists unseen speakers; {remedy}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path} cannot be read ({problem}); {remedy}") from None
     clips = [line.strip() for line in lines if line.strip()]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.audio.filter_banks import SAMPLE_RATE, FilterBank
-from fedl2p.data.audio.waveforms import CLIP, Distort, one_second, read_wav, to_float, write_wav
+from fedl2p.data.audio.wav_files import CLIP, one_second, read_wav, to_float, write_wav
 from support.speech_tree import tone, write
 
 soundfile = pytest.importorskip("soundfile")
