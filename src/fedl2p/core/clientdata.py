@@ -5,30 +5,58 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
+
+from fedl2p.core import trees
+from fedl2p.core.trees import Tree
+from fedl2p.core.user_data import read_examples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Text, so that sources can be imported without loading torch.
-Augment: TypeAlias = "Callable[[Tensor, torch.Generator], Tensor]"
-"""``augment(x, generator) -> x`` on one batch; every random draw comes from ``generator``.
+Augment: TypeAlias = "Callable[[Any, torch.Generator], Any]"
+"""``augment(x, generator) -> x`` on one batch; every draw comes from ``generator``.
 
 Where the client has ``raw`` examples it gets a batch of these and returns the model's inputs.
 """
 
 
 class Examples(NamedTuple):
-    """Labelled examples: ``x`` of shape (n, ...) and integer class labels ``y`` of shape (n,)."""
+    """Labelled examples: trees of tensors (n, ...), see :mod:`fedl2p.core.trees`.
 
-    x: Tensor
-    y: Tensor
+    Parameters
+    ----------
+    x
+        Inputs. The model is called as ``model(x)``, ``model(**x)`` for a dictionary, ``model(*x)``
+        for a tuple.
+    y
+        Targets, as the loss takes them (:mod:`fedl2p.core.objective`): class labels of shape (n,)
+        for the default one.
+    """
+
+    x: Tree
+    y: Tree
+
+    @property
+    def num(self) -> int:
+        """The number of examples, n."""
+        return trees.length(self.y)
+
+    def take(self, index: Tensor | slice) -> Examples:
+        """Return some of the examples."""
+        return Examples(trees.rows(self.x, index), trees.rows(self.y, index))
+
+    def batches(self, size: int) -> list[Examples]:
+        """Return all examples in order, ``size`` at a time; the last batch may be smaller."""
+        pairs = zip(trees.split(self.x, size), trees.split(self.y, size), strict=True)
+        return [Examples(x, y) for x, y in pairs]
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on another device."""
-        return Examples(self.x.to(device), self.y.to(device))
+        return Examples(trees.to_device(self.x, device), trees.to_device(self.y, device))
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,8 @@ class ClientData:
     Parameters
     ----------
     train
-        Examples that fine-tuning and local training read.
+        Examples that fine-tuning and local training read. A part may be given as anything that
+        :mod:`fedl2p.core.user_data` reads: a pair (inputs, targets), a data set, a loader.
     validation
         Examples that choose (hyperparameters, rounds, early stopping); None if the client has none.
     test
@@ -53,7 +82,7 @@ class ClientData:
     balanced
         Whether training batches hold each class that the client has equally often on average: an
         epoch then draws as many examples as there are, with replacement. If not, an epoch is every
-        example once.
+        example once. For class labels of shape (n,).
     """
 
     train: Examples
@@ -66,21 +95,14 @@ class ClientData:
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
-            examples = getattr(self, part)
-            if examples is None:
+            given = getattr(self, part)
+            if given is None and part != "train":
                 continue
-            if len(examples.x) != len(examples.y):
-                raise ValueError(
-                    f"{part}: {len(examples.x)} inputs but {len(examples.y)} labels; "
-                    "give one label per input"
-                )
-            if len(examples.x) == 0:
-                raise ValueError(f"{part} has no examples; leave the part out (None) instead")
-            if examples.y.dim() != 1 or examples.y.is_floating_point():
-                raise ValueError(
-                    f"{part}: labels must be a 1-d integer tensor, got shape "
-                    f"{tuple(examples.y.shape)} of {examples.y.dtype}"
-                )
+            examples = Examples(*read_examples(given, what=part))
+            _check_lengths(part, examples)
+            object.__setattr__(self, part, examples)
+        if self.balanced:
+            _check_classes(self.train.y)
         self._check_raw()
 
     def _check_raw(self) -> None:
@@ -91,7 +113,7 @@ class ClientData:
             ("raw_validation", self.raw_validation, self.validation),
         )
         for name, raw, part in parts:
-            wanted = 0 if part is None else len(part.x)
+            wanted = 0 if part is None else part.num
             if raw is not None and len(raw) != wanted:
                 raise ValueError(
                     f"{name} has {len(raw)} examples where {wanted} are wanted; give one for each "
@@ -102,8 +124,8 @@ class ClientData:
         """Return the same data with the validation part joined to the training part as well."""
         if self.validation is None:
             return self
-        x = torch.cat([self.train.x, self.validation.x])
-        y = torch.cat([self.train.y, self.validation.y])
+        x = trees.cat([self.train.x, self.validation.x])
+        y = trees.cat([self.train.y, self.validation.y])
         if self.raw is None:
             return dataclasses.replace(self, train=Examples(x, y))
         if self.raw_validation is None:
@@ -121,6 +143,36 @@ class ClientData:
             None if self.raw is None else self.raw.to(device),
             None if self.raw_validation is None else self.raw_validation.to(device),
             self.balanced,
+        )
+
+
+def _check_lengths(part: str, examples: Examples) -> None:
+    named = [
+        *(("inputs" + name, leaf) for name, leaf in trees.named_leaves(examples.x)),
+        *(("targets" + name, leaf) for name, leaf in trees.named_leaves(examples.y)),
+    ]
+    for name, leaf in named:
+        if leaf.dim() == 0:
+            raise ValueError(f"{part}: {name} are one number; give a first dimension of examples")
+    (first, of_first), *others = named
+    for name, leaf in others:
+        if len(leaf) != len(of_first):
+            raise ValueError(
+                f"{part}: {len(of_first)} {first} but {len(leaf)} {name}; give one of each per "
+                "example"
+            )
+    if len(of_first) == 0:
+        remedy = "leave the part out (None)"
+        if part == "train":
+            remedy = "a client needs at least one, or is to be left out itself"
+        raise ValueError(f"{part} has no examples; {remedy}")
+
+
+def _check_classes(y: Tree) -> None:
+    if not isinstance(y, torch.Tensor) or y.dim() != 1 or y.is_floating_point() or y.min() < 0:
+        raise ValueError(
+            "balanced batches need class labels, integers from 0 of shape (n,), but the targets "
+            f"are {trees.describe(y)}; leave balanced off"
         )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedl2p.core.clientdata import ClientData
-from fedl2p.core.finetuning.inner_loop import as_client_data, finetune
+from fedl2p.core.data_check import check_examples
+from fedl2p.core.finetuning.inner_loop import as_client_data, finetune_one
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
+from fedl2p.core.objective import Loss, Pick, objective
 from fedl2p.core.profiles import Profile, profile
-from fedl2p.core.settings import Statistics
+from fedl2p.core.settings import InnerLoop, Statistics
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class Personalized:
 def personalize(
     model: nn.Module,
     metanets: MetaNets,
-    data: ClientData | tuple[Tensor, Tensor],
+    data: Any,
     *,
     epochs: int = 15,
     batch_size: int = 32,
     seed: int = 0,
     statistics: Statistics = "corrected",
+    loss: Loss = "cross-entropy",
+    ignore_index: int | None = None,
+    outputs: Pick | None = None,
 ) -> Personalized:
     """Profile a client's data, ask the meta-nets for hyperparameters, fine-tune with them.
 
@@ -54,7 +60,8 @@ def personalize(
     metanets
         Learned meta-nets, e.g. ``MetaNets.load(path)``.
     data
-        The client's data, of which the training part is used, or a pair (x, y).
+        The client's data, of which the training part is used, or that part alone: a pair
+        (inputs, targets) or another form of :mod:`fedl2p.core.user_data`.
     epochs, batch_size
         Passes over the training part and examples per step; those used in learning serve best.
     seed
@@ -62,6 +69,8 @@ def personalize(
     statistics
         How the client's running batch-norm statistics start: ``corrected`` or ``published``, see
         :class:`~fedl2p.core.finetuning.inner_loop.InnerLoop`; those used in learning serve best.
+    loss, ignore_index, outputs
+        What is minimised, see :mod:`fedl2p.core.objective`; those used in learning.
 
     Returns
     -------
@@ -71,23 +80,16 @@ def personalize(
     Raises
     ------
     ValueError
-        If the meta-nets were learned for another model.
+        If the meta-nets were learned for another model, or the data do not fit the model or loss.
     DivergedError
         If fine-tuning ends in values that are not finite.
     """
     data = as_client_data(data)
-    if len(data.train.x) == 0:
-        raise ValueError("there is no training example; personalization needs at least one")
-    seen = profile(model, data.train.x.split(256))
+    net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
+    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
+    check_examples(net, data.train, what="train")
+    seen = profile(model, data.train.batches(256))
     with torch.no_grad():
         hyperparams = metanets(seen)
-    tuned = finetune(
-        model,
-        hyperparams,
-        data,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        statistics=statistics,
-    )
+    tuned = finetune_one(net, hyperparams, data, inner, seed)
     return Personalized(tuned, hyperparams, seen)

@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedl2p.core import trees
 from fedl2p.core.functional.copies import Modes, eager_copy
 from fedl2p.core.functional.mixed_norm import MarkedMean
 from fedl2p.core.functional.randomness import drawing_from, generators
 from fedl2p.core.sites import Sites, find_sites
+from fedl2p.core.trees import Tree
+from fedl2p.core.user_data import inputs_of_batch
 
 EPS = 1e-5
 """Added to every variance before a logarithm, a ratio or a root is taken, as published."""
@@ -186,22 +189,21 @@ class Profiler:
         return observe
 
     @torch.no_grad()
-    def __call__(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
+    def __call__(self, batches: Iterable[Any]) -> Profile:
         """Profile one client; see :func:`profile`."""
         with self._busy:
             return self._profile(batches)
 
-    def _profile(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
+    def _profile(self, batches: Iterable[Any]) -> Profile:
         self._channels = {name: _Moments() for name in self.sites.norms}
         self._whole = {name: _Moments() for name in (*self.sites.layers, *self.sites.norms)}
         examples = 0
         for batch in batches:
-            x = batch if isinstance(batch, Tensor) else batch[0]
-            x = x.to(self._device, self._inputs if x.is_floating_point() else x.dtype)
+            x = trees.map_tree(self._cast, inputs_of_batch(batch))
             # A model that draws in evaluation mode draws the same for every client.
             with drawing_from(generators(), 0, self._device):
                 self._run(x)
-            examples += len(x)
+            examples += trees.length(x)
         if examples == 0:
             raise ValueError("there is no example to profile; give at least one batch")
         # What is too large for this dtype becomes infinite here, and is found below.
@@ -224,14 +226,17 @@ class Profiler:
             self.sites,
         )
 
-    def _run(self, x: Tensor) -> None:
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self._device, self._inputs if x.is_floating_point() else x.dtype)
+
+    def _run(self, x: Tree) -> None:
         if self._functional is not None:
             with self._functional:
-                self._model(x)
+                trees.call(self._model, x)
             return
-        self._model(x)
+        trees.call(self._model, x)
         silent = {k: m for k, m in self._layers.items() if self._whole[k].count == 0}
-        if silent and len(
+        if silent and trees.length(
             x
         ):  # not called as modules: seen by their weights from now on, this batch included
             self._functional = _CalledByWeight(silent, lambda name: self._whole[name])
@@ -260,7 +265,7 @@ class Profiler:
 
 def profile(
     model: nn.Module,
-    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    batches: Iterable[Any],
     *,
     sites: Sites | None = None,
 ) -> Profile:
@@ -272,8 +277,9 @@ def profile(
         The global model, with plain batch-norm. Evaluated in evaluation mode on its own running
         statistics; neither its tensors, its hooks nor its training flags are touched.
     batches
-        Batches of inputs (n, ...), or tuples whose first entry is one; labels are not read. How the
-        data is cut into batches does not matter, a batch of one example included.
+        Batches of inputs, (n, ...) or a dictionary, or tuples whose first entry is such a batch
+        (the targets "labels" of a dictionary are left out). How the data is cut into batches does
+        not matter, a batch of one example included.
     sites
         Sites that the profile must belong to; by default those of the model.
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Statistics = Literal["corrected", "published", "global"]
 
+LOSSES = ("cross-entropy", "bce", "mse")
+"""Losses that have a name, see :mod:`fedl2p.core.objective`."""
+
 DataParts = Literal["train", "train+validation"]
 """The parts of a client's data that training reads."""
 

@@ -6,12 +6,12 @@ A batch of inputs, and one of targets, is such a tree. A single tensor takes no 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Union
+from typing import Any, TypeAlias, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Tree = Union[Tensor, dict[str, "Tree"], tuple["Tree", ...]]
+Tree: TypeAlias = Union[Tensor, dict[str, "Tree"], tuple["Tree", ...]]  # noqa: UP007 (recursive)
 
 
 def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
@@ -61,12 +61,15 @@ def rows(tree: Tree, index: Tensor | slice | int) -> Tree:
 def split(tree: Tree, size: int, dim: int = 0) -> Sequence[Tree]:
     """Return the tree in pieces of ``size`` along a dimension; the last one may be smaller."""
     if isinstance(tree, Tensor):
-        return tree.split(size, dim)
+        return list(torch.split(tree, size, dim))
     total = first_leaf(tree).shape[dim]
     return [
-        map_tree(lambda t, begin=begin: t.narrow(dim, begin, min(size, total - begin)), tree)  # type: ignore[misc]
-        for begin in range(0, total, size)
+        _narrowed(tree, dim, begin, min(size, total - begin)) for begin in range(0, total, size)
     ]
+
+
+def _narrowed(tree: Tree, dim: int, begin: int, size: int) -> Tree:
+    return map_tree(lambda t: t.narrow(dim, begin, size), tree)
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
@@ -101,6 +104,13 @@ def kind(tree: Tree, *, skip: int = 1) -> Hashable:
     if isinstance(tree, dict):
         return tuple((k, kind(v, skip=skip)) for k, v in tree.items())
     return tuple(kind(v, skip=skip) for v in tree)
+
+
+def call(module: nn.Module, inputs: Tree) -> Any:
+    """Return ``module(x)``, ``module(**x)`` for a dictionary, ``module(*x)`` for a tuple."""
+    if isinstance(inputs, Tensor):
+        return module(inputs)
+    return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
 
 
 def describe(tree: Tree) -> str:

@@ -183,7 +183,7 @@ class APFL(LocalSGD):
     ) -> Pair:
         """Return the pair after a loop of steps on a draw of batches."""
         gradient = loss_gradient(net, clients, loop, stream)
-        steps = loop.steps(len(clients[0].data.train.x))
+        steps = loop.steps(clients[0].data.train.num)
         rates = constant_hyperparams(net, len(clients), mix=1.0, rate=rate).rate[:, 0]
         return train_pair(pair, gradient, steps, rates, adaptive=self.adaptive)
 

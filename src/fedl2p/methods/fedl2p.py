@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.evaluation import evaluate
@@ -181,7 +182,7 @@ class MetaLearner:
     def _validation_batches(self, clients: Sequence[Client]) -> list[list[StackBatch]]:
         """Return the validation batches of every outer step, those of equal length together."""
         parts = [validation_part(c).to(self.net.device) for c in clients]
-        count = max(len(p.x) for p in parts)
+        count = max(p.num for p in parts)
         size = self.meta.validation_batch or count
         per_pass = -(-count // size)
         steps = self.steps
@@ -197,9 +198,7 @@ class MetaLearner:
             ]
             for begin in range(0, count, size):
                 rows = [o[begin : begin + size].to(self.net.device) for o in orders]
-                batches.append(
-                    _by_length([Examples(p.x[r], p.y[r]) for p, r in zip(parts, rows, strict=True)])
-                )
+                batches.append(_by_length([p.take(r) for p, r in zip(parts, rows, strict=True)]))
         return batches[:steps]
 
     def _clipped(self, grads: list[Tensor]) -> list[Tensor]:
@@ -218,11 +217,11 @@ def _by_length(parts: Sequence[Examples]) -> list[StackBatch]:
     """Return one batch for each group of clients with equally many examples."""
     lengths: dict[int, list[int]] = {}
     for i, part in enumerate(parts):
-        lengths.setdefault(len(part.x), []).append(i)
+        lengths.setdefault(part.num, []).append(i)
     return [
         StackBatch(
-            torch.stack([parts[i].x for i in members]),
-            torch.stack([parts[i].y for i in members]),
+            trees.stack([parts[i].x for i in members]),
+            trees.stack([parts[i].y for i in members]),
             tuple(members) if len(lengths) > 1 else None,
         )
         for members in lengths.values()
@@ -289,7 +288,7 @@ class FedL2P(Method):
                 client.name,
                 shared={k: weights[k].cpu() for k in state},
                 kept=kept_profile(profile),
-                weight=float(len(validation_part(client).x)),
+                weight=float(validation_part(client).num),
                 metrics=metrics,
                 failure=_failure(weights, metrics),
             )

@@ -157,12 +157,12 @@ class _World:
                 f"the run's data have no client {name!r} any more, and {path} does not exist; "
                 "restore the data that the run was made with"
             ) from None
-        return self.profiler(data.train.x.split(BATCH))
+        return self.profiler(data.train.batches(BATCH))
 
     def new_profile(self, file: Path) -> Profile:
         """Profile a new client's own file."""
         data = read_npz_client(file, shape=self.shape, classes=self.classes, split=False)
-        return self.profiler(data.train.x.split(BATCH))
+        return self.profiler(data.train.batches(BATCH))
 
     @cached_property
     def population(self) -> Population:

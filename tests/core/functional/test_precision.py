@@ -27,7 +27,7 @@ from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.personalizing import kept_profile, profile_of
 from fedl2p.methods.base.settings import Settings
-from fedl2p.study.engines import handler_of
+from fedl2p.study.engines import node_of
 from fedl2p.study.settings import Study
 from support.core_nets import ConvNet, examples, settled
 
@@ -169,8 +169,8 @@ def test_a_study_says_how_its_nodes_compute() -> None:
     study = Study(
         data=Digits(seen=2, unseen=1), compute=Compute(precision="bfloat16", channels_last=True)
     )
-    assert compute_of(handler_of(study).model) == study.compute
-    assert compute_of(working_copies(handler_of(study).model).net.plain) == study.compute
+    assert compute_of(node_of(study).model) == study.compute
+    assert compute_of(working_copies(node_of(study).model).net.plain) == study.compute
 
 
 def test_a_stack_in_bfloat16_is_refused() -> None:

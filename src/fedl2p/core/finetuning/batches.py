@@ -12,17 +12,19 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import Augment, Examples, class_balance
+from fedl2p.core.trees import Tree
 from fedl2p.seeds import derive_seed, generator
 
 
 class Batches(Protocol):
-    """The batches of C clients' inner steps, each (x, y) of shapes (C, b, ...) and (C, b)."""
+    """The batches of C clients' inner steps, each (x, y) of shapes (C, b, ...)."""
 
     def __len__(self) -> int:
         """Return the number of inner steps."""
 
-    def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int, /) -> tuple[Tree, Tree]:
         """Return the batch of a step; the same one at every call."""
 
 
@@ -33,17 +35,27 @@ class StackBatch:
     Parameters
     ----------
     x, y
-        Shapes (c, b, ...) and (c, b).
+        Trees of tensors of shapes (c, b, ...).
     members
         Positions of the c clients in the stack; None for all of them in order.
     dropout_seed
         Seed of dropout's masks, of a client that is alone.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Tree
+    y: Tree
     members: tuple[int, ...] | None = None
     dropout_seed: int = 0
+
+    @property
+    def clients(self) -> int:
+        """The number of clients, c."""
+        return trees.length(self.y)
+
+    @property
+    def length(self) -> int:
+        """The number of examples of each client, b."""
+        return trees.first_leaf(self.y).shape[1]
 
 
 FEWEST = 3
@@ -97,17 +109,18 @@ class EpochBatches:
         balanced: Sequence[bool] = (),
         align: Align = "epochs",
     ) -> None:
-        self._counts = [len(e.y) for e in examples]
+        self._counts = [e.num for e in examples]
         self._examples = list(examples)
         # one after another; a client that is in the stack several times (a search) is stored once
         first_rows: dict[tuple[int, int], int] = {}
         distinct: list[Examples] = []
         for e in examples:
             if (id(e.x), id(e.y)) not in first_rows:
-                first_rows[id(e.x), id(e.y)] = sum(len(d.y) for d in distinct)
+                first_rows[id(e.x), id(e.y)] = sum(d.num for d in distinct)
                 distinct.append(e)
-        self._x = distinct[0].x if len(distinct) == 1 else torch.cat([e.x for e in distinct])
-        self._y = distinct[0].y if len(distinct) == 1 else torch.cat([e.y for e in distinct])
+        self._x = distinct[0].x if len(distinct) == 1 else trees.cat([e.x for e in distinct])
+        self._y = distinct[0].y if len(distinct) == 1 else trees.cat([e.y for e in distinct])
+        self._device = trees.first_leaf(self._y).device
         self._first_rows = [first_rows[id(e.x), id(e.y)] for e in examples]
         self.seeds = tuple(seeds)
         self._size = batch_size
@@ -137,11 +150,11 @@ class EpochBatches:
         """The examples of a step at which every client has its longest batch."""
         return sum(min(self._size, n) for n in self._counts)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tree, Tree]]:
         """Yield the batches of the inner steps, and no further ones."""
         return (self[step] for step in range(len(self)))
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tree, Tree]:
         """Return the batch of a step; steps beyond the last go on with further epochs.
 
         Raises
@@ -172,7 +185,7 @@ class EpochBatches:
                 groups.setdefault(length, []).append((client, k))
         batches = []
         for _, group in sorted(groups.items(), reverse=True):
-            whole = len(group) == len(self._counts) or worth_stacking(len(group), self._x.device)
+            whole = len(group) == len(self._counts) or worth_stacking(len(group), self._device)
             for pairs in [group] if whole else [[pair] for pair in group]:
                 members = tuple(client for client, _ in pairs)
                 x, y = self._batch(members, [k for _, k in pairs])
@@ -187,10 +200,10 @@ class EpochBatches:
         epoch, position = divmod(step, self.per_epoch)
         return [epoch * n + position if position < n else None for n in self._per_epoch]
 
-    def _batch(self, clients: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _batch(self, clients: Sequence[int], steps: Sequence[int]) -> tuple[Tree, Tree]:
         """Return the batches, of equal length, of clients at one of their own steps each."""
         rows = torch.stack([self._rows(c, s) for c, s in zip(clients, steps, strict=True)])
-        x, y = self._x[rows], self._y[rows]
+        x, y = trees.rows(self._x, rows), trees.rows(self._y, rows)
         if self._augment:
             x = self._augmented(clients, steps, x, rows)
         return x, y
@@ -204,43 +217,46 @@ class EpochBatches:
         key = (client, epoch)
         if key not in self._orders:
             order = self._draw_order(client, generator(self.seeds[client], "order", epoch))
-            self._orders[key] = (order + self._first_rows[client]).to(self._x.device)
+            self._orders[key] = (order + self._first_rows[client]).to(self._device)
         return self._orders[key]
 
     def _draw_order(self, client: int, rng: torch.Generator) -> Tensor:
         n = self._counts[client]
         if not self._balanced[client]:
             return torch.randperm(n, generator=rng)
-        ends = class_balance(self._examples[client].y.cpu()).cumsum(0)
+        labels = self._examples[client].y
+        assert isinstance(labels, Tensor)
+        ends = class_balance(labels.cpu()).cumsum(0)
         uniform = torch.rand(n, generator=rng, dtype=torch.float64)
         return torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=n - 1)
 
     def _augmented(
-        self, clients: Sequence[int], steps: Sequence[int], x: Tensor, rows: Tensor
-    ) -> Tensor:
+        self, clients: Sequence[int], steps: Sequence[int], x: Tree, rows: Tensor
+    ) -> Tree:
         """Return each client's batch, augmented.
 
         A client that is in the stack several times with one seed (a search that tries many settings
         on it) is augmented once.
         """
-        done: dict[tuple[int, ...], Tensor] = {}
-        batches = []
+        done: dict[tuple[int, ...], Tree] = {}
+        batches: list[Tree] = []
         for i, (c, step) in enumerate(zip(clients, steps, strict=True)):
             augment = self._augment[c]
             if augment is None:
-                batches.append(x[i])
+                batches.append(trees.rows(x, i))
                 continue
             raw = self._raw[c]
             source = self._examples[c].x if raw is None else raw
-            key = (id(augment), source.data_ptr(), self._balanced[c], self.seeds[c], step)
+            place = trees.first_leaf(source).data_ptr()
+            key = (id(augment), place, self._balanced[c], self.seeds[c], step)
             if key not in done:
                 # a generator per step, not per run: a step can be computed again (checkpointing)
                 rng = generator(self.seeds[c], "augment", step)
                 done[key] = augment(
-                    x[i] if raw is None else raw[rows[i] - self._first_rows[c]], rng
+                    trees.rows(x, i) if raw is None else raw[rows[i] - self._first_rows[c]], rng
                 )
             batches.append(done[key])
-        return torch.stack(batches)
+        return trees.stack(batches)
 
 
 def step_batches(batches: Batches, step: int) -> list[StackBatch]:

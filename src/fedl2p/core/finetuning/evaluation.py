@@ -1,4 +1,4 @@
-"""Loss and accuracy of many clients' models on a part of their data."""
+"""Loss and metric of many clients' models on a part of their data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from math import nan
 import torch
 from torch import Tensor
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import Examples
-from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.finetuning.stacking import grouped, largest_stack
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 
@@ -23,7 +23,9 @@ def evaluate(
     *,
     examples_per_pass: int = 512,
 ) -> list[tuple[float, float]]:
-    """Return loss (nats) and accuracy (fraction) of each of C clients in evaluation mode.
+    """Return loss and accuracy (fraction) of each of C clients in evaluation mode.
+
+    The loss is that of the model's objective; the accuracy its metric, NaN without one.
 
     Parameters
     ----------
@@ -37,10 +39,10 @@ def evaluate(
         Examples per client and forward pass.
     """
     scores: dict[int, tuple[float, float]] = {}
-    size = net.stack_size
-    keys = [(i // size, e.x.shape) for i, e in enumerate(examples)]
+    size, objective = net.stack_size, net.objective
+    keys = [(i // size, e.num, trees.kind(e.x), trees.kind(e.y)) for i, e in enumerate(examples)]
     for members in grouped(keys, [largest_stack(net, e.x, size) for e in examples]):
-        count = len(examples[members[0]].y)
+        count = examples[members[0]].num
         if count == 0:
             scores.update((i, (nan, nan)) for i in members)
             continue
@@ -48,15 +50,20 @@ def evaluate(
             {k: v[members] for k, v in state.params.items()},
             {k: v[members] for k, v in state.stats.items()},
         )
-        x = torch.stack([examples[i].x for i in members]).to(net.device)
-        y = torch.stack([examples[i].y for i in members]).to(net.device)
-        losses, rights = [], []
-        for begin in range(0, count, examples_per_pass):
-            part = slice(begin, begin + examples_per_pass)
-            logits, _ = net.logits(own, mix[members], x[:, part], training=False)
-            losses.append(cross_entropy(logits, y[:, part]) * len(y[0, part]))
-            rights.append((logits.argmax(-1) == y[:, part]).sum(1))
-        loss, right = torch.stack(losses).sum(0) / count, torch.stack(rights).sum(0) / count
-        pairs = zip(loss.tolist(), right.tolist(), strict=True)
+        x = trees.to_device(trees.stack([examples[i].x for i in members]), net.device)
+        y = trees.to_device(trees.stack([examples[i].y for i in members]), net.device)
+        losses: list[Tensor] = []
+        metrics: list[Tensor] = []
+        for x_part, y_part in zip(
+            trees.split(x, examples_per_pass, 1), trees.split(y, examples_per_pass, 1), strict=True
+        ):
+            outputs, _ = net.logits(own, mix[members], x_part, training=False)
+            loss = objective.losses_of_many(outputs, y_part)
+            losses.append(loss * objective.count(y_part))
+            metric = objective.metrics_of_many(outputs, y_part)
+            metrics.append(torch.full_like(loss, nan) if metric is None else metric.sum(1))
+        total = objective.count(y)
+        loss, metric = torch.stack(losses).sum(0) / total, torch.stack(metrics).sum(0) / total
+        pairs = zip(loss.tolist(), metric.tolist(), strict=True)
         scores.update(zip(members, pairs, strict=True))
     return [scores[i] for i in range(len(examples))]

@@ -10,13 +10,12 @@ from contextlib import ExitStack
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fedl2p.core import trees
 from fedl2p.core.finetuning.batches import Batches, StackBatch, dropout_seed_of
 from fedl2p.core.finetuning.sgd_step import (
     broadcast_rates,
-    cross_entropy,
     gradients,
     plain_gradient,
     sgd_update,
@@ -118,14 +117,14 @@ class InPlaceSGD:
             return self._step_of_some(batch, batch.members)
         with torch.enable_grad():
             if self._bound is not None:
-                x, y = batch.x.squeeze(0), batch.y.squeeze(0)
+                x, y = trees.rows(batch.x, 0), trees.rows(batch.y, 0)
                 logits = self._bound.logits(x, dropout_seed=batch.dropout_seed)
-                loss = F.cross_entropy(logits, y.long())
+                loss = self._net.objective.loss_of_one(logits, y)
             else:
                 logits, stats = self._net.stacked(
                     self._params, self._stats, self._mix, batch.x, training=True, first_order=True
                 )
-                loss = cross_entropy(logits, batch.y).sum()
+                loss = self._net.objective.losses_of_many(logits, batch.y).sum()
                 self._stats = {k: v.detach() for k, v in stats.items()}
             grads = gradients(loss, self._leaves)
         if grads:

@@ -7,16 +7,19 @@ section 3.1). Shapes: C clients, B norms, P parameter tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.core.clientdata import ClientData
+from fedl2p.core.data_check import check_examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, step_batches
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.objective import Loss, Pick, objective
 from fedl2p.core.settings import InnerLoop, Statistics
 
 
@@ -65,12 +68,15 @@ def all_finite(state: ModelState) -> Tensor:
 def finetune(
     model: nn.Module,
     hyperparams: Hyperparams,
-    data: ClientData | tuple[Tensor, Tensor],
+    data: Any,
     *,
     epochs: int = 15,
     batch_size: int = 32,
     seed: int = 0,
     statistics: Statistics = "corrected",
+    loss: Loss = "cross-entropy",
+    ignore_index: int | None = None,
+    outputs: Pick | None = None,
 ) -> nn.Module:
     """Fine-tune a copy of a model under given hyperparameters.
 
@@ -81,7 +87,8 @@ def finetune(
     hyperparams
         For one client: mix of shape (B,), rate of shape (P,).
     data
-        The client's data, of which the training part is used, or a pair (x, y).
+        The client's data, of which the training part is used, or that part alone: a pair
+        (inputs, targets) or another form of :mod:`fedl2p.core.user_data`.
     epochs
         Passes over the training part.
     batch_size
@@ -90,6 +97,8 @@ def finetune(
         Determines the order of the batches and the augmentation.
     statistics
         How the client's running batch-norm statistics start, see :class:`InnerLoop`.
+    loss, ignore_index, outputs
+        What is minimised, see :mod:`fedl2p.core.objective`.
 
     Returns
     -------
@@ -98,17 +107,27 @@ def finetune(
 
     Raises
     ------
+    ValueError
+        If the data do not fit the model or the loss.
     DivergedError
         If a parameter or statistic ends up not finite; a smaller rate helps.
     """
-    net = FunctionalModel(model)
+    net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
+    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
+    data = as_client_data(data)
+    check_examples(net, data.train, what="train")
+    return finetune_one(net, hyperparams, data, inner, seed)
+
+
+def finetune_one(
+    net: FunctionalModel, hyperparams: Hyperparams, data: ClientData, inner: InnerLoop, seed: int
+) -> nn.Module:
+    """Fine-tune one client as :func:`finetune`, whose data have been checked."""
     if hyperparams.sites != net.sites:
         raise ValueError(
             "the hyperparameters were made for another model: their names of norm layers or "
             "parameter tensors differ from this model's"
         )
-    data = as_client_data(data)
-    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
     batches = inner_batches(net, [data], [seed], inner)
     stacked = Hyperparams.stack([hyperparams]).to(net.device, net.dtype)
     state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
@@ -120,9 +139,9 @@ def finetune(
     return fold_client(net, state, stacked.mix, 0)
 
 
-def as_client_data(data: ClientData | tuple[Tensor, Tensor]) -> ClientData:
-    """Accept a pair (x, y) as a client with only a training part."""
-    return data if isinstance(data, ClientData) else ClientData(Examples(*data))
+def as_client_data(data: Any) -> ClientData:
+    """Return a client's data; anything else that examples can be read from is its training part."""
+    return data if isinstance(data, ClientData) else ClientData(data)
 
 
 def inner_batches(

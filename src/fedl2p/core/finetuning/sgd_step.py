@@ -1,7 +1,7 @@
 """One inner step: its loss, its gradients, the weights after it.
 
 theta_{k+1} = theta_k - eta (.) grad L_train(theta_k; beta), plain SGD on a mini-batch, one learning
-rate per parameter tensor, cross-entropy (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
+rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
 Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 """
 
@@ -10,17 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fedl2p.core import trees
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each client, shape (C,), in nats."""
-    clients, examples = y.shape
-    each = F.cross_entropy(logits.flatten(0, 1), y.flatten().long(), reduction="none")
-    return each.view(clients, examples).mean(1)
+from fedl2p.core.trees import Tree
 
 
 def broadcast_rates(rate: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -35,7 +29,7 @@ def differentiable_gradient(
     net: FunctionalModel,
     state: ModelState,
     mix: Tensor,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tree, Tree],
     *,
     dropout_seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -48,12 +42,12 @@ def differentiable_gradient(
     with torch.enable_grad():
         if mix.dim() > 1:
             logits, stats = net.logits(state, mix, x, training=True, dropout_seed=dropout_seed)
-            loss = cross_entropy(logits, y).sum()
+            loss = net.objective.losses_of_many(logits, y).sum()
         else:
             logits, stats = net.single(
                 state.params, state.stats, mix, x, training=True, dropout_seed=dropout_seed
             )
-            loss = F.cross_entropy(logits, y.long())
+            loss = net.objective.loss_of_one(logits, y)
         grads = torch.autograd.grad(
             loss,
             list(state.params.values()),
@@ -69,7 +63,7 @@ def plain_gradient(
     net: FunctionalModel,
     state: ModelState,
     mix: Tensor,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tree, Tree],
     *,
     dropout_seed: int = 0,
     trainable: Collection[str] | None = None,
@@ -79,7 +73,7 @@ def plain_gradient(
     ``trainable`` names the parameters to differentiate by, None for all.
     """
     x, y = batch
-    single = len(x) == 1  # then no tensor has a client dimension until the end
+    single = len(mix) == 1  # then no tensor has a client dimension until the end
     params, stats = (
         {k: v.detach().squeeze(0) if single else v.detach() for k, v in tensors.items()}
         for tensors in (state.params, state.stats)
@@ -93,15 +87,15 @@ def plain_gradient(
                 params,
                 stats,
                 mix.squeeze(0),
-                x.squeeze(0),
+                trees.rows(x, 0),
                 training=True,
                 dropout_seed=dropout_seed,
                 first_order=True,
             )
-            loss = F.cross_entropy(logits, y.squeeze(0).long())
+            loss = net.objective.loss_of_one(logits, trees.rows(y, 0))
         else:
             logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
-            loss = cross_entropy(logits, y).sum()
+            loss = net.objective.losses_of_many(logits, y).sum()
         grads = gradients(loss, [params[k] for k in names])
     if single:
         grads = [g.unsqueeze(0) for g in grads]
@@ -121,7 +115,7 @@ def inner_step(
     state: ModelState,
     mix: Tensor,
     rate: Tensor,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tree, Tree],
     *,
     dropout_seed: int = 0,
 ) -> ModelState:

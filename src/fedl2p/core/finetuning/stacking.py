@@ -20,11 +20,12 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.finetuning.batches import worth_stacking
 from fedl2p.core.functional.model import FunctionalModel
+from fedl2p.core.trees import Tree
 
 STACK_VALUES = 2_000
 """Input values of one example up to which clients are stacked on a CPU: 16 x 16 pixels in colour, a
@@ -108,16 +109,16 @@ def cut_into_stacks(
     largest = [largest_stack(net, d.train.x, size) for d in data]
     order = list(range(len(data)))
     if unequal_sizes:
-        order.sort(key=lambda i: -len(data[i].train.x))
+        order.sort(key=lambda i: -data[i].train.num)
     keys = [(i // size, _kind(data[i]) if unequal_sizes else _shapes(data[i])) for i in order]
     for positions in grouped(keys, [largest[i] for i in order]):
         members = [order[i] for i in positions]
         yield from [members] if worth_stacking(len(members), net.device) else [[i] for i in members]
 
 
-def largest_stack(net: FunctionalModel, x: Tensor, size: int) -> int:
+def largest_stack(net: FunctionalModel, x: Tree, size: int) -> int:
     """Return how many clients with inputs like ``x``, of shape (n, ...), a stack may have."""
-    values = max(1, x[:1].numel())
+    values = max(1, sum(leaf[:1].numel() for leaf in trees.leaves(x)))
     if net.device.type != "cpu":
         largest = max(1, min(size, STACK_VALUES_GPU // values))
     else:
@@ -138,12 +139,13 @@ def grouped(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int
 
 
 def _shapes(data: ClientData) -> Hashable:
-    validation = None if data.validation is None else data.validation.x.shape
-    return data.train.x.shape, validation
+    validation = None if data.validation is None else data.validation.num
+    return data.train.num, validation, _kind(data)
 
 
 def _kind(data: ClientData) -> Hashable:
-    return data.train.x.shape[1:], data.validation is None
+    # dtypes of one kind may differ from client to client no more than shapes
+    return trees.kind(data.train.x), trees.kind(data.train.y), data.validation is None
 
 
 def _may_run_in_threads(net: FunctionalModel, data: Sequence[ClientData]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from fedl2p.core import trees
 from fedl2p.core.functional.copies import Modes, duplicate, eager_copy
 from fedl2p.core.functional.inspection import ROWS, examine, known, last_linear, remember
 from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
@@ -27,8 +28,10 @@ from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
 from fedl2p.core.functional.randomness import drawing_from, watched
 from fedl2p.core.functional.workspace import Findings, Workspace, join
+from fedl2p.core.objective import Objective, objective_of
 from fedl2p.core.settings import Statistics
 from fedl2p.core.sites import find_sites
+from fedl2p.core.trees import Tree
 
 SMALL = 1_000_000
 """Parameters of a small model."""
@@ -104,6 +107,11 @@ def _gradient(values: Tensor, at: list[Tensor], *, create_graph: bool = False) -
     return torch.cat([g.unsqueeze(-1).flatten(1).to(values.dtype) for g in grads], 1)
 
 
+def _flat(outputs: Any) -> Tensor:
+    """Return the outputs of C clients as one vector each."""
+    return torch.cat([t.unsqueeze(-1).flatten(1) for t in trees.leaves(outputs)], 1)
+
+
 def _leaf(name: str, value: Tensor) -> Tensor:
     ours = name.rpartition(".")[2] in ("client_mean", "client_var", "client_weight")
     return value.detach().requires_grad_(ours)
@@ -118,10 +126,13 @@ class FunctionalModel:
     ----------
     model
         The global model. It is copied; the caller's is never touched.
+    objective
+        What it is trained and evaluated on; None for what is recorded on the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: Objective | None = None) -> None:
         self.sites = find_sites(model)
+        self.objective = objective_of(model) if objective is None else objective
         self.plain = duplicate(model)
         self._original = weakref.ref(model)
         self._compute = compute_of(model)
@@ -140,10 +151,12 @@ class FunctionalModel:
         """Of hyperparameters, outputs and losses: the widest of the parameters', or float32."""
         for p in self._theta.values():
             self.dtype = torch.promote_types(self.dtype, p.dtype)
-        self.graph_bytes: dict[tuple[int, ...], int] = {}
-        """Bytes that the graph of one inner step holds, by the shape of its inputs."""
+        self.graph_bytes: dict[Hashable, int] = {}
+        """Bytes that the graph of one inner step holds, by clients, rows and kind of inputs."""
+        self.classes: dict[Hashable, int | None] = {}
+        """Classes of the outputs, by the kinds of inputs and targets that were seen to fit."""
 
-    def examine(self, x: Tensor) -> Findings:
+    def examine(self, x: Tree) -> Findings:
         """Return what the model does when it runs, found on inputs (n, ...) of a client.
 
         Done once: a model that is built the same is known from then on.
@@ -158,14 +171,14 @@ class FunctionalModel:
             return self._findings
         with self._lock:
             if self._findings is None:
-                self._findings = self._examined(x[:ROWS])
+                self._findings = self._examined(trees.rows(x, slice(ROWS)))
                 original = self._original()
                 for model in (self.plain, *(() if original is None else (original,))):
                     remember(model, self._findings)
         return self._findings
 
-    def _examined(self, x: Tensor) -> Findings:
-        work, x = self._workspace, self._cast(x.to(self.device))
+    def _examined(self, x: Tree) -> Findings:
+        work, x = self._workspace, self._cast(trees.to_device(x, self.device))
         state = self.start(1, "global").squeezed()
         mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
 
@@ -180,10 +193,9 @@ class FunctionalModel:
                     outputs = call(x)
                 return outputs, work.stats()
 
-        def reference(model: nn.Module) -> Tensor:
+        def reference(model: nn.Module) -> Any:
             with autocast(self._compute, self.device):
-                outputs: Tensor = model(x)
-            return outputs
+                return self.objective.forward(model, x)
 
         return examine(
             work, run, self.plain, reference, original=self._original(), device=self.device
@@ -235,7 +247,7 @@ class FunctionalModel:
                 self._foreseen = called[-1] if called else None
                 return
 
-    def stackable(self, x: Tensor) -> bool:
+    def stackable(self, x: Tree) -> bool:
         """Tell whether several clients with inputs like ``x``, shape (n, ...), can run at once.
 
         Not a model that draws random numbers, which belong to one client; not one that computes in
@@ -247,7 +259,8 @@ class FunctionalModel:
             return False
         if found.batchable is None:
             try:
-                self._try_stack(x[:FEW_ROWS].to(self.device))
+                few = trees.rows(x, slice(FEW_ROWS))
+                self._try_stack(trees.to_device(few, self.device))
                 found.batchable = True
             except Exception as error:  # of any kind: it is the user's model that runs
                 found.batchable = False
@@ -260,9 +273,9 @@ class FunctionalModel:
                 )
         return found.batchable
 
-    def _try_stack(self, x: Tensor) -> None:
+    def _try_stack(self, x: Tree) -> None:
         """Run two clients at once, twice differentiated, and compare each with itself alone."""
-        both = torch.stack([x, x.flip(0)])
+        both = trees.stack([x, trees.map_tree(lambda t: t.flip(0), x)])
         start = self.start(2, "global")
         other = torch.tensor([1.0, 1.01], device=self.device)
         params = {
@@ -276,13 +289,13 @@ class FunctionalModel:
         together = self._derivatives(ModelState(params, start.stats), mix, both)
         for i in range(2):
             one = ModelState(params, start.stats).take([i])
-            alone = self._derivatives(one, mix[i : i + 1], both[i : i + 1])
+            alone = self._derivatives(one, mix[i : i + 1], trees.rows(both, slice(i, i + 1)))
             for a, b in zip(alone, together, strict=True):
                 size = float(b.abs().max()) if b.numel() else 0.0
                 if not torch.allclose(a[0], b[i], rtol=near, atol=near * size, equal_nan=True):
                     raise RuntimeError("in a stack it computes something else than alone")
 
-    def _derivatives(self, state: ModelState, mix: Tensor, x: Tensor) -> list[Tensor]:
+    def _derivatives(self, state: ModelState, mix: Tensor, x: Tree) -> list[Tensor]:
         """Return outputs in both modes, and first and second derivatives, of C clients: (C, ...).
 
         Every gradient as one vector per client.
@@ -290,9 +303,9 @@ class FunctionalModel:
         state, mix = state.leaves(), mix.detach().requires_grad_()
         inputs = list(state.params.values())
         with torch.enable_grad():
-            judged, _ = self.logits(state, mix, x, training=False)
+            judged = _flat(self.logits(state, mix, x, training=False)[0])
             first = _gradient(judged, inputs)
-            trained, _ = self.logits(state, mix, x, training=True)
+            trained = _flat(self.logits(state, mix, x, training=True)[0])
             grad = _gradient(trained, inputs, create_graph=True)
             second = [_gradient(grad, [*inputs, mix])] if grad.requires_grad else []
         return [t.detach() for t in (judged, trained, first, grad, *second)]
@@ -311,7 +324,8 @@ class FunctionalModel:
     def _workspace(self) -> Workspace:
         work: Workspace | None = getattr(self._per_thread, "workspace", None)
         if work is None:
-            work = self._per_thread.workspace = Workspace(self.plain, self.sites)
+            work = Workspace(self.plain, self.sites, self.objective)
+            self._per_thread.workspace = work
         if work.findings is not self._findings:
             work.learn(self._findings)
         return work
@@ -356,11 +370,11 @@ class FunctionalModel:
         self,
         state: ModelState,
         mix: Tensor,
-        x: Tensor,
+        x: Tree,
         *,
         training: bool,
         dropout_seed: int = 0,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Run the model.
 
         Parameters
@@ -370,7 +384,7 @@ class FunctionalModel:
         mix
             Shape (C, B).
         x
-            Inputs, shape (C, n, ...); floating ones are cast to the model's dtype.
+            Inputs, a tree of tensors (C, n, ...); floating ones are cast to the model's dtype.
         training
             Training mode: batch statistics are mixed and enter the running ones. Otherwise the
             running ones are mixed.
@@ -380,7 +394,8 @@ class FunctionalModel:
         Returns
         -------
         logits, stats
-            Shape (C, n, K), and the running statistics afterwards.
+            Outputs as the objective picks them, usually of shape (C, n, K), and the running
+            statistics afterwards.
 
         Raises
         ------
@@ -388,26 +403,27 @@ class FunctionalModel:
             If several clients come for a model with dropout in training, or for one that computes
             in bfloat16.
         """
-        if len(x) > 1:
+        if len(mix) > 1:
             return self.stacked(state.params, state.stats, mix, x, training=training)
         # squeezed, not indexed: the backward of an index fills and copies every tensor
-        one, mix, x = state.squeezed(), mix.squeeze(0), x.squeeze(0)
+        one, mix, x = state.squeezed(), mix.squeeze(0), trees.rows(x, 0)
         y, stats = self.single(
             one.params, one.stats, mix, x, training=training, dropout_seed=dropout_seed
         )
-        return y.unsqueeze(0), {k: v.unsqueeze(0) for k, v in stats.items()}
+        y = trees.map_tree(lambda t: t.unsqueeze(0), y)
+        return y, {k: v.unsqueeze(0) for k, v in stats.items()}
 
     def single(
         self,
         params: dict[str, Tensor],
         stats: dict[str, Tensor],
         mix: Tensor,
-        x: Tensor,
+        x: Tree,
         *,
         training: bool,
         dropout_seed: int = 0,
         first_order: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Run the model for one client: as :meth:`logits`, without the client dimension.
 
         ``first_order`` says that gradients will be taken once at most, and only of the logits, so
@@ -420,7 +436,7 @@ class FunctionalModel:
         twice = not first_order and torch.is_grad_enabled()
         with self._running(training, dropout_seed, twice):
             y, stats = work(params, stats, mix, self._cast(x))
-        return y.to(self.dtype), stats
+        return self._widened(y), stats
 
     def _running(self, training: bool, seed: int, twice: bool) -> AbstractContextManager[object]:
         """Return a context for a pass; ``twice``: second derivatives may be taken of it."""
@@ -455,21 +471,21 @@ class FunctionalModel:
         params: dict[str, Tensor],
         stats: dict[str, Tensor],
         mix: Tensor,
-        x: Tensor,
+        x: Tree,
         *,
         training: bool,
         first_order: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Run the model for several clients under vmap, as :meth:`logits`."""
         if self._compute.precision != "full":
             raise ValueError(
-                f"{len(x)} clients came stacked, but in {self._compute.precision} clients "
+                f"{len(mix)} clients came stacked, but in {self._compute.precision} clients "
                 "run one at a time"
             )
-        found = self._findings or self.examine(x[0])
+        found = self._findings or self.examine(trees.rows(x, 0))
         if found.draws if training else found.draws_in_evaluation:
             raise ValueError(
-                f"the model draws random numbers, which belong to one client, but {len(x)} "
+                f"the model draws random numbers, which belong to one client, but {len(mix)} "
                 "clients came stacked; run them one at a time"
             )
         work = self._workspace
@@ -477,10 +493,18 @@ class FunctionalModel:
         # fused attention has no rule for vmap
         with self._running(training, 0, twice=True):
             y, stats = vmap(work)(params, stats, mix, self._cast(x))
-        return y.to(self.dtype), stats
+        return self._widened(y), stats
 
-    def _cast(self, x: Tensor) -> Tensor:
-        return x.to(self._inputs) if x.is_floating_point() else x
+    def _cast(self, x: Tree) -> Tree:
+        if isinstance(x, Tensor):
+            return x.to(self._inputs) if x.is_floating_point() else x
+        return trees.map_tree(lambda t: t.to(self._inputs) if t.is_floating_point() else t, x)
+
+    def _widened(self, y: Any) -> Any:
+        """Return outputs in the dtype of losses."""
+        if isinstance(y, Tensor):
+            return y.to(self.dtype)
+        return trees.map_tree(lambda t: t.to(self.dtype) if t.is_floating_point() else t, y)
 
     def client_stats(
         self, stats: dict[str, Tensor], client: int
@@ -512,13 +536,11 @@ class FunctionalModel:
 class BoundModel:
     """One client's tensors in place; see :meth:`FunctionalModel.holding`."""
 
-    def __init__(
-        self, net: FunctionalModel, work: Workspace, call: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, net: FunctionalModel, work: Workspace, call: Callable[[Tree], Any]) -> None:
         self._net, self._work, self._call = net, work, call
 
-    def logits(self, x: Tensor, *, dropout_seed: int = 0) -> Tensor:
-        """Return logits, for gradients of first order; the batch enters the statistics."""
+    def logits(self, x: Tree, *, dropout_seed: int = 0) -> Any:
+        """Return outputs, for gradients of first order; the batch enters the statistics."""
         net = self._net
         if net._findings is None:
             net.examine(x)
@@ -526,7 +548,7 @@ class BoundModel:
         self._work.set_mode(True, "single", first_order=True)
         with net._running(True, dropout_seed, twice=False):
             y = self._call(net._cast(x))
-        return y.to(net.dtype)
+        return net._widened(y)
 
     def stats(self) -> dict[str, Tensor]:
         """Return the running statistics so far."""

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedl2p.core.functional.copies import Modes, eager_copy
 from fedl2p.core.functional.mixed_norm import Fused, MixedNorm
+from fedl2p.core.objective import Objective
 from fedl2p.core.sites import Sites
 
 _Place = tuple[dict[str, Any], str]
@@ -63,10 +64,13 @@ class Workspace:
         It is copied.
     sites
         Its places that hyperparameters address.
+    objective
+        Picks the outputs from what it returns.
     """
 
-    def __init__(self, model: nn.Module, sites: Sites) -> None:
+    def __init__(self, model: nn.Module, sites: Sites, objective: Objective) -> None:
         self.module = eager_copy(model)
+        self._objective = objective
         self.modes = Modes(self.module)
         modules = dict(self.module.named_modules())
         by_id = {id(p): name for name, p in self.module.named_parameters()}
@@ -132,7 +136,7 @@ class Workspace:
         """Run one client; also under vmap."""
         before = self._put(params, stats, mix)
         try:
-            return self.module(x), self.stats()
+            return self._objective.forward(self.module, x), self.stats()
         finally:
             self._put_back(before)
 
@@ -192,7 +196,7 @@ class Workspace:
         before = self._put(params, stats, mix)
 
         def call(x: Any) -> Any:
-            outputs = self.module(x)
+            outputs = self._objective.forward(self.module, x)
             for norm, _ in self._stats:
                 if norm.values[1].requires_grad:  # where the norm could not run fused
                     mix, *client = norm.values

@@ -12,7 +12,6 @@ from torch import Tensor
 from fedl2p.core.finetuning.batches import dropout_seed_of, step_batches
 from fedl2p.core.finetuning.sgd_step import (
     broadcast_rates,
-    cross_entropy,
     differentiable_gradient,
 )
 from fedl2p.core.functional.model import ModelState
@@ -95,7 +94,9 @@ def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     x, y = problem.following or problem.batches[steps - 1]
     with torch.enable_grad():
         logits, _ = problem.net.logits(leaf, mix, x, training=False)
-        grads = gradient(cross_entropy(logits, y).sum(), leaf.params, create_graph=True)
+        grads = gradient(
+            problem.net.objective.losses_of_many(logits, y).sum(), leaf.params, create_graph=True
+        )
     problem.net.check_twice_differentiable(grads.values())
     term, p = dict(end.params), dict(end.params)
     for _ in range(config.terms):

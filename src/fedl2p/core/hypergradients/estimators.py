@@ -37,9 +37,13 @@ Shapes: C clients, B norms, P parameter tensors, K inner steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from fedl2p.core import trees
+from fedl2p.core.clientdata import Examples
+from fedl2p.core.data_check import check_examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.inner_loop import DivergedError
 from fedl2p.core.functional.kernels import without_second_derivative
@@ -48,7 +52,10 @@ from fedl2p.core.hypergradients import at_end
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
 from fedl2p.core.hypergradients.unrolled import unrolled
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.objective import Loss, Pick, objective
 from fedl2p.core.settings import HypergradientConfig, Mode, Statistics
+from fedl2p.core.trees import Tree
+from fedl2p.core.user_data import read_examples
 
 UNEQUAL_SIZES: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
 """Modes whose stacks may have clients with unequally many examples; the others take second
@@ -67,13 +74,16 @@ _ESTIMATORS: dict[Mode, Callable[[Problem, HypergradientConfig], Hypergradient]]
 def hypergradient(
     model: nn.Module,
     hyperparams: Hyperparams,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    validation: tuple[Tensor, Tensor],
+    batches: Sequence[Any],
+    validation: Any,
     *,
     mode: Mode | None = None,
     config: HypergradientConfig | None = None,
-    following: tuple[Tensor, Tensor] | None = None,
+    following: Any = None,
     statistics: Statistics = "corrected",
+    loss: Loss = "cross-entropy",
+    ignore_index: int | None = None,
+    outputs: Pick | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return dL_val/dh of one client by name.
 
@@ -84,9 +94,10 @@ def hypergradient(
     hyperparams
         The client's, mix of shape (B,) and rate of shape (P,).
     batches
-        The K training batches (x, y) of the inner steps, in order.
+        The K training batches of the inner steps, in order: pairs (inputs, targets), see
+        :mod:`fedl2p.core.user_data`.
     validation
-        The validation batch (x, y).
+        The validation batch.
     mode
         The estimator, see the module's table; None for that of ``config``.
     config
@@ -96,17 +107,20 @@ def hypergradient(
         their second derivatives; by default the last inner batch again.
     statistics
         How running statistics start, see :class:`fedl2p.core.settings.InnerLoop`.
+    loss, ignore_index, outputs
+        What is minimised, see :mod:`fedl2p.core.objective`.
 
     Returns
     -------
     dict
-        ``{"mix": {norm: value}, "rate": {parameter: value}}``, in nats per unit of the
+        ``{"mix": {norm: value}, "rate": {parameter: value}}``, in units of the loss per unit of the
         hyperparameter.
 
     Raises
     ------
     ValueError
-        If both ``mode`` and ``config`` are given, the hyperparameters are another model's, or the
+        If both ``mode`` and ``config`` are given, the hyperparameters are another model's, the
+        batches do not fit the model or the loss, or the
         model has no second derivative and the mode takes one.
     DivergedError
         If the hypergradient is not finite.
@@ -117,7 +131,7 @@ def hypergradient(
         )
     if config is None:
         config = HypergradientConfig() if mode is None else HypergradientConfig(mode=mode)
-    net = FunctionalModel(model)
+    net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
     if hyperparams.sites != net.sites:
         raise ValueError(
             "the hyperparameters were made for another model: their names of norm layers or "
@@ -128,13 +142,11 @@ def hypergradient(
         net=net,
         mix=stacked.mix.detach(),
         rate=stacked.rate.detach(),
-        batches=[(x.unsqueeze(0), y.unsqueeze(0)) for x, y in batches],
-        validation=[StackBatch(validation[0].unsqueeze(0), validation[1].unsqueeze(0))],
+        batches=[_one_client(net, b, f"batch {i}") for i, b in enumerate(batches)],
+        validation=[StackBatch(*_one_client(net, validation, "validation"))],
         statistics=statistics,
-        following=None if following is None else (following[0][None], following[1][None]),
+        following=None if following is None else _one_client(net, following, "following"),
     )
-    if batches:
-        net.examine(batches[0][0])
     result = stack_hypergradient(problem, config)
     for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
         if not bool(values.isfinite().all()):
@@ -146,6 +158,14 @@ def hypergradient(
         "mix": dict(zip(net.sites.norms, result.mix[0].tolist(), strict=True)),
         "rate": dict(zip(net.sites.params, result.rate[0].tolist(), strict=True)),
     }
+
+
+def _one_client(net: FunctionalModel, batch: Any, what: str) -> tuple[Tree, Tree]:
+    """Return a checked batch on the model's device, as that of a stack of one client."""
+    examples = Examples(*read_examples(batch, what=what))
+    check_examples(net, examples, what=what)
+    examples = examples.to(net.device)
+    return trees.stack([examples.x]), trees.stack([examples.y])
 
 
 def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hypergradient:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedl2p.core import trees
 from fedl2p.core.finetuning.batches import Batches, StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import initial_state
-from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import Members, NamedTensors, gather_clients
 from fedl2p.core.settings import Statistics
+from fedl2p.core.trees import Tree
 
 PASS_LARGE, PASS_SMALL = 12, 512
 """Validation examples per client and pass, of large models and of small ones: more would hold more
@@ -33,7 +34,8 @@ class Hypergradient:
     mix, rate
         Shapes (C, B) and (C, P): dL_val/dbeta and dL_val/deta, the rates being absolute ones.
     loss, accuracy
-        Shape (C,): on the validation batch, before any change; nats and fraction.
+        Shape (C,): on the validation batch, before any change; the accuracy (metric) is NaN if the
+        objective has none.
     """
 
     mix: Tensor
@@ -69,7 +71,7 @@ class Problem:
     batches: Batches
     validation: Sequence[StackBatch]
     statistics: Statistics = "corrected"
-    following: tuple[Tensor, Tensor] | None = None
+    following: tuple[Tree, Tree] | None = None
 
     def start(self) -> ModelState:
         """Return the state before the first inner step."""
@@ -87,7 +89,7 @@ class ValidationGradients:
     Parameters
     ----------
     loss, accuracy
-        Shape (C,), nats and fraction.
+        Shape (C,); the accuracy (metric) is NaN if the objective has none.
     params, stats
         Gradients by the weights and, where asked for, by the running statistics.
     mix
@@ -116,11 +118,12 @@ def validation_gradients(
     inputs = [*leaf.params.values(), *differentiable.values(), mix]
     pieces: list[tuple[Members, NamedTensors]] = []
     size = PASS_SMALL if problem.net.small else PASS_LARGE
+    objective = problem.net.objective
     for batch in problem.validation:
-        count = batch.y.shape[1]
-        scores = torch.zeros(2, len(batch.y), dtype=mix.dtype, device=mix.device)
-        for x, y in zip(batch.x.split(size, 1), batch.y.split(size, 1), strict=True):
-            share = y.shape[1] / count
+        count = objective.count(batch.y)
+        scores = torch.zeros(2, batch.clients, dtype=mix.dtype, device=mix.device)
+        for x, y in zip(trees.split(batch.x, size, 1), trees.split(batch.y, size, 1), strict=True):
+            share = objective.count(y) / count
             with torch.enable_grad():
                 members, member_mix = ModelState(leaf.params, stats), mix
                 if batch.members is not None:
@@ -128,11 +131,12 @@ def validation_gradients(
                     members = members.take(batch.members)
                     member_mix = mix.index_select(0, rows)
                 logits, _ = problem.net.logits(members, member_mix, x, training=False)
-                loss = cross_entropy(logits, y) * share
+                loss = objective.losses_of_many(logits, y) * share
                 # into .grad, tensor by tensor: two whole gradients at a time would take more memory
                 loss.sum().backward(inputs=inputs)
-            right = (logits.detach().argmax(-1) == y).to(logits.dtype).mean(1) * share
-            scores += torch.stack([loss.detach(), right])
+            with torch.no_grad():
+                metric = objective.mean_metric(logits, y) * share
+            scores += torch.stack([loss.detach(), metric])
         pieces.append((batch.members, {"loss": scores[0], "accuracy": scores[1]}))
     total = gather_clients(pieces)
     return ValidationGradients(

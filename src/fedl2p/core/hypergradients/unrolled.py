@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from fedl2p.core import trees
 from fedl2p.core.finetuning.batches import EpochBatches, StackBatch, step_batches
 from fedl2p.core.finetuning.sgd_step import inner_step
 from fedl2p.core.functional.model import FunctionalModel, ModelState
@@ -101,8 +102,8 @@ def _most_held(problem: Problem) -> int:
     unequal = isinstance(batches, EpochBatches) and batches.unequal_sizes
     step = len(batches) - 1 if unequal else 0  # one that every client takes
     of_step = step_batches(batches, step)
-    rows = sum(b.y.numel() for b in of_step)
-    shape = (len(problem.mix), rows, *of_step[0].x.shape[2:])
+    rows = sum(b.clients * b.length for b in of_step)
+    shape = (len(problem.mix), rows, trees.kind(of_step[0].x, skip=2))
     known = problem.net.graph_bytes
     if shape not in known:
         held: dict[int, int] = {}
@@ -133,7 +134,7 @@ def _run_segment(
     state, mix, rate = state.squeezed(), mix.squeeze(0), rate.squeeze(0)
     for k in range(first, end):
         (batch,) = step_batches(batches, k)
-        xy = batch.x.squeeze(0), batch.y.squeeze(0)
+        xy = trees.rows(batch.x, 0), trees.rows(batch.y, 0)
         state = inner_step(net, state, mix, rate, xy, dropout_seed=batch.dropout_seed)
     return state.unsqueezed()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData
 
 KEEP_BYTES = 128 << 20
@@ -45,6 +46,6 @@ class ClientCache:
 def size_of(data: ClientData) -> int:
     """Return the bytes of a client's tensors."""
     parts = [part for part in (data.train, data.validation, data.test) if part is not None]
-    tensors = [tensor for part in parts for tensor in part]
+    tensors = [tensor for part in parts for tree in part for tensor in trees.leaves(tree)]
     tensors += [raw for raw in (data.raw, data.raw_validation) if raw is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

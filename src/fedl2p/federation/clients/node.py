@@ -261,8 +261,8 @@ class ClientNode:
                 data = self._open(name)
             except Exception:  # then that is the reason, and its examples are not known
                 return Answer(client=name, failure=reason)
-            tested = 0 if data.test is None else len(data.test.y)
-            outcome = failed_outcome(name, reason, len(data.train.y), tested)
+            tested = 0 if data.test is None else data.test.num
+            outcome = failed_outcome(name, reason, data.train.num, tested)
             return Answer(client=name, outcome=outcome)
         if question.method in self._local:  # no metric and no reason may leave the client
             log.warning("client %s failed: %s", name, reason)

@@ -163,7 +163,7 @@ class LocalSGD(Method):
                     client.name,
                     shared=client_tensors(net, result.state, j, state),
                     kept=result.kept[j],
-                    weight=float(len(client.data.train.x)),
+                    weight=float(client.data.train.num),
                     metrics=received[j].metrics,
                     failure=None if finite[j] else DIVERGED,
                 )
@@ -239,7 +239,7 @@ def run_local_sgd(
     """
     rates = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only).rate
     if gradient is not None:
-        return sgd(start, rates, gradient, range(inner.steps(len(clients[0].data.train.x))))
+        return sgd(start, rates, gradient, range(inner.steps(clients[0].data.train.num)))
     return run_inner_loop(
         net,
         Hyperparams(constant_mix(net, len(clients), 1.0), rates, net.sites),

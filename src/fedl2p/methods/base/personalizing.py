@@ -63,10 +63,10 @@ def profile_of(work: WorkingCopies, client: Client) -> Profile:
         return Profile(
             client.kept["profile.divergence"].to(work.net.device),
             client.kept["profile.moments"].to(work.net.device),
-            len(client.data.train.x),
+            client.data.train.num,
             sites,
         )
-    return work.profiler(client.data.train.x.split(PROFILE_BATCH))
+    return work.profiler(client.data.train.batches(PROFILE_BATCH))
 
 
 def kept_profile(profile: Profile) -> State:
@@ -78,8 +78,8 @@ def kept_profile(profile: Profile) -> State:
 
 
 def metrics_of(loss: float, accuracy: float) -> dict[str, float]:
-    """Return the metrics of an update."""
-    return {"loss": loss, "accuracy": accuracy}
+    """Return the metrics of an update; without an accuracy where the loss has none (NaN)."""
+    return {"loss": loss} if math.isnan(accuracy) else {"loss": loss, "accuracy": accuracy}
 
 
 def evaluation_updates(
@@ -89,7 +89,7 @@ def evaluation_updates(
 ) -> list[Update]:
     """Return updates that hold the loss and accuracy of each client on its part, no tensors."""
     return [
-        Update(c.name, weight=float(len(part.x)), metrics=metrics_of(*score))
+        Update(c.name, weight=float(part.num), metrics=metrics_of(*score))
         for c, part, score in zip(clients, parts, scores, strict=True)
     ]
 
@@ -276,19 +276,19 @@ def personal_outcomes(
         began = time.perf_counter()
         made = personalize_stack(clients)
         seconds = time.perf_counter() - began
-        examples = sum(len(c.data.train.x) for c in clients)
+        examples = sum(c.data.train.num for c in clients)
         finite = all_finite(made.state).tolist()
         after = evaluate(net, made.state, made.mix, tests)
         return [
             Outcome(
                 client=client.name,
-                num_train=len(client.data.train.x),
-                num_test=len(tests[j].x),
+                num_train=client.data.train.num,
+                num_test=tests[j].num,
                 accuracy_before=before[j][1],
                 accuracy=after[j][1],
                 loss_before=before[j][0],
                 loss=after[j][0],
-                seconds=seconds * len(client.data.train.x) / examples,
+                seconds=seconds * client.data.train.num / examples,
                 hyperparams=None if made.hyperparams is None else made.hyperparams[j],
                 profile=None if made.profiles is None else made.profiles[j],
                 model=fold_client(net, made.state, made.mix, j)
@@ -306,7 +306,7 @@ def personal_outcomes(
 def _test_part(client: Client) -> Examples:
     """Return the test part of a client; no examples, on which every score is NaN, without one."""
     if client.data.test is None:
-        return Examples(client.data.train.x[:0], client.data.train.y[:0])
+        return client.data.train.take(slice(0))
     return client.data.test
 
 
