@@ -190,7 +190,7 @@ def _run(args: list[str]) -> int:
         )
     name = args.pop(0) if not args[0].startswith("-") else "digits"
     with user_errors():
-        user_code.bring(name, what="recipe")
+        user_code.import_user_module(name, what="recipe")
         default = recipes.get(name)
     chosen = _parse_run(name, args, default)
     if chosen.resume and (chosen.out / layout.CONFIG).exists():
@@ -256,8 +256,8 @@ def _parse_run(name: str, args: list[str], default: Study) -> _Run:
     with user_errors():
         fields = {field: getattr(chosen, field) for field in overridable}
         for method in chosen.methods:
-            user_code.bring(method, what="method")
-        user_code.bring(chosen.model, what="model")
+            user_code.import_user_module(method, what="method")
+        user_code.import_user_module(chosen.model, what="model")
         return _Run(
             out=chosen.out,
             resume=chosen.resume,
@@ -299,7 +299,7 @@ def _run_study(run: _Run) -> int:
     again = f"fedl2p run {run.study.recipe} --out {shlex.quote(str(run.out))} --resume"
     if not models.is_ours(run.study.model):
         again += f" --model {shlex.quote(run.study.model)}"
-    if any(map(user_code.is_own, run.study.methods)):
+    if any(map(user_code.is_user_code, run.study.methods)):
         again += f" --methods {shlex.join(run.study.methods)}"
     try:
         with user_errors(), _listeners(run) as listeners:
@@ -340,7 +340,7 @@ def _personalize(args: list[str]) -> int:
     from fedl2p.study.new_client import personalize_new_client
 
     with user_errors():
-        user_code.bring(options.model or "", what="model")
+        user_code.import_user_module(options.model or "", what="model")
         result = personalize_new_client(
             options.run,
             options.data,

@@ -61,9 +61,9 @@ def main(args: list[str]) -> int:
     out = chosen.out or Path("tables", name.replace(":", "-"))
     try:
         with user_errors():
-            user_code.bring(name, what="recipe")
+            user_code.import_user_module(name, what="recipe")
             for method in chosen.methods:
-                user_code.bring(method, what="method")
+                user_code.import_user_module(method, what="method")
             table = run_table(
                 name,
                 out,

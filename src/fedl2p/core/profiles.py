@@ -24,7 +24,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Profile:
-    """One client's data as the global model sees it (or a cohort's, with a leading dimension C).
+    """Statistics of a client's data in the global model (C clients: a leading dimension C).
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class _Moments:
     m2: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, rows: Tensor) -> None:
-        """Let values of shape (values, channels) enter."""
+        """Merge in values of shape (values, channels)."""
         rows = rows.double()
         count, total = len(rows), self.count + len(rows)
         if count == 0:
@@ -89,7 +89,7 @@ class _Moments:
 
 
 class Profiler:
-    """Profiles clients against one frozen model; keeps a private copy of it with hooks.
+    """Computes profiles of clients against one frozen model, by hooks in a private copy of it.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class Profiler:
         for name in dict.fromkeys((*self.sites.layers, *self.sites.norms)):
             modules[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
         self._like = next(self._model.parameters())
-        self._busy = threading.Lock()  # the sums below are one client's; clients come in threads
+        self._lock = threading.Lock()  # the sums are one client's; clients come in threads
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class Profiler:
     @torch.no_grad()
     def __call__(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
         """Profile one client; see :func:`profile`."""
-        with self._busy:
+        with self._lock:
             return self._profile(batches)
 
     def _profile(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
@@ -137,7 +137,7 @@ class Profiler:
         if examples == 0:
             raise ValueError("there is no example to profile; give at least one batch")
         like = self._like
-        # What is too large for the model's dtype becomes infinite here, and is found below.
+        # What is too large for the model's dtype becomes infinite here, which is refused below.
         divergence = [self._divergence(name).to(like) for name in self.sites.norms]
         moments = [self._layer_moments(name).to(like) for name in self.sites.layers]
         for what, names, values in (

@@ -1,4 +1,4 @@
-"""Where hyperparameters act in a model: its norms, layers, parameter tensors and head."""
+"""The norms, layers, parameter tensors and head of a model, found by type."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def is_mixable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
 
 
 def check_norms(model: nn.Module) -> None:
-    """Refuse batch-norm layers that mixing would replace by something else than they are.
+    """Refuse batch-norm layers whose forward is not torch's: mixing would drop it.
 
     Raises
     ------
     ValueError
-        If a layer's class is derived from torch's batch-norm but computes in a way of its own.
+        If a layer's class is derived from torch's batch-norm and overrides its forward.
     """
     for name, module in model.named_modules():
         if is_mixable_norm(module) and type(module).forward not in _FORWARDS:
@@ -79,11 +79,11 @@ def find_sites(model: nn.Module) -> Sites:
     ------
     ValueError
         If no parameter is trainable, if a layer is lazy and not yet initialised, or if a
-        batch-norm layer computes in a way of its own (see :func:`check_norms`).
+        batch-norm layer has a forward of its own (see :func:`check_norms`).
     """
     for name, module in model.named_modules():
-        own = (*module._parameters.values(), *module._buffers.values())
-        if any(is_lazy(tensor) for tensor in own):
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in tensors):
             raise ValueError(
                 f"layer {name!r} is lazy and has no shape yet; run one batch through the model "
                 "first"

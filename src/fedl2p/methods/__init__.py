@@ -45,7 +45,7 @@ def title(name: str, settings: Settings) -> str:
     ValueError
         If there is no such method, or it is not one that can be used.
     """
-    if user_code.is_own(name):
+    if user_code.is_user_code(name):
         return build(name, settings).name
     if name not in names():
         raise _unknown(name)
@@ -61,7 +61,7 @@ def build(name: str, settings: Settings) -> Method:
         If there is no such method, or it is not one that can be used.
     """
     known = _found()
-    if user_code.is_own(name):
+    if user_code.is_user_code(name):
         return _own(name, settings, taken=known.keys())
     if name not in known:
         raise _unknown(name)
@@ -73,7 +73,9 @@ _WANTED = "a function of the settings that returns a fedl2p.Method"
 
 def _own(name: str, settings: Settings, *, taken: Collection[str]) -> Method:
     """Build a user's method, whose own name must not be one of ours and must serve for files."""
-    built = user_code.find(name, what="method", wanted=_WANTED, takes=(settings,))(settings)
+    built = user_code.find_callable(name, what="method", wanted=_WANTED, takes=(settings,))(
+        settings
+    )
     if not isinstance(built, Method):
         raise ValueError(f"method {name!r} returned {type(built).__name__}; name {_WANTED}")
     if built.name in (*taken, "pretrain", "learn", "outcomes"):

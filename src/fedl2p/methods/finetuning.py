@@ -57,11 +57,11 @@ class FineTuning(WithoutRounds):
     only: TrainedPart = "all"
 
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
-        """Return an empty state, once the model is seen to have the part."""
-        self._trains(working_copies(model).net)
+        """Return an empty state; refuse a model without the part that trains."""
+        self._trainable_names(working_copies(model).net)
         return {}
 
-    def _trains(self, net: FunctionalModel) -> frozenset[str] | None:
+    def _trainable_names(self, net: FunctionalModel) -> frozenset[str] | None:
         if self.only == "all":
             return None
         return (head_tensors if self.only == "head" else norm_tensors)(net, self.name)
@@ -71,7 +71,7 @@ class FineTuning(WithoutRounds):
     ) -> list[Outcome]:
         """Fine-tune every client with the same hyperparameters."""
         net = working_copies(model).net
-        choose = choose_constant(net, self.mix, self.rate, self._trains(net))
+        choose = choose_constant(net, self.mix, self.rate, self._trainable_names(net))
         return personalize_with(model, clients, self.inner, choose)
 
 

@@ -51,7 +51,7 @@ def find(name: str) -> tuple[Recipe | OwnRecipe, dict[str, bool]]:
     ValueError
         If there is no such recipe.
     """
-    if user_code.is_own(name):
+    if user_code.is_user_code(name):
         return OwnRecipe(name), {}
     for base in names():
         if name == base or name.startswith(f"{base}_"):
@@ -94,7 +94,7 @@ class OwnRecipe:
     def __call__(self, **settings: Any) -> Study:
         """Return the study, under the recipe's name; ``settings`` go to the function."""
         wanted = "a function without arguments that returns a fedl2p.Study"
-        study = user_code.find(self.title, what="recipe", wanted=wanted)(**settings)
+        study = user_code.find_callable(self.title, what="recipe", wanted=wanted)(**settings)
         if not isinstance(study, Study):
             raise ValueError(
                 f"recipe {self.title!r} returned {type(study).__name__}; name {wanted}"

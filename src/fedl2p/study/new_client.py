@@ -12,7 +12,7 @@ from torch import nn
 from fedl2p import methods, models
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.inner_loop import DivergedError
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personalization import Personalized, personalize
 from fedl2p.data.npz import read_npz_client
@@ -110,7 +110,7 @@ def personalize_new_client(
     client = inner.final_data(client)
     try:
         personalized = personalize(
-            computing(net, study.compute),
+            with_compute(net, study.compute),
             metanets,
             client,
             epochs=inner.epochs,
