@@ -19,7 +19,7 @@ import torch
 
 from fedl2p import models, personalize, recipes
 from fedl2p.cli import entry as cli
-from fedl2p.data.npz import read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.new_client import load_run, personalize_new_client
 from fedl2p.study.settings import METHODS, Study
