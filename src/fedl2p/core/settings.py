@@ -139,7 +139,7 @@ class MetaNetsConfig:
     Parameters
     ----------
     form
-        default or published (the paper's); :mod:`fedl2p.core.metanets` has both by formula.
+        default or published (the paper's); fedl2p.core.metanets has both by formula.
     constant
         Leave the profile out: no nets, only one learned mix per norm and one learned rate per
         tensor, the same for all clients (an ablation).
@@ -149,8 +149,10 @@ class MetaNetsConfig:
         Learning rate of every tensor before learning.
     initial_mix
         Mix of every norm before learning, in the default form; about 0.5 in the published one.
-    min_rate, max_rate
-        Bounds of the learning rates in the default form.
+    min_rate
+        Lower bound of the learning rates in the default form.
+    max_rate
+        Upper bound of the learning rates in the default form.
     """
 
     form: Form = "default"
