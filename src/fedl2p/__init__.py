@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from fedl2p.core.sites import Sites as Sites
     from fedl2p.core.sites import find_sites as find_sites
     from fedl2p.data.population import Population as Population
-    from fedl2p.federation.clients.ray_settings import Ray as Ray
     from fedl2p.federation.listeners import Listener as Listener
+    from fedl2p.federation.messages import FederationError as FederationError
     from fedl2p.federation.privacy.settings import Privacy as Privacy
     from fedl2p.federation.round_records import Federated as Federated
     from fedl2p.federation.round_records import RoundRecord as RoundRecord
-    from fedl2p.federation.rounds import FederationError as FederationError
     from fedl2p.federation.rounds import federate as federate
+    from fedl2p.federation.settings import Ray as Ray
     from fedl2p.federation.settings import Rounds as Rounds
     from fedl2p.method import Client as Client
     from fedl2p.method import Method as Method
@@ -72,12 +72,12 @@ _MODULES = {
     "fedl2p.core.settings": ("Compute", "HypergradientConfig", "InnerLoop", "MetaNetsConfig"),
     "fedl2p.core.sites": ("Sites", "find_sites"),
     "fedl2p.data.population": ("Population",),
-    "fedl2p.federation.clients.ray_settings": ("Ray",),
     "fedl2p.federation.listeners": ("Listener",),
     "fedl2p.federation.privacy.settings": ("Privacy",),
+    "fedl2p.federation.messages": ("FederationError",),
     "fedl2p.federation.round_records": ("Federated", "RoundRecord"),
-    "fedl2p.federation.rounds": ("FederationError", "federate"),
-    "fedl2p.federation.settings": ("Rounds",),
+    "fedl2p.federation.rounds": ("federate",),
+    "fedl2p.federation.settings": ("Ray", "Rounds"),
     "fedl2p.method": ("Client", "Method", "Outcome", "Update"),
     "fedl2p.methods.base.settings": (
         "Baselines",
