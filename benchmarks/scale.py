@@ -33,7 +33,7 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.data.population import NumberedNames, Population
 from fedl2p.federation.clients.in_process import InProcess
@@ -153,7 +153,7 @@ def measure_updates(clients: int) -> dict[str, Any]:
     """Return peak memory and the seconds of a round of large updates."""
     method, model, population = Moved(name="moved"), nn.Linear(1, 1), Made(clients)
     node = ClientNode(
-        build=lambda: computing(model, Compute(stack_size=1)),
+        build=lambda: with_compute(model, Compute(stack_size=1)),
         population=population,
         methods={method.name: method},
         keep_bytes=0,

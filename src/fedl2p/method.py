@@ -1,8 +1,8 @@
-"""The joint between core and federation: what a personalization method must say.
+"""The interface that a personalization method implements.
 
-A method says what travels (``Update.shared``), what stays on the client (``kept``), how a cohort of
-clients trains, and how clients are personalized. Everything else (sampling, messages, aggregation,
-checkpoints, reports) is the same for every method and lives elsewhere.
+A method defines what travels (``Update.shared``), what stays on the client (``kept``), how clients
+train, and how they are personalized. Everything else (sampling, messages, aggregation, checkpoints,
+reports) is the same for every method and lies elsewhere.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ State = dict[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Client:
-    """One client as a method sees it in one call.
+    """One client in one call of a method.
 
     Parameters
     ----------
     name
         The client's name, unique in its population.
     data
-        Its own examples.
+        Its examples.
     kept
-        What it kept at the end of the last call of the same method; empty at first.
+        The tensors that it kept at the last call of the same method; empty at first.
     seed
         Derived from (study seed, stage, round, client name); the source of all randomness here.
     round
@@ -54,7 +54,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client answers to one training call.
+    """The result of one training call of one client.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ class Update:
         Weight in the average, a number of examples, > 0.
     metrics
         ``loss`` and ``accuracy`` of the *received* state on the client's validation part (its
-        training part if it has none), so that a round's metrics judge the state after the last
-        aggregation.
+        training part if it has none), so that a round's metrics are those of the state after the
+        last aggregation.
     failure
         None, or one line that says why this client has no usable answer; then the rest is void.
     """
@@ -184,7 +184,7 @@ class Method(ABC):
         """
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge a state without training; updates carry ``weight`` and ``metrics`` only."""
+        """Evaluate a state without training; updates have ``weight`` and ``metrics`` only."""
         return [
             Update(u.client, weight=u.weight, metrics=u.metrics, failure=u.failure)
             for u in self.train(model, state, clients)

@@ -61,11 +61,12 @@ def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "wanted: fedl2p data get|check|make NAME"),
-        (["get"], "wanted: fedl2p data"),
-        (["fetch", "cifar10"], "wanted: fedl2p data"),
+        ([], "missing: one of {get, check, make}; see fedl2p data --help"),
+        (["get"], "missing from fedl2p data get: NAME"),
+        (["fetch", "cifar10"], "fetch, cifar10; available subcommands: get, check, make"),
+        (["make"], "missing: one of {spoken}"),
         (["get", "cifar100"], "no data set 'cifar100' to get; there are cifar10, "),
-        (["make", "cifar10"], "no data set 'cifar10' to make"),
+        (["make", "cifar10"], "unrecognized options: cifar10; available subcommands: spoken"),
         (["get", "digits"], "no data set 'digits' to get"),
         (["check", "cifar10", "--rot", "x"], "--rot"),
         (
@@ -187,6 +188,7 @@ def test_make_takes_the_options_of_its_module(
     module: Any = ModuleType("fedl2p.data.invented")
     module.Make = Make
     monkeypatch.setattr("fedl2p.cli.data.module_of", lambda name, verb: module)
+    monkeypatch.setattr("fedl2p.cli.data.names", lambda verb: ("invented",))
     root = tmp_path / "x"
     assert call("data", "make", "invented", "--root", root, "--voices", 5) == 0
     assert (root / "made.txt").read_text() == "5"

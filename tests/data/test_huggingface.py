@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from fedl2p import recipes
-from fedl2p.data.huggingface import HuggingFace, parse_partitioner
+from fedl2p.data.huggingface import HuggingFace
+from fedl2p.data.pools.flwr_partitioners import parse_partitioner
 from support.rounds import one_round
 
 arrow = pytest.importorskip("pyarrow")

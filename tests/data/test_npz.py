@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedl2p.data.npz import NpzFolder, read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
+from fedl2p.data.npz import NpzFolder
 
 Arrays = dict[str, object]
 

@@ -13,6 +13,7 @@ import torch
 
 from fedl2p.cli import entry as cli
 from fedl2p.data import speech
+from fedl2p.data.audio import clip_cache
 from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.audio.speech_commands import CLASSES, COMMANDS, LISTS, scan
 from fedl2p.data.audio.wav_files import read_wav, to_float
@@ -160,7 +161,7 @@ def test_features_are_computed_once(tree: Path, monkeypatch: pytest.MonkeyPatch)
     def never(path: Path) -> np.ndarray:
         raise AssertionError(path)
 
-    monkeypatch.setattr(speech, "read_wav", never)
+    monkeypatch.setattr(clip_cache, "read_wav", never)
     population = source(tree).open(3)
     assert population.open("cem").train.x.shape[0] > 0
     with pytest.raises(AssertionError):
@@ -182,7 +183,7 @@ def test_nobody_is_on_both_sides(own: Path) -> None:
     (own / "clips/testing_list.txt").write_text("yes/ann_nohash_0.wav\n")
     layout = scan(own / "clips", remedy="-")
     assert layout.held_out == {"ann", "eva", "fay"}
-    assert layout.most(held_out=True)[0] == "ann"
+    assert layout.ranked(held_out=True)[0] == "ann"
 
 
 def test_a_missing_folder_says_how_to_get_it(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def test_a_study_of_machines_does_not_run_without_them() -> None:
     with pytest.raises(ValueError, match="shape of an example and the number of classes"):
         Remote().open(0)
     known = dataclasses.replace(study.data, clients=("a",))  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="on its own node"):
+    with pytest.raises(ValueError, match="on its node"):
         known.open(0).open("a")
     assert to_plain(known)["clients"] == ["a"]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedl2p import atomic_files
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.clients.in_process import InProcess
@@ -47,7 +47,7 @@ class StopAfter:
 def clients(method: Toward = METHOD, **options: Any) -> InProcess:
     return InProcess(
         ClientNode(
-            build=lambda: computing(model(), Compute(stack_size=1)),
+            build=lambda: with_compute(model(), Compute(stack_size=1)),
             population=POPULATION,
             methods={method.name: method},
             **options,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute
 from fedl2p.data.population import NumberedNames, Population
 from fedl2p.federation.clients.in_process import InProcess, in_process
@@ -272,7 +272,7 @@ def test_memory_holds_the_updates_of_one_call_however_many_clients_are_asked(
         CALLS.clear()
         alive.clear()
         node = ClientNode(
-            build=lambda: computing(model(), Compute(stack_size=4)),
+            build=lambda: with_compute(model(), Compute(stack_size=4)),
             population=population,
             methods={method.name: method},
             keep_bytes=keep_bytes,

@@ -1,4 +1,4 @@
-"""The user's one call: a model of one's own from the meta-nets, without any search."""
+"""Personalize a model for one client with learned meta-nets, without any search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedl2p.core.settings import InnerLoop, Statistics
 
 @dataclass(frozen=True)
 class Personalized:
-    """What a client gets.
+    """A personalized model, and what it was made with.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class Personalized:
         An instance of the global model's own class with plain batch-norm layers that hold the mixed
         statistics; it needs nothing of this package.
     hyperparams
-        With which it was fine-tuned.
+        The hyperparameters that it was fine-tuned with.
     profile
-        From which these were written.
+        The client's profile, from which the meta-nets wrote these.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ def personalize(
     ignore_index: int | None = None,
     outputs: Pick | None = None,
 ) -> Personalized:
-    """Profile a client's data, ask the meta-nets for hyperparameters, fine-tune with them.
+    """Profile a client's data, let the meta-nets write hyperparameters, fine-tune with them.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ def personalize(
     seed
         Determines the order of the batches.
     statistics
-        How the client's running batch-norm statistics start: ``corrected`` or ``published``, see
-        :class:`~fedl2p.core.finetuning.inner_loop.InnerLoop`; those used in learning serve best.
+        Start of the client's running batch-norm statistics: ``corrected`` or ``published``, see
+        :class:`~fedl2p.core.settings.InnerLoop`; those used in learning serve best.
     loss, ignore_index, outputs
         What is minimised, see :mod:`fedl2p.core.objective`; those used in learning.
 
@@ -88,8 +88,8 @@ def personalize(
     net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
     inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
     check_examples(net, data.train, what="train")
-    seen = profile(model, data.train.batches(256))
+    client_profile = profile(model, data.train.batches(256))
     with torch.no_grad():
-        hyperparams = metanets(seen)
+        hyperparams = metanets(client_profile)
     tuned = finetune_one(net, hyperparams, data, inner, seed)
-    return Personalized(tuned, hyperparams, seen)
+    return Personalized(tuned, hyperparams, client_profile)

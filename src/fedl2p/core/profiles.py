@@ -31,7 +31,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Profile:
-    """One client's data as the global model sees it (or a cohort's, with a leading dimension C).
+    """Statistics of a client's data in the global model (C clients: a leading dimension C).
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class _Moments:
     m2: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, rows: Tensor) -> None:
-        """Let values of shape (values, channels) enter."""
+        """Merge in values of shape (values, channels)."""
         rows = rows.double()
         count, total = len(rows), self.count + len(rows)
         if count == 0:
@@ -131,7 +131,7 @@ _LAYER_FUNCTIONS = frozenset(
 
 
 class Profiler:
-    """Profiles clients against one frozen model; keeps a private copy of it with hooks.
+    """Computes profiles of clients against one frozen model, by hooks in a private copy of it.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Profiler:
         tensors = [p for p in self._model.parameters() if p.is_floating_point()]
         self._inputs, self._device = tensors[0].dtype, tensors[0].device
         self._dtype = torch.promote_types(self._inputs, torch.float32)
-        self._busy = threading.Lock()  # the sums below are one client's; clients come in threads
+        self._lock = threading.Lock()  # the sums are one client's; clients come in threads
 
     def _watch_norm(self, name: str, norm: nn.Module) -> None:
         """Let whoever calls batch_norm with the layer's statistics show its input."""
@@ -191,7 +191,7 @@ class Profiler:
     @torch.no_grad()
     def __call__(self, batches: Iterable[Any]) -> Profile:
         """Profile one client; see :func:`profile`."""
-        with self._busy:
+        with self._lock:
             return self._profile(batches)
 
     def _profile(self, batches: Iterable[Any]) -> Profile:
@@ -206,7 +206,7 @@ class Profiler:
             examples += trees.length(x)
         if examples == 0:
             raise ValueError("there is no example to profile; give at least one batch")
-        # What is too large for this dtype becomes infinite here, and is found below.
+        # What is too large for this dtype becomes infinite here, which is refused below.
         divergence = [self._divergence(name).to(self._dtype) for name in self.sites.norms]
         moments = [self._layer_moments(name).to(self._dtype) for name in self.sites.layers]
         for what, names, values in (

@@ -1,4 +1,4 @@
-"""Where hyperparameters act in a model: its norms, layers, parameter tensors and head."""
+"""The norms, layers, parameter tensors and head of a model, found by type."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def find_sites(model: nn.Module) -> Sites:
                 f"layer {name!r} is TorchScript, whose parameters cannot be replaced by those of a "
                 "client; give the Python module that it was made of"
             )
-        own = (*module._parameters.values(), *module._buffers.values())
-        if any(is_lazy(tensor) for tensor in own):
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in tensors):
             raise ValueError(
                 f"layer {name!r} is lazy and has no shape yet; run one batch through the model "
                 "first"

@@ -135,7 +135,7 @@ class Cifar10C:
             classes=len(CLASSES),
             alpha=self.alpha,
             seed=(seed, NAME),
-            what="corruption",
+            kind="corruption",
         )
         return SharedPool(
             pool.x,

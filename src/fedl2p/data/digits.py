@@ -227,13 +227,13 @@ class DigitsPopulation(Population):
                 sizes[names[at]] = default | {"train": train, "validation": validation}
         return sizes
 
-    def _generator(self, *what: str) -> torch.Generator:
-        return generator(self.seed, "digits", *what)
+    def _generator(self, *parts: str) -> torch.Generator:
+        return generator(self.seed, "digits", *parts)
 
     def _check(self, name: str) -> None:
         if name not in self._sensors:
             raise KeyError(
-                f"there is no client {name!r}; they are called {self.names[0]} to {self.names[-1]}"
+                f"there is no client {name!r}; their names are {self.names[0]} to {self.names[-1]}"
             )
 
 

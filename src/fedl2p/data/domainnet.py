@@ -94,7 +94,7 @@ class DomainNet:
             classes=len(DOMAINS.classes),
             alpha=self.alpha,
             seed=(seed, DOMAINS.name),
-            what="domain",
+            kind="domain",
         )
         return make_population(pool, len(DOMAINS.classes), seen, unseen)
 

@@ -10,9 +10,7 @@ and 20 % test, at least one each.
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +25,14 @@ from fedl2p.data.files.folders import needs, root_of
 from fedl2p.data.files.images import decode_all
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
 from fedl2p.data.pools.client_indices import ClientIndices, client_names
+from fedl2p.data.pools.flwr_partitioners import parse_partitioner, partition
 from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import derive_seed, generator
 
 if TYPE_CHECKING:
     import datasets
-    from flwr_datasets.partitioner import Partitioner
-    from torch import Tensor
 
 NAME = "huggingface"
-ROW = "fedl2p row"
-"""Column with the position of each example, which partitioning keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +130,8 @@ class HuggingFace:
 
     def _partition(self, table: datasets.Dataset, seed: int) -> dict[str, ClientIndices]:
         """Return the indices of every client."""
-        parts = partitions(table.remove_columns([self.image]), self.partitioner, seed)
+        rest = table.remove_columns([self.image])
+        parts = partition(rest, self.partitioner, derive_seed(seed, NAME, "partition") % 2**32)
         indices = {}
         for name, rows in zip(client_names("client", len(parts)), parts, strict=True):
             if len(rows) < 3:
@@ -167,75 +163,6 @@ class HuggingFace:
         if self.augment == "crop-flip":
             return CropAndFlip(padding=max(1, width // 8), black=black)
         return FlipAndRotate(black=black) if self.augment == "flip-rotate" else None
-
-
-def parse_partitioner(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Return class name and arguments of a partitioner written as a call in Python.
-
-    Raises
-    ------
-    ValueError
-        If it is not a call with literal arguments.
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-            raise ValueError("it is no call")
-        args = [ast.literal_eval(arg) for arg in call.args]
-        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-        if len(named) != len(call.keywords):
-            raise ValueError("** has no place in it")
-        return call.func.id, args, named
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as problem:
-        raise ValueError(
-            f"partitioner {text!r} cannot be read ({problem}); write a class of flwr_datasets and "
-            "its arguments, e.g. DirichletPartitioner(num_partitions=20, partition_by='label', "
-            "alpha=0.5)"
-        ) from None
-
-
-def make_partitioner(text: str, seed: int) -> Partitioner:
-    """Return the partitioner; ``seed`` is its seed unless the text names one.
-
-    Raises
-    ------
-    ValueError
-        If there is no such class, or it does not take these arguments.
-    """
-    with needs("flwr_datasets"):
-        from flwr_datasets import partitioner as known
-    name, args, named = parse_partitioner(text)
-    names = [n for n in known.__all__ if n != "Partitioner" and not n.startswith("Vertical")]
-    if name not in names:
-        raise ValueError(f"there is no partitioner {name!r}; there are {', '.join(names)}")
-    kind = getattr(known, name)
-    if "seed" in inspect.signature(kind).parameters:
-        named = {"seed": seed, **named}
-    try:
-        made: Partitioner = kind(*args, **named)
-    except (TypeError, ValueError) as problem:
-        raise ValueError(f"partitioner {text!r} cannot be made: {problem}") from None
-    return made
-
-
-def partitions(table: datasets.Dataset, text: str, seed: int) -> list[Tensor]:
-    """Return the positions of every client's examples under a partitioner.
-
-    Raises
-    ------
-    ValueError
-        If the partitioner does not fit this data set.
-    """
-    partitioner = make_partitioner(text, derive_seed(seed, NAME, "partition") % 2**32)
-    partitioner.dataset = table.add_column(ROW, np.arange(len(table)))
-    try:
-        parts = [
-            list(partitioner.load_partition(i)[ROW]) for i in range(partitioner.num_partitions)
-        ]
-    except (ValueError, KeyError, TypeError, IndexError) as problem:
-        why = " ".join(str(problem).split())
-        raise ValueError(f"partitioner {text!r} cannot deal out the data set: {why}") from None
-    return [torch.tensor(part, dtype=torch.int64) for part in parts]
 
 
 def load_table(source: HuggingFace, root: Path) -> datasets.Dataset:

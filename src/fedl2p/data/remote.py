@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.data.npz import MAX_CLASSES, read_npz_client
+from fedl2p.data.files.npz_client import MAX_CLASSES, read_npz_client
 from fedl2p.data.population import Population
 
 log = logging.getLogger("fedl2p")
@@ -51,8 +51,8 @@ class Remote:
         self.check()
         if not self.clients:
             raise ValueError(
-                "nobody has said who the clients are: they are on machines of their own; start "
-                "such a study by `flwr run`, see docs/deploy.md"
+                "no clients are named: their data are on remote nodes; start such a study by "
+                "`flwr run`, see docs/deploy.md"
             )
         return RemotePopulation(self.clients, shape=self.shape, classes=self.classes)
 
@@ -76,7 +76,7 @@ class RemotePopulation(Population):
 
     def open(self, name: str) -> ClientData:
         """Raise ValueError: the data are on the node."""
-        raise ValueError(f"the data of client {name!r} are on its own node")
+        raise ValueError(f"the data of client {name!r} are on its node")
 
 
 class NodePopulation(Population):
@@ -87,11 +87,11 @@ class NodePopulation(Population):
     name
         The client's name.
     file
-        Its .npz file, see :mod:`fedl2p.data.npz`. It is read when it is opened.
+        Its .npz file, see :mod:`fedl2p.data.files.npz_client`. It is read when it is opened.
     shape, classes
         Shape of an example and number of classes that the file must have.
     split
-        Whether a file without a validation part gives up a fifth of its training part for one.
+        Whether a fifth of the training part becomes the validation part of a file without one.
     """
 
     def __init__(

@@ -19,8 +19,6 @@ every seed of a study: the seed decides the splits.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,19 +30,18 @@ import numpy as np
 import torch
 
 from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.data.audio.clip_cache import open_clips
 from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.audio.speech_commands import (
     CLASSES,
     Layout,
-    class_of,
     problems,
     read_noise,
     scan,
 )
-from fedl2p.data.audio.wav_files import CLIP, one_second, read_wav, to_float
 from fedl2p.data.files.archives import unpack
-from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, open_cache
+from fedl2p.data.files.cache import DecodedExamples
 from fedl2p.data.files.downloads import RemoteFile, fetch
 from fedl2p.data.files.folders import ProgressCallback, remedy, root_of
 from fedl2p.data.pools.partition import label_entropy, stratified_split
@@ -67,11 +64,6 @@ CLIPS = "clips"
 
 ABOUT = "speakers.json"
 """File beside the word folders that describes the speakers; only ``spoken`` has it."""
-
-SILENCE = CLASSES.index("silence")
-
-# Clips per call of the filter bank while a cache is built; more only takes more memory.
-CHUNK = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +138,14 @@ class Speech:
         seen = _most_clips(layout, self.seen, held_out=False)
         unseen = _most_clips(layout, self.unseen, held_out=True)
         noises = {name: read_noise(layout.folder / name) for name in layout.noises}
-        clips = _open_cache(root, layout, (*seen, *unseen), noises, self)
+        clips = open_clips(
+            root / "cache",
+            layout,
+            speakers=(*seen, *unseen),
+            noises=noises,
+            silence=self.silence,
+            features=self.features,
+        )
         return SpeechPopulation(self, seed, layout.folder, seen, unseen, clips, noises)
 
 
@@ -238,8 +237,8 @@ class SpeechPopulation(Population):
     def _examples(self, rows: Tensor) -> Examples:
         return Examples(self._read("features", rows), self._labels[rows])
 
-    def _read(self, what: str, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self._clips.x[what][rows.numpy()])
+    def _read(self, field: str, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self._clips.x[field][rows.numpy()])
 
     @cached_property
     def _speakers(self) -> Mapping[str, dict[str, str | float]]:
@@ -249,8 +248,8 @@ class SpeechPopulation(Population):
         except (OSError, ValueError, KeyError, TypeError):
             return {}  # only reports use it, and the published archive has none
 
-    def _generator(self, *what: str) -> torch.Generator:
-        return generator(self.seed, "speech", *what)
+    def _generator(self, *parts: str) -> torch.Generator:
+        return generator(self.seed, "speech", *parts)
 
 
 def clips_remedy(dataset: str, root: Path) -> str:
@@ -260,7 +259,7 @@ def clips_remedy(dataset: str, root: Path) -> str:
 
 def _most_clips(layout: Layout, count: int, *, held_out: bool) -> list[str]:
     """Return the speakers with the most clips."""
-    speakers = layout.most(held_out=held_out)
+    speakers = layout.ranked(held_out=held_out)
     if len(speakers) < count:
         field, kind = ("unseen", "validation and test") if held_out else ("seen", "training")
         raise ValueError(
@@ -268,78 +267,6 @@ def _most_clips(layout: Layout, count: int, *, held_out: bool) -> list[str]:
             "ask for fewer"
         )
     return speakers[:count]
-
-
-def _open_cache(
-    root: Path,
-    layout: Layout,
-    speakers: Sequence[str],
-    noises: Mapping[str, np.ndarray],
-    source: Speech,
-) -> DecodedExamples:
-    """Return clips and features of the speakers, each speaker's rows after the previous one's."""
-    settings = dataclasses.asdict(source.features)
-    return open_cache(
-        root / "cache" / "-".join(f"{value:g}" for value in settings.values()),
-        key={
-            "speakers": list(speakers),
-            "silence": source.silence,
-            "features": settings,
-            "files": _fingerprint(layout, speakers),
-        },
-        build=lambda allocate: _decode(allocate, layout, speakers, noises, source),
-    )
-
-
-def _decode(
-    allocate: Allocate,
-    layout: Layout,
-    speakers: Sequence[str],
-    noises: Mapping[str, np.ndarray],
-    source: Speech,
-) -> Columns:
-    """Fill the cache: per speaker the clips in the order of their names, then the silence."""
-    counts = {s: len(layout.clips[s]) for s in speakers}
-    silences = {s: round(source.silence * count) for s, count in counts.items()}
-    features = source.features
-    shape = tuple(features(torch.zeros(CLIP)).shape)
-    record = np.dtype([("waveform", "<i2", (CLIP,)), ("features", "<f4", shape)])
-    out = allocate((sum(counts.values()) + sum(silences.values()),), record)
-    labels: list[int] = []
-    for speaker in speakers:
-        begin = len(labels)
-        for clip in layout.clips[speaker]:
-            out["waveform"][len(labels)] = one_second(read_wav(layout.folder / clip))
-            labels.append(class_of(clip))
-        for cut in _silence(speaker, silences[speaker], list(noises.values())):
-            out["waveform"][len(labels)] = cut
-            labels.append(SILENCE)
-        for first in range(begin, len(labels), CHUNK):
-            rows = slice(first, min(first + CHUNK, len(labels)))
-            clips = torch.from_numpy(np.array(out["waveform"][rows]))
-            out["features"][rows] = features(to_float(clips)).numpy()
-    return {"label": labels, "count": [counts[s] + silences[s] for s in speakers]}
-
-
-def _silence(speaker: str, count: int, noises: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Cut seconds of silence for a speaker, uniformly from all seconds of all noises."""
-    rng = generator("speech", "silence", speaker)
-    begins = torch.tensor([float(len(noise) - CLIP + 1) for noise in noises])
-    cuts = []
-    for _ in range(count):
-        noise = noises[int(torch.multinomial(begins, 1, generator=rng))]
-        begin = int(torch.randint(len(noise) - CLIP + 1, (), generator=rng))
-        cuts.append(noise[begin : begin + CLIP])
-    return cuts
-
-
-def _fingerprint(layout: Layout, speakers: Sequence[str]) -> str:
-    """Return a digest of name, size and modification time of all source files of the cache."""
-    digest = hashlib.sha256()
-    for name in [*layout.noises, *(clip for s in speakers for clip in layout.clips[s])]:
-        stat = (layout.folder / name).stat()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def get(root: Path, progress: ProgressCallback) -> list[str]:

@@ -55,7 +55,7 @@ class Ditto(LocalSGD):
 
     @property
     def unequal_sizes(self) -> bool:
-        """No: it goes down a gradient of its own."""
+        """No: it follows a gradient of its own."""
         return False
 
     def train_stack(

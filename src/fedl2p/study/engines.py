@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode, OnPersonalized
@@ -100,7 +100,7 @@ def node_of(
         write_hyperparams(folder, method, outcome)
 
     return ClientNode(
-        build=lambda: computing(
+        build=lambda: with_compute(
             models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),
             study.compute,
         ),

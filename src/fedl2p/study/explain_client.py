@@ -15,7 +15,7 @@ from fedl2p.atomic_files import refuse_special_files
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
-from fedl2p.data.npz import read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.data.population import Population
 from fedl2p.explain.attribution import attribute, median_profile
 from fedl2p.explain.explanation import Explanation
@@ -69,7 +69,7 @@ def explain_client(
     client
         Name of one of its clients, or:
     data
-        A new client's .npz file (see :mod:`fedl2p.data.npz`); all of ``x_train`` is profiled.
+        A new client's file (:mod:`fedl2p.data.files.npz_client`); all of ``x_train`` is profiled.
     out
         Folder to write into; made if there is none. By default the folder explain of the run, for
         a new client explain/new. An explanation of the same client is replaced.

@@ -12,10 +12,10 @@ from torch import nn
 from fedl2p import methods, models
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.inner_loop import DivergedError
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.personalization import Personalized, personalize
-from fedl2p.data.npz import read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.runs import layout
 from fedl2p.runs.client_files import ClientHyperparams, write_personal_files
 from fedl2p.runs.files import missing
@@ -81,7 +81,7 @@ def personalize_new_client(
     run
         Folder of a finished run of the method fedl2p.
     data
-        The client's .npz file (see :mod:`fedl2p.data.npz`). All of ``x_train`` fine-tunes.
+        The client's file (see :mod:`fedl2p.data.files.npz_client`). All of ``x_train`` fine-tunes.
     out
         Folder to write into; made if there is none.
     seed
@@ -110,7 +110,7 @@ def personalize_new_client(
     client = inner.final_data(client)
     try:
         personalized = personalize(
-            computing(net, study.compute),
+            with_compute(net, study.compute),
             metanets,
             client,
             epochs=inner.epochs,

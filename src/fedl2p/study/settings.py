@@ -119,9 +119,9 @@ class Study:
         plain, made_by = read_config(path)
         try:
             study = from_plain(cls, plain)
-            for name in filter(user_code.is_own, study.methods):  # no file has code imported
+            for name in filter(user_code.is_user_code, study.methods):  # no file has code imported
                 wanted = "the function that the run was made with"
-                user_code.find(name, what="method", wanted=wanted, takes=(study.settings,))
+                user_code.find_callable(name, what="method", wanted=wanted, takes=(study.settings,))
         except ValueError as problem:
             version = made_by.get("fedl2p", __version__)
             other = "" if version == __version__ else f" of fedl2p {__version__}, but of {version}"

@@ -16,7 +16,7 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.precision import compute_of, computing
+from fedl2p.core.functional.precision import compute_of, with_compute
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
@@ -36,7 +36,7 @@ LAST = Compute(channels_last=True)
 
 
 def net_of(compute: Compute) -> nn.Module:
-    return computing(settled(ConvNet(2), dtype=torch.float32), compute)
+    return with_compute(settled(ConvNet(2), dtype=torch.float32), compute)
 
 
 def clients(count: int) -> list[Client]:
@@ -149,16 +149,16 @@ def test_channels_last_changes_the_layout_and_nothing_else() -> None:
 
 
 def test_models_with_3d_convolutions_take_channels_last() -> None:
-    model = computing(ConvNet(3), LAST)
+    model = with_compute(ConvNet(3), LAST)
     assert compute_of(model) == LAST
 
 
 def test_the_note_is_copied_with_a_model_and_personal_models_are_without_it() -> None:
     plain = settled(ConvNet(2), dtype=torch.float32)
-    model = computing(plain, BFLOAT16)
+    model = with_compute(plain, BFLOAT16)
     assert compute_of(plain) == Compute()
     assert compute_of(copy.deepcopy(model)) == BFLOAT16
-    assert compute_of(computing(model, Compute())) == Compute()
+    assert compute_of(with_compute(model, Compute())) == Compute()
     assert list(model.state_dict()) == list(plain.state_dict())
     hyper = Hyperparams.constant(FunctionalModel(model).sites, mix=0.5, rate=0.01)
     x, y = examples(8, 2, 6, 6, dtype=torch.float32)

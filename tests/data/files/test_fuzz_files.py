@@ -21,7 +21,8 @@ from safetensors.torch import save, save_file
 
 from fedl2p import MetaNets, MetaNetsConfig, models
 from fedl2p.core.sites import find_sites
-from fedl2p.data.npz import NpzFolder, read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
+from fedl2p.data.npz import NpzFolder
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.progress import Checkpoint
 from fedl2p.reporting.page import write_page

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fedl2p import recipes
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
@@ -65,7 +65,7 @@ def make_node(
         with made.open("a") as file:
             file.write(f"{os.getpid()}\n")
     return ClientNode(
-        build=lambda: computing(model(), Compute(stack_size=stack_size)),
+        build=lambda: with_compute(model(), Compute(stack_size=stack_size)),
         population=population,
         methods={m.name: m for m in methods},
     )

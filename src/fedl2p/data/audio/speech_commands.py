@@ -61,7 +61,7 @@ class Layout:
     held_out: frozenset[str]
     noises: tuple[str, ...]
 
-    def most(self, *, held_out: bool) -> list[str]:
+    def ranked(self, *, held_out: bool) -> list[str]:
         """Return the (held out) speakers, those with the most clips first, ties by name."""
         speakers = [s for s in self.clips if (s in self.held_out) == held_out]
         return sorted(speakers, key=lambda speaker: (-len(self.clips[speaker]), speaker))

@@ -1,4 +1,4 @@
-"""Data sets that lie in a folder of their own: where, and how it is got, checked or made.
+"""Folders of data sets: their place, and how ``fedl2p data`` gets, checks and makes them.
 
 ``fedl2p data get|check|make NAME`` looks a data set up by its module in :mod:`fedl2p.data` (``-``
 in a name stands for ``_``). A module takes part by having some of these at its top level:
@@ -47,7 +47,7 @@ ROOT_VARIABLE = "FEDL2P_DATA"
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:
-    """Do nothing: the callback where nobody looks."""
+    """Ignore progress."""
 
 
 def root_of(name: str, given: Path | None = None) -> Path:
@@ -64,15 +64,14 @@ def root_of(name: str, given: Path | None = None) -> Path:
 
 
 def names(verb: Verb) -> tuple[str, ...]:
-    """Return the names of the data sets that can be got, checked or made, sorted."""
+    """Return the names of the data sets that have a verb, sorted."""
     attribute = "Make" if verb == "make" else verb
     package = import_module("fedl2p.data").__path__
-    found = (module.name for module in pkgutil.iter_modules(package))
     return tuple(
         sorted(
-            name.replace("_", "-")
-            for name in found
-            if hasattr(import_module(f"fedl2p.data.{name}"), attribute)
+            module.name.replace("_", "-")
+            for module in pkgutil.iter_modules(package)
+            if hasattr(import_module(f"fedl2p.data.{module.name}"), attribute)
         )
     )
 

@@ -1,1 +1,1 @@
-"""Assigning the examples of one pool to clients, and what their sensors do to them."""
+"""Clients over one pool of examples: partitioning, sensors, augmentation, opened clients."""

@@ -50,7 +50,7 @@ def deal_groups(
     classes: int,
     alpha: float,
     seed: tuple[int, str],
-    what: str,
+    kind: str,
 ) -> tuple[dict[str, ClientIndices], dict[str, ClientIndices]]:
     """Deal each group's examples out to the clients of that group, with label skew.
 
@@ -71,8 +71,8 @@ def deal_groups(
         Concentration of the Dirichlet distribution.
     seed
         The study's seed and the source's name.
-    what
-        Name of the groups in a client's description, e.g. ``domain``.
+    kind
+        Key of the group's name in a client's description, e.g. ``domain``.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def deal_groups(
             )
             by_part.append([positions[piece] for piece in pieces])
         indices = {
-            name: ClientIndices(train=train, validation=validation, test=test, about={what: group})
+            name: ClientIndices(train=train, validation=validation, test=test, about={kind: group})
             for name, train, validation, test in zip(shuffled, *by_part, strict=True)
         }
         dealt[0].update({name: indices[name] for name in names[:seen]})

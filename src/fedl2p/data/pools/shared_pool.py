@@ -121,7 +121,7 @@ class SharedPool(Population):
     def _check(self, name: str) -> None:
         if name not in self.indices:
             raise KeyError(
-                f"there is no client {name!r}; they are called {self.names[0]} to {self.names[-1]}"
+                f"there is no client {name!r}; their names are {self.names[0]} to {self.names[-1]}"
             )
 
 
