@@ -37,8 +37,7 @@ from torch import Tensor, nn
 
 from fedl2p import user_code
 from fedl2p.core import trees
-from fedl2p.core.functional.copies import duplicate
-from fedl2p.core.settings import LOSSES
+from fedl2p.core.settings import LOSSES, WITH_ACCURACY, check_ignore_index, check_loss
 from fedl2p.core.trees import Tree
 
 PerExample = Callable[[Any, Any], Tensor]
@@ -49,8 +48,6 @@ Loss = str | PerExample
 
 Pick = str | Callable[[Any], Any]
 """``package.module:callable`` or a callable of what the model returns."""
-
-_ATTRIBUTE = "_fedl2p_objective"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,33 +72,28 @@ class Objective:
     outputs: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.loss, str) and self.loss not in LOSSES:
+        if isinstance(self.loss, str):
+            check_loss(self.loss)
+        elif not callable(self.loss):
             raise ValueError(
-                f"loss is {self.loss!r}, but must be one of {', '.join(LOSSES)}, a callable of "
-                "outputs and targets, or package.module:callable"
+                f"loss is {self.loss!r}, but must be one of {', '.join(LOSSES)} or a callable of "
+                "outputs and targets"
             )
-        for name in ("loss", "metric", "outputs"):
+        check_ignore_index(self.ignore_index, self.loss)
+        for name in ("metric", "outputs"):
             value = getattr(self, name)
-            if not (value is None or isinstance(value, str) or callable(value)):
+            if value is not None and not callable(value):
                 raise ValueError(f"{name} is {value!r}, but must be a callable")
-        if self.ignore_index is not None:
-            if self.loss != "cross-entropy":
-                raise ValueError(
-                    "ignore_index belongs to cross-entropy; another loss leaves out by itself what "
-                    "does not count"
-                )
-            if type(self.ignore_index) is not int:
-                raise ValueError(f"ignore_index is {self.ignore_index!r}, but must be an integer")
 
     @property
     def has_metric(self) -> bool:
         """Whether there is an accuracy or a metric in its place."""
-        return self.metric is not None or self.loss in ("cross-entropy", "bce")
+        return self.metric is not None or self.loss in WITH_ACCURACY
 
     @property
     def in_nats(self) -> bool:
         """Whether the loss is a cross-entropy."""
-        return self.loss in ("cross-entropy", "bce")
+        return self.loss in WITH_ACCURACY
 
     def forward(self, module: nn.Module, inputs: Tree) -> Any:
         """Run a model on a batch; return the outputs that the loss takes, a tree of tensors."""
@@ -329,30 +321,4 @@ def _found(value: Any, what: str, *, takes: int) -> Any:
     if not isinstance(value, str) or ":" not in value:
         return value
     wanted = f"a callable of {'outputs and targets' if takes == 2 else 'what the model returns'}"
-    return user_code.find(value, what=what, wanted=wanted, takes=(None,) * takes)
-
-
-def with_objective(model: nn.Module, objective: Objective) -> nn.Module:
-    """Return a model that this package trains and evaluates on an objective.
-
-    A copy, unless the model's is that one already. The record goes along when the model is copied;
-    it is not part of the weights, and personalized models do not carry it.
-    """
-    if objective_of(model) == objective:
-        return model
-    copied = duplicate(model)
-    copied.__dict__[_ATTRIBUTE] = objective
-    return copied
-
-
-def objective_of(model: nn.Module) -> Objective:
-    """Return the objective that is recorded on a model; cross-entropy without a record."""
-    return cast(Objective, model.__dict__.get(_ATTRIBUTE, _DEFAULT))
-
-
-def remove_objective(model: nn.Module) -> None:
-    """Remove the record from a model that leaves this package."""
-    model.__dict__.pop(_ATTRIBUTE, None)
-
-
-_DEFAULT = Objective()
+    return user_code.find_callable(value, what=what, wanted=wanted, takes=(None,) * takes)

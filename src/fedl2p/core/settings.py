@@ -18,6 +18,31 @@ Statistics = Literal["corrected", "published", "global"]
 LOSSES = ("cross-entropy", "bce", "mse")
 """Losses that have a name, see :mod:`fedl2p.core.objective`."""
 
+WITH_ACCURACY = ("cross-entropy", "bce")
+"""Those of them that have an accuracy; they are in nats."""
+
+
+def check_loss(loss: str) -> None:
+    """Raise ValueError if a loss is none of :data:`LOSSES`."""
+    if loss not in LOSSES:
+        raise ValueError(
+            f"loss is {loss!r}, but must be one of {', '.join(LOSSES)}, or package.module:callable"
+        )
+
+
+def check_ignore_index(ignore_index: int | None, loss: object) -> None:
+    """Raise ValueError if labels are to be ignored by a loss other than cross-entropy."""
+    if ignore_index is None:
+        return
+    if loss != "cross-entropy":
+        raise ValueError(
+            "ignore_index belongs to cross-entropy; another loss leaves out by itself what does "
+            "not count"
+        )
+    if type(ignore_index) is not int:
+        raise ValueError(f"ignore_index is {ignore_index!r}, but must be an integer")
+
+
 DataParts = Literal["train", "train+validation"]
 """The parts of a client's data that training reads."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData
-from fedl2p.data.population import Population
+from fedl2p.data.population import Population, num_outputs
 
 
 class InMemory(Population):
@@ -35,15 +36,15 @@ class InMemory(Population):
             raise ValueError(f"client {both[0]!r} is both seen and unseen; give each name once")
         self._clients = {**seen, **unseen}
         self.seen, self.unseen = tuple(seen), tuple(unseen)
-        self.shape = tuple(next(iter(seen.values())).train.x.shape[1:])
+        self.shape = tuple(trees.first_leaf(next(iter(seen.values())).train.x).shape[1:])
         for name, data in self._clients.items():
-            shape = tuple(data.train.x.shape[1:])
+            shape = tuple(trees.first_leaf(data.train.x).shape[1:])
             if shape != self.shape:
                 raise ValueError(
                     f"client {name!r} has inputs of shape {shape}, the first client of shape "
                     f"{self.shape}; all must agree"
                 )
-        self.classes = 1 + max(int(d.train.y.max()) for d in self._clients.values())
+        self.classes = max(num_outputs(d.train.y) for d in self._clients.values())
 
     def open(self, name: str) -> ClientData:
         """Return the data of one client."""

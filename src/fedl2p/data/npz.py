@@ -6,15 +6,18 @@ otherwise all its files are seen clients. :mod:`fedl2p.data.files.npz_client` de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.files.npz_client import MAX_BYTES, MAX_CLASSES, read_npz_client
+from fedl2p.data.files.npz_client import MAX_BYTES, MAX_CLASSES, first_shape, read_npz_client
 from fedl2p.data.pools.client_cache import ClientCache
 from fedl2p.data.pools.partition import label_entropy
-from fedl2p.data.population import Population
+from fedl2p.data.population import Population, num_outputs
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class NpzFolder:
         The folder: either .npz files, all seen clients, or sub-folders seen and unseen. None only
         until one is named.
     classes
-        Number of classes; 0 for the largest label of all clients plus one.
+        Number of classes; 0 for the largest label of all clients plus one or, where targets are
+        floating numbers, the number of these per example.
     max_bytes
         Most bytes that the arrays of one client may take as they are stored, unpacked; a larger
         file is refused unread.
@@ -78,24 +82,34 @@ class NpzPopulation(Population):
         self._cache = ClientCache(self._read)
         # The first file sets the shape that the others are compared with.
         self._max_bytes = max_bytes
-        self.shape = tuple(read_npz_client(seen[0], max_bytes=max_bytes).train.x.shape[1:])
-        top = 0
+        self.shape = first_shape(read_npz_client(seen[0], max_bytes=max_bytes).train)
+        most = 0
+        targets: set[Hashable] = set()
         for file in self._files.values():
             data = read_npz_client(
                 file, shape=self.shape, classes=classes or None, max_bytes=max_bytes
             )
-            top = max(top, *(int(part.y.max()) for part in _parts(data)))
-        self.classes = classes or top + 1
+            most = max(most, *(num_outputs(part.y) for part in _parts(data)))
+            targets.add(trees.kind(data.train.y))
+            if len(targets) > 1:
+                raise ValueError(
+                    f"{file}: its targets are {trees.describe(data.train.y)}, of another shape or "
+                    f"type than those of {seen[0].name}; give all clients targets of one kind"
+                )
+        self.classes = classes or most
 
     def open(self, name: str) -> ClientData:
-        """Return the data of one client, inputs as float32 and labels as int64."""
+        """Return the data of one client, see :func:`read_npz_client`."""
         if name not in self._files:
             raise KeyError(f"there is no client {name!r}; a client has the name of its .npz file")
         return self._cache(name)
 
     def about(self, name: str) -> Mapping[str, str | float]:
-        """Return the entropy of the client's training labels, in nats."""
-        return {"label_entropy": round(label_entropy(self.open(name).train.y), 4)}
+        """Return the entropy of the client's training labels, in nats; nothing of other targets."""
+        y = self.open(name).train.y
+        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            return {}
+        return {"label_entropy": round(label_entropy(y), 4)}
 
     def _read(self, name: str) -> ClientData:
         return read_npz_client(

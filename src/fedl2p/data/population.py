@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import overload
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData
+from fedl2p.core.trees import Tree
 
 
 class Population(ABC):
@@ -42,6 +44,17 @@ class Population(ABC):
     def about(self, name: str) -> Mapping[str, str | float]:
         """Return the description of a client for reports, e.g. ``{"sensor": "blur"}``."""
         return {}
+
+
+def num_outputs(y: Tree) -> int:
+    """Return the number of classes of labels, or of values per example of other targets.
+
+    Integers are labels from 0; floating targets are of shape (n, values, ...) or (n,).
+    """
+    first = trees.first_leaf(y)
+    if not first.is_floating_point():
+        return max(0, int(first.max())) + 1
+    return first.shape[1] if first.dim() > 1 else 1
 
 
 class NumberedNames(Sequence[str]):

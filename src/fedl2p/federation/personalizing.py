@@ -112,8 +112,9 @@ def _implausible(outcome: Outcome) -> str | None:
     for key in COUNTS:
         if not 0 <= getattr(outcome, key) <= MOST_EXAMPLES:
             return f"its {key} is {getattr(outcome, key)}, wanted a number of examples"
-    for key in ACCURACIES:
-        untested = outcome.num_test == 0 and isnan(getattr(outcome, key))
-        if not (untested or 0 <= getattr(outcome, key) <= 1):
-            return f"its {key} is {getattr(outcome, key)}, wanted a fraction in [0, 1]"
+    accuracies = {key: getattr(outcome, key) for key in ACCURACIES}
+    if not all(map(isnan, accuracies.values())):  # not tested, or a loss without accuracy
+        for key, value in accuracies.items():
+            if not 0 <= value <= 1:
+                return f"its {key} is {value}, wanted a fraction in [0, 1]"
     return None

@@ -34,7 +34,10 @@ from fedl2p.methods.base.personalizing import (
 from fedl2p.methods.base.settings import Grid
 
 WORST = 1e4
-"""Replaces the loss (nats) of a grid point at which fine-tuning diverged."""
+"""Replaces the loss, in nats, of a grid point at which fine-tuning diverged."""
+
+WORST_OF_OTHERS = 1e30
+"""The same of losses that are not in nats and may be of any size."""
 
 
 def search(
@@ -78,7 +81,10 @@ def search(
             unequal_sizes=True,
         )
     ).view(len(clients), len(points), 2)
-    return scores[..., 0].nan_to_num(nan=WORST).clamp(max=WORST), scores[..., 1]
+    worst = WORST if net.objective.in_nats else WORST_OF_OTHERS
+    losses = scores[..., 0].nan_to_num(nan=worst).clamp(max=worst)
+    # without an accuracy, which is NaN then and could not travel
+    return losses, scores[..., 1].nan_to_num(nan=0.0)
 
 
 def best_point(

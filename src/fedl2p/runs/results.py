@@ -37,7 +37,8 @@ POOLS: tuple[Pool, ...] = ("seen", "unseen")
 class Row(Scores):
     """One client under one method, on its own test part.
 
-    A client without test examples has NaN accuracies and losses and counts in no accuracy.
+    A client without test examples has NaN accuracies and losses and counts in no mean. Where the
+    loss has no accuracy, accuracies are NaN.
 
     Parameters
     ----------
@@ -61,9 +62,11 @@ class Row(Scores):
         if self.num_train < 0 or self.num_test < 0:
             raise ValueError(f"{where} has a negative number of examples; give counts >= 0")
         if self.failure is None:
-            for name in ACCURACIES:
-                value = getattr(self, name)
-                if not (0.0 <= value <= 1.0 or (math.isnan(value) and self.num_test == 0)):
+            accuracies = {name: getattr(self, name) for name in ACCURACIES}
+            if all(map(math.isnan, accuracies.values())):  # not tested, or a loss without accuracy
+                return
+            for name, value in accuracies.items():
+                if not 0.0 <= value <= 1.0:
                     raise ValueError(f"{where} has {name} {value}; give a fraction in [0, 1]")
 
     @classmethod
@@ -314,6 +317,16 @@ def _summary(method: str, pool: Pool, rows: Sequence[Row]) -> Summary:
 
 def _text_rows(table: Sequence[Summary]) -> Sequence[tuple[str, ...]]:
     heads = ("method", "before %", "after %", "worst tenth %", "loss", "s per client", "clients")
+    if all(math.isnan(summary.accuracy) for summary in table):
+        return [("method", "loss", "s per client", "clients")] + [
+            (
+                summary.method,
+                f"{summary.loss:.4g}",
+                f"{summary.seconds_per_client:.3g}",
+                str(summary.clients),
+            )
+            for summary in table
+        ]
     return [heads] + [
         (
             summary.method,

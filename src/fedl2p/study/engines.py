@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fedl2p import methods, models
+from fedl2p import methods, models, user_code
 from fedl2p.core.functional.precision import with_compute
+from fedl2p.core.functional.recorded_objective import with_objective
+from fedl2p.core.objective import Objective, objective
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode, OnPersonalized
@@ -100,10 +102,7 @@ def node_of(
         write_hyperparams(folder, method, outcome)
 
     return ClientNode(
-        build=lambda: with_compute(
-            models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),
-            study.compute,
-        ),
+        build=lambda: with_compute(build_model(study, opened), study.compute),
         population=opened,
         methods={method.name: method for method in built},
         device=device,
@@ -113,6 +112,57 @@ def node_of(
         privacy=privacy_of(study, built),
         simulated=simulated,
     )
+
+
+def build_model(study: Study, population: Population) -> nn.Module:
+    """Return the model of a study with its initial weights; its objective is recorded on it.
+
+    Modules that a study names are imported: who takes a study from elsewhere checks the names
+    before.
+    """
+    for name in study.objective_code:
+        user_code.import_user_module(name, what="objective", from_working_directory=False)
+    model = models.build(
+        study.model, shape=population.shape, classes=population.classes, seed=study.seed
+    )
+    return with_objective(model, objective_of_study(study))
+
+
+def objective_of_study(study: Study) -> Objective:
+    """Return what the clients of a study are trained and evaluated on."""
+    return objective(
+        study.loss,
+        ignore_index=study.ignore_index,
+        metric=study.metric,
+        outputs=study.outputs,
+    )
+
+
+def check_code(study: Study, trusted: Collection[str], *, remedy: str) -> None:
+    """Refuse a study from elsewhere whose model or objective is code that nobody here has named.
+
+    Parameters
+    ----------
+    study
+        From a file or another machine, which must not choose code to run.
+    trusted
+        Names that the user has given.
+    remedy
+        How to name the first of the others, with ``{name}`` in it.
+
+    Raises
+    ------
+    ValueError
+        If there is such code.
+    """
+    named = [study.model] if not models.is_ours(study.model) else []
+    for name in (*named, *study.objective_code):
+        if name not in trusted:
+            what = "model" if name == study.model else "loss, metric or outputs"
+            raise ValueError(
+                f"it has the {what} {name!r}, code outside this package; if you trust it, name "
+                f"it: {remedy.format(name=name)}"
+            )
 
 
 def privacy_of(study: Study, built: Sequence[Method]) -> dict[str, Privacy]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from fedl2p import methods
 from fedl2p.core.clientdata import ClientData
+from fedl2p.core.data_check import check_client
+from fedl2p.core.finetuning.inner_loop import as_client_data
+from fedl2p.core.functional.recorded_objective import with_objective
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.metanets import MetaNets
+from fedl2p.core.objective import Loss, PerExample, Pick, objective
 from fedl2p.data.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.rounds import federate
@@ -28,11 +34,15 @@ DEFAULT_ROUNDS = Rounds(
 
 def learn(
     model: nn.Module,
-    clients: Mapping[str, ClientData],
+    clients: Mapping[str, Any],
     *,
     rounds: Rounds = DEFAULT_ROUNDS,
     settings: Settings | None = None,
     seed: int = 0,
+    loss: Loss = "cross-entropy",
+    ignore_index: int | None = None,
+    metric: str | PerExample | None = None,
+    outputs: Pick | None = None,
     listeners: Sequence[Listener] = (),
 ) -> MetaNets:
     """Learn, in this process, how clients of a population should fine-tune a model.
@@ -42,7 +52,7 @@ def learn(
     model
         The global model, pre-trained; only read.
     clients
-        By name. Each needs a training and a validation part.
+        :class:`~fedl2p.ClientData` by name. Each needs a training and a validation part.
     rounds
         Rounds, clients per round and server optimizer.
     settings
@@ -50,6 +60,8 @@ def learn(
         which are also the defaults of :func:`fedl2p.personalize`.
     seed
         The source of all randomness.
+    loss, ignore_index, metric, outputs
+        What clients are trained and evaluated on, see :mod:`fedl2p.core.objective`.
     listeners
         Told of every round, e.g. a progress bar.
 
@@ -61,16 +73,16 @@ def learn(
     Raises
     ------
     ValueError
-        If a client has no validation part, or none can be used.
+        If a client has no validation part, its data do not fit the model or the loss, or no client
+        can be used.
     """
     method = methods.build(methods.METANETS, settings or Settings())
-    for name, data in clients.items():
-        if data.validation is None:
-            raise ValueError(
-                f"client {name!r} has no validation part, on which meta-nets are learned; "
-                "give it one"
-            )
-    population = InMemory(clients)
+    aim = objective(loss, ignore_index=ignore_index, metric=metric, outputs=outputs)
+    model = with_objective(model, aim)
+    data = {name: _client_data(name, client) for name, client in clients.items()}
+    for name, client in data.items():
+        check_client(working_copies(model).net, client, name)
+    population = InMemory(data)
     done = federate(
         method,
         model,
@@ -83,3 +95,16 @@ def learn(
     nets = method.final_metanets(model, done.state)
     assert nets is not None
     return nets
+
+
+def _client_data(name: str, given: Any) -> ClientData:
+    try:
+        data = as_client_data(given)
+    except ValueError as error:
+        raise ValueError(f"client {name!r}: {error}") from None
+    if data.validation is None:
+        raise ValueError(
+            f"client {name!r} has no validation part, on which meta-nets are learned; give it one: "
+            "ClientData(train=..., validation=...)"
+        )
+    return data

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import Examples
+from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import DivergedError
+from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.metanets import MetaNets
+from fedl2p.core.objective import Objective
 from fedl2p.core.personalization import Personalized, personalize
 from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.runs import layout
@@ -21,7 +25,7 @@ from fedl2p.runs.client_files import ClientHyperparams, write_personal_files
 from fedl2p.runs.files import missing
 from fedl2p.runs.population import PopulationInfo
 from fedl2p.runs.tensors import load_tensors
-from fedl2p.study.engines import find_device
+from fedl2p.study.engines import check_code, find_device, objective_of_study
 from fedl2p.study.settings import Study
 
 
@@ -37,9 +41,9 @@ class NewClient:
         Numbers of examples.
     accuracy_before, accuracy
         Of the global and of the personalized model on the test part, fractions in [0, 1]; None
-        without test examples.
+        without test examples, or where the loss has no accuracy.
     loss_before, loss
-        Mean cross-entropy there, in nats; None without test examples.
+        Mean loss there; None without test examples.
     out
         The folder that was written.
     """
@@ -56,8 +60,13 @@ class NewClient:
     def __str__(self) -> str:
         """Return what happened, for a terminal."""
         model = f"model: {self.out / layout.MODEL}"
-        if self.accuracy_before is None or self.accuracy is None:
+        if self.loss_before is None or self.loss is None:
             return f"personalized on {self.num_train} examples; there are none to test on\n{model}"
+        if self.accuracy_before is None or self.accuracy is None:
+            return (
+                f"loss on {self.num_test} test examples: {self.loss_before:.4g} before, "
+                f"{self.loss:.4g} after personalization on {self.num_train} examples\n{model}"
+            )
         before, after = 100 * self.accuracy_before, 100 * self.accuracy
         return (
             f"accuracy on {self.num_test} test examples: {before:.1f} % before, {after:.1f} % "
@@ -73,6 +82,7 @@ def personalize_new_client(
     seed: int = 0,
     device: str = "auto",
     model: str | None = None,
+    code: Sequence[str] = (),
 ) -> NewClient:
     """Personalize the global model of a run for a new client, and write the result.
 
@@ -90,6 +100,9 @@ def personalize_new_client(
         auto, cpu or cuda.
     model
         The run's model, if it is none of :mod:`fedl2p.models.registry`: see :func:`load_run`.
+    code
+        The run's loss, metric and outputs where they are code outside this package, for the same
+        reason: package.module:callable each.
 
     Raises
     ------
@@ -102,6 +115,11 @@ def personalize_new_client(
         if (out / name).exists():
             raise ValueError(f"{out} already holds {name}; give another folder")
     study, net, metanets = load_run(run, model=model)
+    try:
+        check_code(study, (study.model, *code), remedy="--code {name}")
+    except ValueError as problem:
+        raise ValueError(f"the run in {run}: {problem}") from None
+    aim = objective_of_study(study)
     population = PopulationInfo.read(run)
     client = read_npz_client(data, shape=population.shape, classes=population.classes, split=False)
     place = find_device(device)
@@ -117,19 +135,22 @@ def personalize_new_client(
             batch_size=inner.batch_size,
             seed=seed,
             statistics=inner.statistics,
+            loss=aim.loss,
+            ignore_index=aim.ignore_index,
+            outputs=aim.outputs,
         )
     except DivergedError as problem:
         raise ValueError(f"{data}: {problem}; look for extreme values in the data") from None
-    before = _evaluate(net, client.test)
-    after = _evaluate(personalized.model, client.test)
+    before = _evaluate(net, aim, client.test)
+    after = _evaluate(personalized.model, aim, client.test)
     result = NewClient(
         personalized=personalized,
-        num_train=len(client.train.y),
-        num_test=len(client.test.y) if client.test else 0,
-        accuracy_before=before and before[0],
-        accuracy=after and after[0],
-        loss_before=before and before[1],
-        loss=after and after[1],
+        num_train=client.train.num,
+        num_test=client.test.num if client.test else 0,
+        accuracy_before=before and before[1],
+        accuracy=after and after[1],
+        loss_before=before and before[0],
+        loss=after and after[0],
         out=out,
     )
     hyperparams = ClientHyperparams.of(
@@ -180,11 +201,13 @@ def load_run(run: Path, *, model: str | None = None) -> tuple[Study, nn.Module, 
     return study, net.eval(), MetaNets.load(run / layout.METANETS)
 
 
-@torch.no_grad()
-def _evaluate(model: nn.Module, test: Examples | None) -> tuple[float, float] | None:
-    """Return accuracy and mean cross-entropy on the test examples, if there are any."""
+def _evaluate(
+    model: nn.Module, objective: Objective, test: Examples | None
+) -> tuple[float, float | None] | None:
+    """Return loss and accuracy on the test examples, if there are any."""
     if test is None:
         return None
-    logits = torch.cat([model.eval()(x) for x in test.x.split(256)])
-    accuracy = (logits.argmax(1) == test.y).double().mean().item()
-    return accuracy, F.cross_entropy(logits, test.y).item()
+    net = FunctionalModel(model, objective)
+    mix = torch.zeros(1, len(net.sites.norms), dtype=net.dtype, device=net.device)
+    ((loss, accuracy),) = evaluate(net, net.start(1, "global"), mix, [test])
+    return loss, None if math.isnan(accuracy) else accuracy

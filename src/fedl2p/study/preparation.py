@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedl2p import methods, models
+from fedl2p import methods
+from fedl2p.core.data_check import check_client
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
@@ -25,7 +26,7 @@ from fedl2p.runs import layout
 from fedl2p.runs.folder import RunWriter
 from fedl2p.runs.population import PopulationInfo
 from fedl2p.runs.tensors import load_tensors
-from fedl2p.study.engines import clients_of, device_of
+from fedl2p.study.engines import build_model, clients_of, device_of
 from fedl2p.study.settings import Study
 
 
@@ -137,9 +138,7 @@ def prepare(
         rounds.cohort(len(population.seen))
         if rounds.privacy.on:
             accounting.check_installed()
-    initial = models.build(
-        study.model, shape=population.shape, classes=population.classes, seed=study.seed
-    )
+    initial = build_model(study, population)
     given = _given(study, initial)
     working_copies(initial).net.foresee(population.shape)
     for method in built:
@@ -147,6 +146,9 @@ def prepare(
     info = PopulationInfo.of(population)
     external = clients is not None
     if clients is None:
+        # What is wrong with every client's data is said here; the others are checked one by one.
+        first = population.seen[0]
+        check_client(working_copies(initial).net, population.open(first), first)
         clients = clients_of(study, population, device=device, folder=out)
     return RunContext(
         study=study,

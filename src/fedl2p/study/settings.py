@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from fedl2p import user_code
-from fedl2p.core.settings import Compute
+from fedl2p.core.settings import WITH_ACCURACY, Compute, check_ignore_index, check_loss
 from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.methods.base.settings import Settings
 from fedl2p.runs import layout
@@ -57,6 +57,18 @@ class Study:
     model
         The model to personalize, as package.module:callable; the callable takes the shape of one
         example and the number of classes and returns a torch.nn.Module.
+    loss
+        What every client's model is trained and evaluated on: cross-entropy, bce (several labels
+        per example, targets in [0, 1]), mse, or package.module:callable of outputs and targets that
+        returns one number per example.
+    ignore_index
+        Label that does not count, for cross-entropy; None for none.
+    metric
+        In place of the accuracy: package.module:callable of outputs and targets that returns one
+        number in [0, 1] per example, higher is better. None: the accuracy where the loss has one.
+    outputs
+        Picks the outputs of what the model returns: package.module:callable. None: the tensor, its
+        .logits or "logits", or the first of a tuple.
     pretrained
         A safetensors file with the weights of the global model, by parameter and buffer name, or
         torchvision's checkpoint of ResNet-18 (.pth), of which the head is left out where the
@@ -88,6 +100,10 @@ class Study:
     data: Annotated[Source, AnyKind()]
     recipe: str = "custom"
     model: str = "fedl2p.models:small_conv"
+    loss: str = "cross-entropy"
+    ignore_index: int | None = None
+    metric: str | None = None
+    outputs: str | None = None
     pretrained: Path | None = None
     pretrained_by: str = ""
     seed: int = 0
@@ -105,6 +121,36 @@ class Study:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if not self.methods:
             raise ValueError("there is no method to run; name at least one, e.g. fedl2p")
+        for name in ("loss", "metric", "outputs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"{name} of a study is {value!r}, but must be text, package.module:callable"
+                )
+        for name in ("metric", "outputs"):
+            if getattr(self, name) is not None and ":" not in getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be package.module:callable"
+                )
+        if ":" not in self.loss:
+            check_loss(self.loss)
+        check_ignore_index(self.ignore_index, self.loss)
+        if self.settings.grid.criterion == "accuracy" and not self.has_accuracy:
+            raise ValueError(
+                f"settings.grid.criterion is accuracy, which the loss {self.loss!r} does not have; "
+                "take the criterion loss, or give a metric"
+            )
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether results hold an accuracy, or a metric in its place."""
+        return self.metric is not None or self.loss in WITH_ACCURACY
+
+    @property
+    def objective_code(self) -> tuple[str, ...]:
+        """Names of code outside this package that the objective is made of."""
+        names = (self.loss, self.metric, self.outputs)
+        return tuple(name for name in names if name and user_code.is_user_code(name))
 
     @classmethod
     def load(cls, folder: str | Path) -> Study:

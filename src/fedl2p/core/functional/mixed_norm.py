@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.fused_norm import fused_mixed_norm
 from fedl2p.core.functional.precision import remove_compute
-from fedl2p.core.objective import remove_objective
+from fedl2p.core.functional.recorded_objective import remove_objective
 
 Fused = Literal["single", "stacked"]
 """How a norm in training mode runs fused: for one client, or for a stack of them under vmap."""

@@ -27,8 +27,9 @@ from fedl2p.core.functional.kernels import attention_in_plain_operations, check_
 from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
 from fedl2p.core.functional.randomness import drawing_from, watched
+from fedl2p.core.functional.recorded_objective import objective_of
 from fedl2p.core.functional.workspace import Findings, Workspace, join
-from fedl2p.core.objective import Objective, objective_of
+from fedl2p.core.objective import Objective
 from fedl2p.core.settings import Statistics
 from fedl2p.core.sites import find_sites
 from fedl2p.core.trees import Tree

@@ -1,9 +1,11 @@
 """One client's .npz file, checked: every fault is one line that names the file.
 
 A file has the arrays ``x_train`` and ``y_train`` and, if the client has such parts,
-``x_validation`` and ``y_validation``, ``x_test`` and ``y_test``. Inputs are of shape (n, ...), of
-any floating type and not scaled, or ``uint8`` images, scaled to [0, 1]; labels are integers from 0,
-of shape (n,). Files with pickled objects are refused: nothing in a data file is ever executed.
+``x_validation`` and ``y_validation``, ``x_test`` and ``y_test``. Inputs are of shape (n, ...): of
+any floating type and not scaled, ``uint8`` images, scaled to [0, 1], or of another integer type,
+tokens. Targets are integer labels from 0, of shape (n,) or one per token or pixel (n, ...), where
+negative ones are for ``ignore_index``; or floating numbers of shape (n,) or (n, ...). Files with
+pickled objects are refused: nothing in a data file is ever executed.
 
 If there is no validation part, a fifth of the training part becomes one. The file's name decides
 which examples (the published 80/20 split, the same under every seed of a study).
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.seeds import generator
 
@@ -65,7 +68,7 @@ def read_npz_client(
     Returns
     -------
     ClientData
-        Inputs float32, labels int64.
+        Inputs float32 or, tokens, int64; labels int64, other targets float32.
 
     Raises
     ------
@@ -76,18 +79,22 @@ def read_npz_client(
     path = Path(path)
     arrays = _read_arrays(path, max_bytes)
     parts = {part: _read_part(path, part, arrays) for part in PARTS if f"x_{part}" in arrays}
-    kinds = {part: arrays[f"x_{part}"].dtype == np.uint8 for part in parts}
-    if len(set(kinds.values())) > 1:
-        raise ValueError(
-            f"{path}: {' and '.join(f'x_{part} is {_kind(u)}' for part, u in kinds.items())}; "
-            "store the inputs of all parts the same way, as uint8 or as floats"
-        )
+    for axis, what in (("x", "inputs"), ("y", "targets")):
+        kinds = {part: _kind(arrays[f"{axis}_{part}"], axis) for part in parts}
+        if len(set(kinds.values())) > 1:
+            listed = " and ".join(f"{axis}_{part} is {kind}" for part, kind in kinds.items())
+            raise ValueError(f"{path}: {listed}; store the {what} of all parts the same way")
     for part, examples in parts.items():
-        _check_fits(path, part, examples, shape or tuple(parts["train"].x.shape[1:]), classes)
+        _check_fits(path, part, examples, shape or first_shape(parts["train"]), classes)
     train, validation = parts["train"], parts.get("validation")
     if validation is None and split:
         train, validation = _split(path, train)
     return ClientData(train, validation, parts.get("test"))
+
+
+def first_shape(examples: Examples) -> tuple[int, ...]:
+    """Return the shape of one input, without the batch."""
+    return tuple(trees.first_leaf(examples.x).shape[1:])
 
 
 def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
@@ -177,58 +184,73 @@ def _read_part(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Examples
         raise ValueError(f"{at} or y_{part} is not an array; write the file with numpy.savez")
     if x.ndim < 2:
         raise ValueError(f"{at} has shape {x.shape}; give (examples, ...), e.g. (n, 3, 32, 32)")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise ValueError(f"{at} is of type {x.dtype}; give floats, or uint8 images")
+    if x.dtype.kind not in "fiu":
+        raise ValueError(f"{at} is of type {x.dtype}; give floats, uint8 images or integer tokens")
     if len(x) == 0:
         raise ValueError(f"{at} has no examples; leave an empty part, or this client, out")
     if x.size == 0:
         raise ValueError(f"{at} has shape {x.shape}; no dimension may be empty")
-    y = _read_labels(path, part, y)
+    targets = _read_targets(path, part, y)
     if len(x) != len(y):
         raise ValueError(f"{at} has {len(x)} examples but y_{part} {len(y)}; give one label each")
+    if x.dtype.kind in "iu" and x.dtype != np.uint8:
+        return Examples(torch.from_numpy(x.astype(np.int64)), targets)
     scale = np.float32(255 if x.dtype == np.uint8 else 1)
     with np.errstate(over="ignore"):  # overflow is an error below
         inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32) / scale)
-    if not bool(torch.isfinite(inputs).all()):
-        bad = int((~torch.isfinite(inputs)).flatten(1).any(1).sum())
+    _check_finite(at, inputs)
+    return Examples(inputs, targets)
+
+
+def _check_finite(at: str, values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).unsqueeze(-1).flatten(1).any(1).sum())
         raise ValueError(
-            f"{at} has values that are not finite numbers in float32, in {bad} of {len(x)} "
+            f"{at} has values that are not finite numbers in float32, in {bad} of {len(values)} "
             "examples; remove or replace them"
         )
-    return Examples(inputs, torch.from_numpy(y))
 
 
-def _read_labels(path: Path, part: str, y: np.ndarray) -> np.ndarray:
+def _read_targets(path: Path, part: str, y: np.ndarray) -> torch.Tensor:
     at = f"{path}: y_{part}"
-    if y.ndim != 1:
-        raise ValueError(f"{at} has shape {y.shape}; give one class number per example, (n,)")
+    if y.ndim < 1 or y.size == 0:
+        raise ValueError(f"{at} has shape {y.shape}; give the targets of every example, (n, ...)")
+    if y.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            targets = torch.from_numpy(y.astype(np.float32))
+        _check_finite(at, targets)
+        return targets
     if y.dtype.kind not in "iu":
-        raise ValueError(f"{at} is of type {y.dtype}; give integer class numbers from 0")
-    if len(y) and y.min() < 0:
+        raise ValueError(
+            f"{at} is of type {y.dtype}; give integer class numbers from 0, or floating targets"
+        )
+    if y.ndim == 1 and y.min() < 0:
         raise ValueError(f"{at} has the label {y.min()}; number the classes from 0")
-    if len(y) and y.max() >= MAX_CLASSES:
+    if y.max() >= MAX_CLASSES:
         raise ValueError(f"{at} has the label {y.max()}; number the classes from 0 without gaps")
-    return y.astype(np.int64)
+    return torch.from_numpy(y.astype(np.int64))
 
 
 def _check_fits(
     path: Path, part: str, examples: Examples, shape: tuple[int, ...], classes: int | None
 ) -> None:
-    if tuple(examples.x.shape[1:]) != shape:
+    x, y = examples
+    assert isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
+    if tuple(x.shape[1:]) != shape:
         raise ValueError(
-            f"{path}: x_{part} has examples of shape {tuple(examples.x.shape[1:])} where {shape} "
-            "is wanted; give all clients and parts examples of one shape"
+            f"{path}: x_{part} has examples of shape {tuple(x.shape[1:])} where {shape} is wanted; "
+            "give all clients and parts examples of one shape"
         )
-    if classes is not None and int(examples.y.max()) >= classes:
+    if classes is not None and not y.is_floating_point() and int(y.max()) >= classes:
         raise ValueError(
-            f"{path}: y_{part} has the label {int(examples.y.max())} but there are {classes} "
-            f"classes, 0 to {classes - 1}; correct the label or the number of classes"
+            f"{path}: y_{part} has the label {int(y.max())} but there are {classes} classes, 0 to "
+            f"{classes - 1}; correct the label or the number of classes"
         )
 
 
 def _split(path: Path, train: Examples) -> tuple[Examples, Examples]:
     """Return training and validation parts, 80/20, at least one example each."""
-    total = len(train.y)
+    total = train.num
     if total < 2:
         raise ValueError(
             f"{path}: x_train has only 1 example, which cannot be split into training and "
@@ -238,14 +260,13 @@ def _split(path: Path, train: Examples) -> tuple[Examples, Examples]:
     count = max(1, round(VALIDATION_SHARE * total))
     kept = order[count:].sort().values
     validation = order[:count].sort().values
-    return (
-        Examples(train.x[kept], train.y[kept]),
-        Examples(train.x[validation], train.y[validation]),
-    )
+    return train.take(kept), train.take(validation)
 
 
-def _kind(is_uint8: bool) -> str:
-    return "uint8" if is_uint8 else "floating"
+def _kind(array: np.ndarray, axis: str) -> str:
+    if array.dtype == np.uint8 and axis == "x":
+        return "uint8"
+    return "floating" if array.dtype.kind == "f" else "integer"
 
 
 def _listed(names: set[str]) -> str:

@@ -12,7 +12,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from fedl2p.core.clientdata import ClientData
+from fedl2p.core.data_check import check_client
 from fedl2p.core.functional.precision import compute_of
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.pools.client_cache import KEEP_BYTES, ClientCache, size_of
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.received_models import ReceivedModels
@@ -98,9 +101,7 @@ class ClientNode:
         self._loaded = self.initial
         usual = KEEP_BYTES if self.device.type == "cpu" else KEEP_BYTES_GPU
         self._keep_bytes = usual if keep_bytes is None else keep_bytes
-        self._open = ClientCache(
-            lambda name: population.open(name).to(self.device), keep_bytes=self._keep_bytes
-        )
+        self._open = ClientCache(self._checked, keep_bytes=self._keep_bytes)
 
     def answer(self, question: Question, kept: MutableMapping[str, State]) -> Iterator[Answer]:
         """Yield one answer per client of a question, in its order.
@@ -157,6 +158,12 @@ class ClientNode:
                     reason = one_line(f"{type(error).__name__}: {error}".partition("\n")[0])
                     answers = [self._failed(question, names[0], reason)]
                 yield from answers
+
+    def _checked(self, name: str) -> ClientData:
+        """Return the data of a client, which fit the model and its loss."""
+        data = self.population.open(name).to(self.device)
+        check_client(working_copies(self.model).net, data, name)
+        return data
 
     def _load(self, question: Question) -> nn.Module:
         """Return the model with the frozen weights of a question."""

@@ -19,7 +19,7 @@ MOST_EXAMPLES = 2.0**53
 """Largest weight: beyond it a float is no exact count."""
 
 LARGEST_LOSS = 3.4e38
-"""Largest loss, that of float32: sums of larger ones overflow."""
+"""Largest size of a loss, that of float32: sums of larger ones overflow."""
 
 WEIGHT_LIMIT = 1000.0
 """Largest weight that a client elsewhere may state, as a multiple of the round's median weight."""
@@ -32,7 +32,7 @@ def objection(update: Update, *, sent: State) -> str | None:
     ----------
     update
         A client's: its tensors, its weight (a number of examples), and its metrics, of which a loss
-        must be finite and >= 0 and an accuracy in [0, 1].
+        must be finite and an accuracy in [0, 1].
     sent
         The state that was sent: the names, shapes and dtypes that the tensors must have. Empty
         where none come back.
@@ -53,8 +53,8 @@ def objection(update: Update, *, sent: State) -> str | None:
     if not 0 < weight <= MOST_EXAMPLES:
         return f"its weight is {weight}, wanted a positive number of examples"
     loss, accuracy = metrics.get("loss", 0.0), metrics.get("accuracy", 0.0)
-    if not 0 <= loss <= LARGEST_LOSS:
-        return f"its loss is {loss}, wanted a finite number >= 0"
+    if not abs(loss) <= LARGEST_LOSS:  # a log-likelihood may be negative
+        return f"its loss is {loss}, wanted a finite number"
     if not 0 <= accuracy <= 1 + 1e-6:
         return f"its accuracy is {accuracy}, wanted a fraction in [0, 1]"
     return None
