@@ -32,6 +32,8 @@ class Personalize:
     model
         The run's model as package.module:callable; needed only for code outside this package, which
         a run folder from elsewhere must not choose.
+    code
+        The run's loss, metric and outputs as package.module:callable; needed for the same reason.
     """
 
     run: Path
@@ -40,11 +42,14 @@ class Personalize:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: str | None = None
+    code: tuple[str, ...] = ()
 
     def __call__(self) -> int:
         """Personalize, print the outcome, and return the exit status."""
         from fedl2p.study.new_client import personalize_new_client
 
         user_code.import_user_module(self.model or "", what="model")
+        for name in self.code:
+            user_code.import_user_module(name, what="code")
         print(personalize_new_client(**vars(self)))
         return 0

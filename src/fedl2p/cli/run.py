@@ -48,6 +48,8 @@ class Run:
         user_code.import_user_module(self.study.model, what="model")
         for method in self.study.methods:
             user_code.import_user_module(method, what="method")
+        for name in self.study.objective_code:
+            user_code.import_user_module(name, what="objective")
         return resumable(self._run, again=self._again())
 
     def _run(self) -> None:
@@ -69,6 +71,9 @@ class Run:
         words = ["fedl2p", "run", self.study.recipe, "--out", str(self.out), "--resume"]
         if not models.is_ours(self.study.model):
             words += ["--model", self.study.model]
+        for field in ("loss", "metric", "outputs"):
+            if getattr(self.study, field) in self.study.objective_code:
+                words += [f"--{field}", getattr(self.study, field)]
         if any(map(user_code.is_user_code, self.study.methods)):
             words += ["--methods", *self.study.methods]
         return shlex.join(words)
@@ -127,4 +132,11 @@ def _stored(run: Run) -> Study:
             f"the run in {run.out} has the model {stored.model!r}, code outside this package; "
             f"if you trust it, name it: --model {stored.model}"
         )
+    for field in ("loss", "metric", "outputs"):
+        name = getattr(stored, field)
+        if name in stored.objective_code and name != getattr(run.study, field):
+            raise ValueError(
+                f"the run in {run.out} has the {field} {name!r}, code outside this package; if you "
+                f"trust it, name it: --{field} {name}"
+            )
     return stored

@@ -20,7 +20,7 @@ from tyro.constructors import (
 from fedl2p.study.settings import Study
 
 SHOWN = {
-    "study": ("What to run.", "methods model pretrained seed"),
+    "study": ("What to run.", "methods model loss pretrained seed"),
     "data": (
         "Whose data.",
         "data.path data.root data.dataset data.image data.label data.partitioner data.seen "

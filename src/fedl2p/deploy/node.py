@@ -53,6 +53,8 @@ class Node:
     model
         A model outside :mod:`fedl2p.models.registry` that the node agrees to build, as
         package.module:callable. To build it is to run that code, so the study cannot name it alone.
+    code
+        The same of a study's loss, metric and outputs.
     """
 
     client: str
@@ -60,6 +62,7 @@ class Node:
     out: Path
     device: str | None = None
     model: str | None = None
+    code: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, bool | int | float | str]) -> Node | None:
@@ -88,6 +91,7 @@ class Node:
             out=Path(str(config["out"])).expanduser(),
             device=str(config["device"]) if "device" in config else None,
             model=str(config["model"]) if "model" in config else None,
+            code=tuple(str(config.get("code", "")).split()),
         )
 
     def client_node(self, study: Study, *, split: bool = True) -> ClientNode:
@@ -114,6 +118,12 @@ class Node:
                 "data; use the recipe 'federation'"
             )
         source.check()
+        for name in study.objective_code:
+            if name not in self.code:
+                raise ValueError(
+                    f"the study has {name!r} in its loss, metric or outputs, code outside this "
+                    f"package; a node that trusts it says so: --node-config 'code=\"{name}\" ...'"
+                )
         if not models.is_ours(study.model) and study.model != self.model:
             raise ValueError(
                 f"the study has the model {study.model!r}, code outside this package; a node that "

@@ -157,7 +157,8 @@ def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:
         )
     here.data.check()
     population = PopulationInfo.read(run)
-    there = dataclasses.replace(here, model=study.model, settings=study.settings)
+    same = ("model", "settings", "loss", "ignore_index", "metric", "outputs")
+    there = dataclasses.replace(here, **{name: getattr(study, name) for name in same})
     different = differences(there, here)
     for name, value in (("shape", population.shape), ("classes", population.classes)):
         if getattr(here.data, name) != value:

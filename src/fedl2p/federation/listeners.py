@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -179,7 +180,9 @@ class ProgressListener:
         """Move it and show loss and accuracy."""
         if self._rounds is None:
             return
-        note = f"loss {record.loss:.3f}  accuracy {record.accuracy:.3f}"
+        note = f"loss {record.loss:.3f}"
+        if not math.isnan(record.accuracy):
+            note += f"  accuracy {record.accuracy:.3f}"
         if record.failures:
             note += f"  failures {record.failures}"
         total = self._bars.tasks[self._bars.task_ids.index(self._rounds)].total

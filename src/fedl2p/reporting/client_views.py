@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fedl2p.reporting.method_names import method_name
 from fedl2p.runs.client_files import ClientHyperparams
 from fedl2p.runs.reading import RunFolder
-from fedl2p.runs.results import Pool, Row
+from fedl2p.runs.results import Pool, Row, Summary
 
 MOST_KINDS = 16
 """More groups than this cannot be told apart in a figure; the rarest are put together."""
@@ -19,7 +19,11 @@ OTHERS = "other kinds"
 
 @dataclass(frozen=True, kw_only=True)
 class ClientView:
-    """One client under the method in focus. Gains are fractions of test examples."""
+    """One client under the method in focus.
+
+    Gains are fractions of test examples or, where the loss has no accuracy, of the loss of the
+    starting model: by how much it fell.
+    """
 
     name: str
     pool: Pool
@@ -80,10 +84,21 @@ def focus_of(run: RunFolder) -> str | None:
 
 
 def best_method(run: RunFolder) -> str:
-    """Return the method with the highest accuracy on unseen clients (seen, if there are none)."""
+    """Return the method that is best on unseen clients (seen, if there are none)."""
     pool = main_pool(run)
     table = [s for s in run.report.methods if s.pool == pool]
-    return max(table, key=lambda s: -1.0 if math.isnan(s.accuracy) else s.accuracy).method
+    return max(table, key=lambda s: merit(run, s)).method
+
+
+def merit(run: RunFolder, summary: Summary) -> float:
+    """Return what methods are ordered by: accuracy, or minus the loss where there is none."""
+    value = summary.accuracy if run.report.has_accuracy else -summary.loss
+    return -math.inf if math.isnan(value) else value
+
+
+def gain_unit(run: RunFolder) -> str:
+    """Return what gains are written in."""
+    return "points of accuracy" if run.report.has_accuracy else "percent of the starting loss"
 
 
 def main_pool(run: RunFolder) -> Pool:
@@ -112,8 +127,10 @@ def client_views(run: RunFolder, method: str, *, baseline: str | None) -> tuple[
     baseline
         The method that ``over_baseline`` subtracts, or None.
     """
-    others = {r.client: r.accuracy for r in run.report.rows if r.method == baseline and _tested(r)}
-    rows = [r for r in run.report.rows if r.method == method and _tested(r)]
+    by_accuracy = run.report.has_accuracy
+    tested = [row for row in run.report.rows if _tested(row, by_accuracy)]
+    others = {row.client: row for row in tested if row.method == baseline}
+    rows = [row for row in tested if row.method == method]
     kinds = _kinds(run, rows)
     strategies = run.strategies.get(method, {})
     return tuple(
@@ -123,8 +140,8 @@ def client_views(run: RunFolder, method: str, *, baseline: str | None) -> tuple[
             kind=kinds[row.client],
             about=run.about[row.client],
             row=row,
-            gain=row.accuracy - row.accuracy_before,
-            over_baseline=row.accuracy - others[row.client] if row.client in others else None,
+            gain=row.accuracy - row.accuracy_before if by_accuracy else 1 - _loss_left(row, row),
+            over_baseline=_over(row, others.get(row.client), by_accuracy),
             strategy=strategies.get(row.client),
         )
         for row in rows
@@ -178,8 +195,23 @@ def _geometric_mean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def _tested(row: Row) -> bool:
-    return row.failure is None and row.num_test > 0
+def _tested(row: Row, by_accuracy: bool) -> bool:
+    if row.failure is not None or row.num_test == 0:
+        return False
+    return by_accuracy or (math.isfinite(row.loss) and 0 < row.loss_before < math.inf)
+
+
+def _loss_left(row: Row, start: Row) -> float:
+    """Return a loss as a fraction of that of the starting model."""
+    return row.loss / start.loss_before
+
+
+def _over(row: Row, other: Row | None, by_accuracy: bool) -> float | None:
+    if other is None:
+        return None
+    if by_accuracy:
+        return row.accuracy - other.accuracy
+    return _loss_left(other, row) - _loss_left(row, row)
 
 
 def _kinds(run: RunFolder, rows: Sequence[Row]) -> dict[str, str]:

@@ -24,19 +24,20 @@ class Line:
     ----------
     method, pool
         As in a report.
-    accuracy, worst_decile
-        Mean over seeds and half-width of its 95 % t-interval; fractions.
+    accuracy, worst_decile, loss
+        Mean over seeds and half-width of its 95 % t-interval; fractions, and the loss's unit.
     difference
         Accuracy of the reference method minus this one's, paired by seed; None for the reference
-        itself, or if it did not run.
+        itself, or if it did not run. Where the loss has no accuracy, the same of losses.
     above
-        Number of seeds in which the reference is strictly above this method; None likewise.
+        Number of seeds in which the reference is strictly better than this method; None likewise.
     """
 
     method: str
     pool: Pool
     accuracy: Interval
     worst_decile: Interval
+    loss: Interval
     difference: Interval | None
     above: int | None
 
@@ -51,6 +52,13 @@ class Comparison:
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether methods are compared by accuracy; if not, by loss."""
+        return not all(math.isnan(line.accuracy.mean) for line in self.lines) or all(
+            math.isnan(line.loss.mean) for line in self.lines
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, fractions in [0, 1]; an interval of one seed is null."""
         return {
@@ -64,6 +72,7 @@ class Comparison:
                     "pool": line.pool,
                     **_plain("accuracy", line.accuracy),
                     **_plain(WORST_DECILE, line.worst_decile),
+                    **_plain("loss", line.loss),
                     **_plain("difference", line.difference),
                     "seeds_above": line.above,
                 }
@@ -73,10 +82,12 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        """Return the table in percent, one block per pool of clients."""
+        """Return the table, accuracies in percent, one block per pool of clients."""
         seeds = ", ".join(map(str, self.seeds))
         out = [f"{self.recipe}: mean over {_count(len(self.seeds), 'seed')} ({seeds})"]
-        heads = ("method", "accuracy %", "worst tenth %", f"{self.reference} minus it", "above in")
+        scores = ("accuracy %", "worst tenth %") if self.has_accuracy else ("loss",)
+        side = "above in" if self.has_accuracy else "below in"
+        heads = ("method", *scores, f"{self.reference} minus it", side)
         for pool in POOLS:
             cells = [self._cells(line) for line in self.lines if line.pool == pool]
             if cells:
@@ -84,7 +95,8 @@ class Comparison:
         if len(self.seeds) > 1:
             out += [
                 "",
-                "± is the 95 % t-interval over seeds; differences in points, paired by seed",
+                "± is the 95 % t-interval over seeds; differences"
+                f"{' in points' if self.has_accuracy else ''}, paired by seed",
             ]
         else:
             out += ["", "one seed: no intervals; compare several runs that differ in --seed"]
@@ -92,14 +104,10 @@ class Comparison:
 
     def _cells(self, line: Line) -> tuple[str, ...]:
         above = "" if line.above is None else f"{line.above} of {len(self.seeds)}"
-        difference = "" if line.difference is None else percent_interval(line.difference, sign=True)
-        return (
-            line.method,
-            percent_interval(line.accuracy),
-            percent_interval(line.worst_decile),
-            difference,
-            above,
-        )
+        write = percent_interval if self.has_accuracy else plain_interval
+        scores = (line.accuracy, line.worst_decile) if self.has_accuracy else (line.loss,)
+        difference = "" if line.difference is None else write(line.difference, sign=True)
+        return (line.method, *map(write, scores), difference, above)
 
 
 def compare(
@@ -158,18 +166,22 @@ def _line(
     tables: Sequence[dict[tuple[str, Pool], Summary]],
 ) -> Line:
     accuracies = [table[method, pool].accuracy for table in tables]
+    losses = [table[method, pool].loss for table in tables]
     difference, above = None, None
     if method != reference and (reference, pool) in tables[0]:
-        gaps = [
-            table[reference, pool].accuracy - accuracy
-            for table, accuracy in zip(tables, accuracies, strict=True)
-        ]
-        difference, above = mean_interval(gaps), sum(gap > 0 for gap in gaps)
+        others = [table[reference, pool] for table in tables]
+        gaps = [other.accuracy - one for other, one in zip(others, accuracies, strict=True)]
+        better = sum(gap > 0 for gap in gaps)
+        if all(map(math.isnan, gaps)):  # a loss without accuracy
+            gaps = [other.loss - one for other, one in zip(others, losses, strict=True)]
+            better = sum(gap < 0 for gap in gaps)
+        difference, above = mean_interval(gaps), better
     return Line(
         method=method,
         pool=pool,
         accuracy=mean_interval(accuracies),
         worst_decile=mean_interval([table[method, pool].accuracy_worst_decile for table in tables]),
+        loss=mean_interval(losses),
         difference=difference,
         above=above,
     )
@@ -266,6 +278,12 @@ def percent_interval(interval: Interval, *, sign: bool = False) -> str:
     """Return a mean of fractions and the half-width of its interval in percent."""
     mean = f"{100 * interval.mean:+.2f}" if sign else f"{100 * interval.mean:.2f}"
     return mean if interval.half is None else f"{mean} ± {100 * interval.half:.2f}"
+
+
+def plain_interval(interval: Interval, *, sign: bool = False) -> str:
+    """Return a mean of losses and the half-width of its interval."""
+    mean = f"{interval.mean:+.4g}" if sign else f"{interval.mean:.4g}"
+    return mean if interval.half is None else f"{mean} ± {interval.half:.2g}"
 
 
 def _count(n: int, noun: str) -> str:

@@ -56,7 +56,7 @@ def gain_strips(
     groups
         Rows, from the top.
     value
-        A client's number, a fraction that is drawn in points; None leaves the client out. If it
+        A client's number, a fraction that is drawn in hundredths; None leaves the client out. If it
         leaves out everyone there is no figure.
     name, label
         See :func:`fedl2p.reporting.svg.inline_svg`.
@@ -139,6 +139,7 @@ def learning_curve(
     name: str,
     label: str,
     percent: bool,
+    unit: str,
     best: int | None,
 ) -> str | None:
     """Return a learning curve; None if no value is finite, a gap where one is not.
@@ -148,11 +149,13 @@ def learning_curve(
     xs
         Rounds of training behind the judged state.
     ys
-        Losses in nats, or accuracies as fractions.
+        Losses, or accuracies as fractions.
     name, label
         See :func:`fedl2p.reporting.svg.inline_svg`.
     percent
         Whether the values are written in percent.
+    unit
+        Written behind the values, e.g. ``" nats"``.
     best
         Index of the point to mark, if its value is finite, or None.
     """
@@ -182,7 +185,6 @@ def learning_curve(
             markeredgewidth=2.5,
             clip_on=False,
         )
-    unit = " %" if percent else " nats"
     said = [f"{y:.3g}{unit} after {x:g}" for x, y in (finite[0], finite[-1])]
     description = f"From {said[0]} to {said[1]} rounds."
     if best is not None and math.isfinite(shown[best]):
@@ -191,8 +193,8 @@ def learning_curve(
 
 
 @house_style()
-def strategy_maps(groups: Sequence[Group]) -> list[str]:
-    """Return what each client's data led to: divergence and mix, then rates and gain.
+def strategy_maps(groups: Sequence[Group], *, unit: str) -> list[str]:
+    """Return what each client's data led to: divergence and mix, then rates and gain in ``unit``.
 
     The two figures have a row per client at the same height; clients without a strategy are left
     out. A model without batch-norm has the second figure only, a run without strategies none.
@@ -226,7 +228,7 @@ def strategy_maps(groups: Sequence[Group]) -> list[str]:
             )
         )
     figure, left = draw_maps(maps[2:], rows, head=head, marks=marks, beside=100.0)
-    _gain_bars(figure, left, views, rows, head)
+    _gain_bars(figure, left, views, rows, head, unit)
     figures.append(
         inline_svg(
             figure,
@@ -272,7 +274,7 @@ def _client_rows(groups: Sequence[Group]) -> Rows:
 
 
 def _gain_bars(
-    figure: Figure, left: float, views: Sequence[ClientView], rows: Rows, head: float
+    figure: Figure, left: float, views: Sequence[ClientView], rows: Rows, head: float, unit: str
 ) -> None:
     gains = [100 * view.gain for view in views]
     axes = add_axes(figure, left, head, MAPS_WIDTH - left - 12, rows.bottom)
@@ -287,7 +289,7 @@ def _gain_bars(
     _differences(axes, gains, most=3)
     axes.tick_params("x", labeltop=True, labelbottom=False)
     write(axes, 0, 14 - head, "Gain", weight="bold")
-    write(axes, 0, 28 - head, "points of accuracy", size=SMALL, colour="quiet")
+    write(axes, 0, 28 - head, unit, size=SMALL, colour="quiet")
 
 
 def _differences(axes: Axes, values: Sequence[float], *, most: int) -> None:

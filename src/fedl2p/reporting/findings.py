@@ -14,6 +14,7 @@ from fedl2p.reporting.client_views import (
     kind_key,
     label,
     main_pool,
+    merit,
 )
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
@@ -40,16 +41,22 @@ def headline(run: RunFolder, method: str) -> str:
     """Return the main result as one sentence."""
     pool = main_pool(run)
     summary = _summary(run, method, pool)
-    if summary is None or not math.isfinite(summary.accuracy):
+    if summary is None or not math.isfinite(summary.loss if _by_loss(run) else summary.accuracy):
         return f"{label(method)} has no tested client, so there is no accuracy to report."
     parts = []
     for words, baseline in _baselines(run, method, pool):
         if method_name(baseline.method).role == "fixed":
             words += f" ({lower(label(baseline.method))})"
+        if _by_loss(run):
+            parts.append(f"{_loss_gap(summary, baseline)} {words}")
+            continue
         gap = summary.accuracy - baseline.accuracy
         side = "above" if gap > 0 else "below"
         by = "level with" if abs(gap) < LEVEL else f"{abs(100 * gap):.1f} points {side}"
         parts.append(f"{by} {words}")
+    if _by_loss(run):
+        start = f"{label(method)} reaches a loss of {summary.loss:.4g} on {pool} clients"
+        return f"{start}{': ' if parts else ''}{' and '.join(parts)}."
     start = f"{label(method)} reaches {percent(summary.accuracy)} % on {pool} clients"
     return f"{start}{': ' if parts else ''}{' and '.join(parts)}."
 
@@ -58,6 +65,8 @@ def cards(run: RunFolder, method: str) -> list[Card]:
     """Return the numbers behind the headline: before and after, differences, and their cost."""
     pool = main_pool(run)
     summaries = [_summary(run, method, one) for one in dict.fromkeys([pool, "seen"])]
+    if _by_loss(run):
+        return _cards_of_losses(run, method, [one for one in summaries if one])
     out = [
         Card(
             f"{summary.pool.capitalize()} clients, before → after",
@@ -78,6 +87,39 @@ def cards(run: RunFolder, method: str) -> list[Card]:
         ]
         out.append(Card(f"Against {words}, {pool} clients", f"{gap} points", "; ".join(details)))
     return out
+
+
+def _cards_of_losses(run: RunFolder, method: str, summaries: Sequence[Summary]) -> list[Card]:
+    out = [
+        Card(
+            f"{summary.pool.capitalize()} clients, loss",
+            f"{summary.loss:.4g}",
+            f"mean over the test examples of {summary.clients} clients",
+        )
+        for summary in summaries
+    ]
+    for words, baseline in _baselines(run, method, summaries[0].pool) if summaries else []:
+        details = [
+            f"{label(baseline.method)}: {baseline.loss:.4g}",
+            f"{seconds(summaries[0].seconds_per_client)} s against "
+            f"{seconds(baseline.seconds_per_client)} s per client",
+        ]
+        title = f"Against {words}, {baseline.pool} clients"
+        out.append(Card(title, _loss_gap(summaries[0], baseline), "; ".join(details)))
+    return out
+
+
+def _by_loss(run: RunFolder) -> bool:
+    return not run.report.has_accuracy
+
+
+def _loss_gap(summary: Summary, baseline: Summary) -> str:
+    """Return how far a loss lies below or above another one, in percent of that."""
+    if not baseline.loss:
+        return f"{abs(summary.loss):.4g} above" if summary.loss else "level with"
+    gap = (summary.loss - baseline.loss) / abs(baseline.loss)
+    side = "above" if gap > 0 else "below"
+    return "level with" if abs(gap) < LEVEL else f"{abs(100 * gap):.1f} % {side}"
 
 
 def statements(run: RunFolder, method: str, views: Sequence[ClientView]) -> list[str]:
@@ -126,10 +168,10 @@ def _baselines(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summa
             for summary in run.report.methods
             if (summary.pool, method_name(summary.method).role) == (pool, role)
             and summary.method != method
-            and math.isfinite(summary.accuracy)
+            and math.isfinite(merit(run, summary))
         ]
         if table:
-            out.append((words, max(table, key=lambda summary: summary.accuracy)))
+            out.append((words, max(table, key=lambda summary: merit(run, summary))))
     return out
 
 

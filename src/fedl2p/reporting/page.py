@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedl2p.core.settings import WITH_ACCURACY
 from fedl2p.reporting import findings, number_formats
 from fedl2p.reporting.client_views import (
     baseline_of,
@@ -14,10 +15,12 @@ from fedl2p.reporting.client_views import (
     client_views,
     describe_about,
     focus_of,
+    gain_unit,
     group_views,
     kind_key,
     label,
     main_pool,
+    merit,
 )
 from fedl2p.reporting.comparison import flatten
 from fedl2p.reporting.figures import gain_strips, learning_curve, strategy_maps
@@ -82,7 +85,10 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         "learned": learned is not None,
         "pools": pools,
         "comparison": _comparison(run, pools),
-        "best": {pool: _best_accuracy(run, pool) for pool in pools},
+        "best": {pool: _best_score(run, pool) for pool in pools},
+        "accuracy": run.report.has_accuracy,
+        "unit": gain_unit(run),
+        "nats": " (nats)" if _in_nats(run) else "",
         "failures": _failures(run),
         "kind": kind_key(run),
         "gains": gain_strips(
@@ -101,10 +107,10 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         )
         if baseline
         else None,
-        "strategies": strategy_maps(groups) if learned else [],
+        "strategies": strategy_maps(groups, unit=gain_unit(run)) if learned else [],
         "with_strategy": sum(view.strategy is not None for view in views),
         "with_mix": any(view.strategy and view.strategy.mix for view in views),
-        "stages": _curves(run.rounds),
+        "stages": _curves(run.rounds, " nats" if _in_nats(run) else ""),
         "single_rounds": [
             stage for stage, lines in _by_stage(run.rounds).items() if _num_rounds(lines) < 2
         ],
@@ -155,19 +161,26 @@ def _failures(run: RunFolder) -> dict[tuple[str, str, str], list[str]]:
     return methods
 
 
-def _best_accuracy(run: RunFolder, pool: Pool) -> float | None:
-    accuracies = [s.accuracy for s in run.report.methods if s.pool == pool]
-    return max(filter(math.isfinite, accuracies), default=None)
+def _best_score(run: RunFolder, pool: Pool) -> float | None:
+    """Return the highest accuracy, or the lowest loss where there is none."""
+    table = [s for s in run.report.methods if s.pool == pool]
+    if not run.report.has_accuracy:
+        return min((s.loss for s in table if math.isfinite(s.loss)), default=None)
+    return max((s.accuracy for s in table if math.isfinite(s.accuracy)), default=None)
+
+
+def _in_nats(run: RunFolder) -> bool:
+    return run.config.get("loss", "cross-entropy") in WITH_ACCURACY
 
 
 def _comparison(run: RunFolder, pools: Sequence[Pool]) -> dict[str, list[Summary | None]]:
-    """Return the summaries of each method by pool, the most accurate on the main pool first."""
+    """Return the summaries of each method by pool, the best on the main pool first."""
     table = {(s.method, s.pool): s for s in run.report.methods}
     main = main_pool(run)
 
     def order(method: str) -> float:
         summary = table.get((method, main))
-        return -summary.accuracy if summary and math.isfinite(summary.accuracy) else 1.0
+        return -merit(run, summary) if summary else math.inf
 
     methods = sorted(dict.fromkeys(method for method, _ in table), key=order)
     return {method: [table.get((method, pool)) for pool in pools] for method in methods}
@@ -199,7 +212,7 @@ def _stage_name(stage: str) -> str:
     return names.get(stage) or label(stage)
 
 
-def _curves(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
+def _curves(rounds: Sequence[RoundLine], unit: str) -> list[dict[str, Any]]:
     """Return the curves of every stage of several rounds, and a line about them."""
     out: list[dict[str, Any]] = []
     for stage, lines in _by_stage(rounds).items():
@@ -211,7 +224,7 @@ def _curves(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
         out.append(
             {
                 "name": _stage_name(stage),
-                "note": _curve_note(lines, best),
+                "note": _curve_note(lines, best, unit),
                 **{
                     field: learning_curve(
                         # A round evaluates the state that it received: round 1 has none behind it.
@@ -220,6 +233,7 @@ def _curves(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
                         name=f"{field}-{len(out)}",
                         label=f"{_stage_name(stage)}: {field} by round",
                         percent=field == "accuracy",
+                        unit=" %" if field == "accuracy" else unit,
                         best=best,
                     )
                     for field in ("loss", "accuracy")
@@ -229,15 +243,14 @@ def _curves(rounds: Sequence[RoundLine]) -> list[dict[str, Any]]:
     return out
 
 
-def _curve_note(lines: Sequence[RoundLine], best: int | None) -> str:
+def _curve_note(lines: Sequence[RoundLine], best: int | None, unit: str) -> str:
     clients = number_formats.span([line.clients for line in lines[:-1]])
     note = f"{_rounds(_num_rounds(lines))}, {clients} clients a round"
     if best is not None:
         line = lines[best]
-        note += (
-            f"; lowest loss {line.loss:.3f} nats after {_rounds(line.round - 1)}, "
-            f"accuracy there {number_formats.percent(line.accuracy)} %"
-        )
+        note += f"; lowest loss {line.loss:.3f}{unit} after {_rounds(line.round - 1)}"
+        if math.isfinite(line.accuracy):
+            note += f", accuracy there {number_formats.percent(line.accuracy)} %"
     if failures := sum(line.failures for line in lines):
         note += f"; {failures} answers of clients failed and were left out"
     return note

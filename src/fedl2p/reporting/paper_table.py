@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fedl2p.reporting.comparison import Comparison, compare, percent_interval
+from fedl2p.reporting.comparison import Comparison, compare, percent_interval, plain_interval
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
 from fedl2p.reporting.published import SOURCE, published_accuracies
@@ -30,7 +30,8 @@ class Column:
     pool
         Whose accuracies these are.
     accuracies
-        By method, one per seed, in the table's order of seeds: fractions of test samples.
+        By method, one per seed, in the table's order of seeds: fractions of test samples. Losses
+        where these have no accuracy.
     published
         By method, in percent.
     """
@@ -57,6 +58,8 @@ class PaperTable:
         By label of the cell: its runs compared, with intervals and paired differences.
     folders
         By label of the cell: the folders of its runs, in the order of the seeds.
+    measure
+        What the numbers are: ``accuracy``, or ``loss`` where it has no accuracy.
     """
 
     recipe: str
@@ -64,6 +67,7 @@ class PaperTable:
     columns: tuple[Column, ...]
     comparisons: Mapping[str, Comparison]
     folders: Mapping[str, tuple[str, ...]]
+    measure: Literal["accuracy", "loss"] = "accuracy"
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -76,11 +80,12 @@ class PaperTable:
     def title(self) -> str:
         """What the numbers are, in one line."""
         seeds = ", ".join(map(str, self.seeds))
+        what = "accuracy in percent of" if self.measure == "accuracy" else "loss on"
         if len(self.seeds) == 1:
-            return f"{self.recipe}: accuracy in percent of test samples, seed {seeds}"
+            return f"{self.recipe}: {what} test samples, seed {seeds}"
         return (
-            f"{self.recipe}: accuracy in percent of test samples, mean ± half of its 95 % "
-            f"t-interval over {len(self.seeds)} seeds ({seeds})"
+            f"{self.recipe}: {what} test samples, mean ± half of its 95 % t-interval "
+            f"over {len(self.seeds)} seeds ({seeds})"
         )
 
     @property
@@ -97,7 +102,9 @@ class PaperTable:
         for method in self.methods:
             texts = [method_name(method).label]
             for column in self.columns:
-                texts.append(_measured(column.accuracies.get(method)))
+                values = column.accuracies.get(method)
+                write = percent_interval if self.measure == "accuracy" else plain_interval
+                texts.append("" if values is None else write(mean_interval(values)))
                 if column.published:
                     percent = column.published.get(method)
                     texts.append("" if percent is None else f"{percent:.2f}")
@@ -127,6 +134,7 @@ class PaperTable:
             "recipe": self.recipe,
             "seeds": list(self.seeds),
             "confidence": 0.95,
+            "measure": self.measure,
             "columns": [
                 {
                     "cell": column.cell,
@@ -175,9 +183,13 @@ def paper_table(
     # The global model may be a file, a different one for every seed.
     comparisons = {c: compare(folders, may_differ=("pretrained",)) for c, folders in runs.items()}
     table_columns: list[Column] = []
+    by_accuracy = any(one.has_accuracy for one in comparisons.values())
     for cell, folders in runs.items():
         tables = [
-            {(s.method, s.pool): s.accuracy for s in Report.load(folder).methods}
+            {
+                (s.method, s.pool): s.accuracy if by_accuracy else s.loss
+                for s in Report.load(folder).methods
+            }
             for folder in folders
         ]
         for pool in POOLS:
@@ -201,13 +213,8 @@ def paper_table(
         columns=tuple(table_columns),
         comparisons=comparisons,
         folders={cell: tuple(map(str, folders)) for cell, folders in runs.items()},
+        measure="accuracy" if by_accuracy else "loss",
     )
-
-
-def _measured(values: Sequence[float] | None) -> str:
-    if values is None:
-        return ""
-    return percent_interval(mean_interval(values))
 
 
 def _summary(values: Sequence[float] | None) -> dict[str, Any]:

@@ -226,6 +226,12 @@ class Report(RunInfo):
         return "\n\n".join(blocks)
 
     @property
+    def has_accuracy(self) -> bool:
+        """Whether methods are compared by accuracy; if not, by loss, since theirs has none."""
+        finite = [math.isfinite(summary.accuracy) for summary in self.methods]
+        return any(finite) or not any(math.isfinite(summary.loss) for summary in self.methods)
+
+    @property
     def failures(self) -> tuple[Row, ...]:
         """Rows of clients that have no result."""
         return tuple(row for row in self.rows if row.failure is not None)

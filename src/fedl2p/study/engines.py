@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,33 +136,6 @@ def objective_of_study(study: Study) -> Objective:
         metric=study.metric,
         outputs=study.outputs,
     )
-
-
-def check_code(study: Study, trusted: Collection[str], *, remedy: str) -> None:
-    """Refuse a study from elsewhere whose model or objective is code that nobody here has named.
-
-    Parameters
-    ----------
-    study
-        From a file or another machine, which must not choose code to run.
-    trusted
-        Names that the user has given.
-    remedy
-        How to name the first of the others, with ``{name}`` in it.
-
-    Raises
-    ------
-    ValueError
-        If there is such code.
-    """
-    named = [study.model] if not models.is_ours(study.model) else []
-    for name in (*named, *study.objective_code):
-        if name not in trusted:
-            what = "model" if name == study.model else "loss, metric or outputs"
-            raise ValueError(
-                f"it has the {what} {name!r}, code outside this package; if you trust it, name "
-                f"it: {remedy.format(name=name)}"
-            )
 
 
 def privacy_of(study: Study, built: Sequence[Method]) -> dict[str, Privacy]:
