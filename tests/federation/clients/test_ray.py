@@ -25,6 +25,7 @@ from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.clients.ray import OnRay
+from fedl2p.federation.flower.encoded import Encoded
 from fedl2p.federation.messages import Clients, FederationError
 from fedl2p.federation.progress import load_newest
 from fedl2p.federation.rounds import federate
@@ -354,3 +355,22 @@ def test_ray_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
         "fedl2p: error: ray is not installed; install it with: pip install 'fedl2p[ray]'\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_engines_give_the_same_bits_by_default(tmp_path: Path) -> None:
+    """At the defaults of ``run smoke --seed 5``: stacks of ten, two threads here and one there."""
+    study = dataclasses.replace(
+        recipes.get("smoke"), seed=5, methods=("finetuning-client", "bestfixed", "l2p", "fedl2p")
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_study(study, tmp_path / "here")
+    finally:
+        torch.set_num_threads(threads)
+    run_study(dataclasses.replace(study, engine="ray"), tmp_path / "ray")
+    node = engines.node_of(study, folder=(tmp_path / "encoded").absolute(), simulated=True)
+    run_study(study, tmp_path / "encoded", clients=Encoded(InProcess(node)))
+    for other in ("ray", "encoded"):
+        assert_same_run(tmp_path / "here", tmp_path / other)
