@@ -87,6 +87,7 @@ def test_the_reader_takes_it_for_real_and_knows_the_speakers(made: Path) -> None
         assert about["clips"] == 34 + 3
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_files_with_any_number_of_threads(
     made: Path, tmp_path: Path
 ) -> None:

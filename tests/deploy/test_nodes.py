@@ -385,7 +385,7 @@ def test_nothing_of_the_data_or_the_personal_model_travels(federation: Path) -> 
 
 def test_a_study_of_machines_does_not_run_without_them() -> None:
     study = runconfig.read(STUDY).study
-    with pytest.raises(ValueError, match="on machines of their own; start such a study by"):
+    with pytest.raises(ValueError, match="on remote nodes; start such a study by"):
         study.data.open(0)
     with pytest.raises(ValueError, match="shape of an example and the number of classes"):
         Remote().open(0)

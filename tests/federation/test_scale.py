@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,7 +260,6 @@ def test_memory_holds_the_updates_of_one_call_however_many_clients_are_asked(
     add = WeightedMean.add
 
     def counting(self: WeightedMean, update: Update) -> None:
-        gc.collect()
         alive.append(sum(ref() is not None for ref in SENT))
         add(self, update)
 

@@ -140,6 +140,7 @@ def _back(content: bytes) -> bytes:
     return content[::-1]
 
 
+@pytest.mark.slow
 @fuzz(80)
 @given(data=st.data())
 def test_client_files_at_the_command_line(
@@ -242,6 +243,7 @@ def tensor_files(draw: st.DrawFn, base: bytes = WEIGHTS) -> bytes:
     return len(header).to_bytes(8, "little") + header + base[end:]
 
 
+@pytest.mark.slow
 @fuzz(300)
 @given(content=tensor_files())
 def test_weights(content: bytes, place: Path) -> None:
@@ -252,6 +254,7 @@ def test_weights(content: bytes, place: Path) -> None:
         assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
+@pytest.mark.slow
 @fuzz(40)
 @given(content=tensor_files())
 def test_weights_at_the_command_line(
@@ -314,6 +317,7 @@ def checkpoint(place: Path) -> bytes:
     return (place / "one" / "round-000001.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @fuzz(250)
 @given(data=st.data())
 def test_checkpoints_fall_back(
