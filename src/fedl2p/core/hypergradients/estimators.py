@@ -133,8 +133,6 @@ def hypergradient(
         statistics=statistics,
         following=None if following is None else (following[0][None], following[1][None]),
     )
-    if batches:
-        net.examine(batches[0][0])
     result = stack_hypergradient(problem, config)
     for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
         if not bool(values.isfinite().all()):
@@ -158,6 +156,7 @@ def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hyperg
     ValueError
         If the model has no second derivative and the mode takes one.
     """
+    problem.net.examine(problem.validation[0].x[0])  # before any state is made, or graph measured
     try:
         return _ESTIMATORS[config.mode](problem, config)
     except (RuntimeError, NotImplementedError) as error:
