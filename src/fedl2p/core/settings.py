@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from fedl2p.core.clientdata import ClientData
 
 Statistics = Literal["corrected", "published", "global"]
+
+
+def check_whole(least: int, **values: object) -> None:
+    """Raise ValueError if one of the named values is not a whole number of at least ``least``."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"{name} is {value!r}, but must be a whole number, {least} or more")
+        if int(value) < least:
+            raise ValueError(f"{name} is {value}, but must be {least} or more")
+
 
 LOSSES = ("cross-entropy", "bce", "mse")
 """Losses that have a name, see :mod:`fedl2p.core.objective`."""
@@ -78,10 +89,8 @@ class InnerLoop:
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epochs < math.inf:
-            raise ValueError(f"epochs is {self.epochs}, but must be 0 or more")
-        if not 1 <= self.batch_size < math.inf:
-            raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
+        check_whole(0, epochs=self.epochs)
+        check_whole(1, batch_size=self.batch_size)
         if self.statistics not in get_args(Statistics):
             choices = ", ".join(get_args(Statistics))
             raise ValueError(f"statistics is {self.statistics!r}, but must be one of {choices}")
@@ -146,14 +155,13 @@ class HypergradientConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
-        for name in ("steps", "segment", "iterations"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be 1 or more")
-        if not (self.terms >= 0 and 0 < self.psi < math.inf and 0 <= self.damping < math.inf):
+        check_whole(1, steps=self.steps, iterations=self.iterations)
+        if self.segment is not None:
+            check_whole(1, segment=self.segment)
+        check_whole(0, terms=self.terms)
+        if not (0 < self.psi < math.inf and 0 <= self.damping < math.inf):
             raise ValueError(
-                f"terms {self.terms} and damping {self.damping} must be 0 or more, psi {self.psi} "
-                "above 0, all finite"
+                f"damping {self.damping} must be 0 or more and psi {self.psi} above 0, both finite"
             )
 
 
@@ -196,8 +204,7 @@ class MetaNetsConfig:
             raise ValueError(
                 f"form is {self.form!r}, but must be one of {', '.join(get_args(Form))}"
             )
-        if not 1 <= self.hidden < math.inf:
-            raise ValueError(f"hidden is {self.hidden}, but must be 1 or more units")
+        check_whole(1, hidden=self.hidden)
         if not 0 < self.base_rate < math.inf:
             raise ValueError(f"base_rate is {self.base_rate}, but must be positive and finite")
         if not 0 <= self.initial_mix <= 1:
@@ -250,5 +257,4 @@ class Compute:
         if self.precision not in get_args(Precision):
             choices = ", ".join(get_args(Precision))
             raise ValueError(f"precision is {self.precision!r}, but must be one of {choices}")
-        if self.stack_size < 1:
-            raise ValueError(f"stack_size is {self.stack_size}, but must be 1 or more clients")
+        check_whole(1, stack_size=self.stack_size)

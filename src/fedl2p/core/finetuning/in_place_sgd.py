@@ -167,7 +167,9 @@ class InPlaceSGD:
                 after = stepped(before.params[name], rate, grad)
                 self._params[name].index_copy_(0, rows, after)
             for name, value in stats.items():
-                self._stats[name].index_copy_(0, rows, value)
+                kept = self._stats[name].untyped_storage().data_ptr()
+                if value.untyped_storage().data_ptr() != kept:  # not where a batch changes nothing
+                    self._stats[name].index_copy_(0, rows, value)
         return grads
 
     @property

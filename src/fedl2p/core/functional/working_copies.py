@@ -11,6 +11,7 @@ from torch import nn
 from fedl2p.core.functional.inspection import structure
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.profiles import Profiler
+from fedl2p.core.sites import find_sites
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ def working_copies(model: nn.Module) -> WorkingCopies:
     seen: write under ``torch.no_grad()`` instead, or into a new model.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    version = (
-        tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors),
-        structure(model),
-    )
+    try:
+        places = tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors)
+    except ValueError:  # torch's, of a lazy tensor
+        find_sites(model)  # which names the layer
+        raise
+    version = places, structure(model)
     known = _cache.get(model)
     if known is None or known.version != version:
         known = WorkingCopies(FunctionalModel(model), Profiler(model), version)

@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fedl2p.core.settings import DataParts, HypergradientConfig, InnerLoop, MetaNetsConfig
+from fedl2p.core.settings import (
+    DataParts,
+    HypergradientConfig,
+    InnerLoop,
+    MetaNetsConfig,
+    check_whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +50,7 @@ class LocalTraining:
     reads: DataParts = "train"
 
     def __post_init__(self) -> None:
-        if not (self.epochs >= 1 and self.batch_size >= 1):
-            raise ValueError(
-                f"epochs {self.epochs} and batch_size {self.batch_size} must both be 1 or more"
-            )
+        check_whole(1, epochs=self.epochs, batch_size=self.batch_size)
         if not (0 < self.rate < math.inf and 0 < self.decay < math.inf):
             raise ValueError(
                 f"rate {self.rate} and decay {self.decay} must both be above 0 and finite"
@@ -155,9 +158,12 @@ class MetaLearning:
     clip_at: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("outer_steps", "outer_epochs", "validation_batch"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more")
+        check_whole(
+            0,
+            outer_steps=self.outer_steps,
+            outer_epochs=self.outer_epochs,
+            validation_batch=self.validation_batch,
+        )
         if not self.outer_steps and not self.outer_epochs:
             raise ValueError("outer_steps and outer_epochs are both 0, so nothing would be learned")
         rates = (self.rate, self.base_rate)
@@ -232,10 +238,7 @@ class Baselines:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}, but must be 0 or more and finite")
-        if not self.fedrep_head_epochs >= 1:
-            raise ValueError(
-                f"fedrep_head_epochs is {self.fedrep_head_epochs}, but must be 1 or more"
-            )
+        check_whole(1, fedrep_head_epochs=self.fedrep_head_epochs)
         if not 0 <= self.apfl_alpha <= 1:
             raise ValueError(f"apfl_alpha is {self.apfl_alpha}, but must be in [0, 1]")
 
@@ -290,7 +293,4 @@ class Settings:
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < math.inf:
                 raise ValueError(f"{name} is {rate}, but must be above 0 and finite")
-        if not self.alone_steps >= 1:
-            raise ValueError(f"alone_steps is {self.alone_steps}, but must be 1 or more")
-        if not self.local_epochs >= 1:
-            raise ValueError(f"local_epochs is {self.local_epochs}, but must be 1 or more")
+        check_whole(1, alone_steps=self.alone_steps, local_epochs=self.local_epochs)
