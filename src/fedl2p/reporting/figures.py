@@ -48,6 +48,7 @@ def gain_strips(
     *,
     name: str,
     label: str,
+    unit: str = "points",
 ) -> str | None:
     """Return one row of dots per group, a dot per client, with the group's mean at the right.
 
@@ -60,6 +61,8 @@ def gain_strips(
         leaves out everyone there is no figure.
     name, label
         See :func:`fedl2p.reporting.svg.inline_svg`.
+    unit
+        Of the numbers that are drawn.
     """
     rows = [
         (group, [(view, 100 * v) for view in group.clients if (v := value(view)) is not None])
@@ -99,7 +102,7 @@ def gain_strips(
         figure,
         name=name,
         label=label,
-        description=f"Mean of each row in points, its number of clients in brackets: {said}.",
+        description=f"Mean of each row in {unit}, its number of clients in brackets: {said}.",
     )
 
 
@@ -139,8 +142,8 @@ def learning_curve(
     name: str,
     label: str,
     percent: bool,
-    unit: str,
     best: int | None,
+    unit: str = " nats",
 ) -> str | None:
     """Return a learning curve; None if no value is finite, a gap where one is not.
 
@@ -154,10 +157,10 @@ def learning_curve(
         See :func:`fedl2p.reporting.svg.inline_svg`.
     percent
         Whether the values are written in percent.
-    unit
-        Written behind the values, e.g. ``" nats"``.
     best
         Index of the point to mark, if its value is finite, or None.
+    unit
+        Written behind losses.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -185,6 +188,7 @@ def learning_curve(
             markeredgewidth=2.5,
             clip_on=False,
         )
+    unit = " %" if percent else unit
     said = [f"{y:.3g}{unit} after {x:g}" for x, y in (finite[0], finite[-1])]
     description = f"From {said[0]} to {said[1]} rounds."
     if best is not None and math.isfinite(shown[best]):
@@ -193,7 +197,7 @@ def learning_curve(
 
 
 @house_style()
-def strategy_maps(groups: Sequence[Group], *, unit: str) -> list[str]:
+def strategy_maps(groups: Sequence[Group], *, unit: str = "points of accuracy") -> list[str]:
     """Return what each client's data led to: divergence and mix, then rates and gain in ``unit``.
 
     The two figures have a row per client at the same height; clients without a strategy are left

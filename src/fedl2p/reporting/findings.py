@@ -126,22 +126,24 @@ def statements(run: RunFolder, method: str, views: Sequence[ClientView]) -> list
     """Return who gained, who lost, and whether the distance of a client's data explains it."""
     if not views:
         return []
-    out = [_who_gained(method, views)]
+    words = _words(run)
+    out = [_who_gained(method, views, words)]
     groups = group_views(views)
     key = kind_key(run)
     if key is not None and len(groups) > 1:
-        top = " and ".join(map(_group_words, groups[: 2 if len(groups) > 3 else 1]))
+        best = groups[: 2 if len(groups) > 3 else 1]
+        top = " and ".join(_group_words(group, words) for group in best)
         out.append(
             f"By {key}, the largest gains are those of {top}; the smallest those of "
-            f"{_group_words(groups[-1])}."
+            f"{_group_words(groups[-1], words)}."
         )
     return out + _distance_and_gain(views)
 
 
-def compared(method: str, baseline: str, views: Sequence[ClientView]) -> str:
+def compared(run: RunFolder, method: str, baseline: str, views: Sequence[ClientView]) -> str:
     """Return on how many clients a method is above, below and level with a baseline."""
     gaps = [view.over_baseline for view in views if view.over_baseline is not None]
-    return f"{label(method)} against {lower(label(baseline))}: {_counts(gaps)}."
+    return f"{label(method)} against {lower(label(baseline))}: {_counts(gaps, _words(run))}."
 
 
 def lower(name: str) -> str:
@@ -149,10 +151,24 @@ def lower(name: str) -> str:
     return name[0].lower() + name[1:] if name[1:2].islower() else name
 
 
-def _counts(gaps: Sequence[float]) -> str:
+@dataclass(frozen=True)
+class _Words:
+    """What better, worse and the unit of a gain are called."""
+
+    better: str = "above"
+    worse: str = "below"
+    unit: str = "points"
+
+
+def _words(run: RunFolder) -> _Words:
+    """Return those of accuracies, or of losses, of which the lower is better."""
+    return _Words("better", "worse", "percent") if _by_loss(run) else _Words()
+
+
+def _counts(gaps: Sequence[float], words: _Words) -> str:
     above = sum(gap > LEVEL for gap in gaps)
     below = sum(gap < -LEVEL for gap in gaps)
-    return f"above on {above}, below on {below} of {len(gaps)} clients"
+    return f"{words.better} on {above}, {words.worse} on {below} of {len(gaps)} clients"
 
 
 def _baselines(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summary]]:
@@ -184,25 +200,25 @@ def _paired(run: RunFolder, method: str, baseline: str, pool: Pool) -> list[str]
     interval = mean_interval(gaps)
     low, high = map(points, interval.bounds or (math.nan, math.nan))
     return [
-        _counts(gaps),
+        _counts(gaps, _words(run)),
         f"mean difference {points(interval.mean)}, 95 % interval {low} to {high}",
     ]
 
 
-def _who_gained(method: str, views: Sequence[ClientView]) -> str:
+def _who_gained(method: str, views: Sequence[ClientView], words: _Words) -> str:
     gains = [view.gain for view in views]
-    text = f"{label(method)} against the starting model: {_counts(gains)}"
+    text = f"{label(method)} against the starting model: {_counts(gains, words)}"
     worst = min(views, key=lambda view: view.gain)
     if worst.gain < -LEVEL:
-        text += f"; {worst.name} loses most ({points(worst.gain)} points)"
+        text += f"; {worst.name} loses most ({points(worst.gain)} {words.unit})"
     return text + "."
 
 
-def _group_words(group: Group) -> str:
+def _group_words(group: Group, words: _Words) -> str:
     size = len(group.clients)
     unseen = ", unseen" if group.only_unseen else ""
     unit = "client" if size == 1 else "clients"
-    return f"{group.label} ({points(group.mean_gain)} points, {size} {unit}{unseen})"
+    return f"{group.label} ({points(group.mean_gain)} {words.unit}, {size} {unit}{unseen})"
 
 
 def _distance_and_gain(views: Sequence[ClientView]) -> list[str]:

@@ -95,14 +95,16 @@ def page_content(run: RunFolder) -> dict[str, Any]:
             groups,
             lambda view: view.gain,
             name="gains",
+            unit=gain_unit(run),
             label=f"Gain of each client under {label(method)}, one row per group",
         ),
         "baseline": findings.lower(label(baseline)) if baseline else None,
-        "compared": findings.compared(method, baseline, views) if baseline else "",
+        "compared": findings.compared(run, method, baseline, views) if baseline else "",
         "over_baseline": gain_strips(
             groups,
             lambda view: view.over_baseline,
             name="over-baseline",
+            unit=gain_unit(run),
             label=f"{label(method)} minus {label(baseline)} for each client, one row per group",
         )
         if baseline
@@ -233,7 +235,7 @@ def _curves(rounds: Sequence[RoundLine], unit: str) -> list[dict[str, Any]]:
                         name=f"{field}-{len(out)}",
                         label=f"{_stage_name(stage)}: {field} by round",
                         percent=field == "accuracy",
-                        unit=" %" if field == "accuracy" else unit,
+                        unit=unit,
                         best=best,
                     )
                     for field in ("loss", "accuracy")

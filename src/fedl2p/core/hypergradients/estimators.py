@@ -178,7 +178,8 @@ def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hyperg
     ValueError
         If the model has no second derivative and the mode takes one.
     """
-    problem.net.examine(trees.rows(problem.validation[0].x, 0))  # before any state is made, or graph measured
+    # before any state is made, or graph measured
+    problem.net.examine(trees.rows(problem.validation[0].x, 0))
     try:
         return _ESTIMATORS[config.mode](problem, config)
     except (RuntimeError, NotImplementedError) as error:
