@@ -29,6 +29,7 @@ _EXTRAS = {
     "captum": "explain",
     "matplotlib": "report",
     "tyro": "cli",
+    "docstring_parser": "cli",
     "rich": "cli",
 }
 """Packages that not every installation has, and the extra of this package that brings each."""
