@@ -86,9 +86,7 @@ def test_an_output_folder_that_is_a_file(
 
 
 def test_a_missing_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['tyro'] = None; from fedl2p import cli; cli.main(['recipes'])"
-    )
+    code = "import sys; sys.modules['tyro'] = None; from fedl2p import cli; cli.main(['recipes'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
