@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute
 from fedl2p.data.in_memory import InMemory
 from fedl2p.federation.clients.in_process import InProcess
@@ -73,7 +73,7 @@ def population(clients: int) -> InMemory:
 def node(clients: int, *, stack_size: int, keep_bytes: int | None = None) -> ClientNode:
     methods = [Idle.of(size) for size in SIZES]
     return ClientNode(
-        build=lambda: computing(nn.Linear(4, 2), Compute(stack_size=stack_size)),
+        build=lambda: with_compute(nn.Linear(4, 2), Compute(stack_size=stack_size)),
         population=population(clients),
         methods={method.name: method for method in methods},
         keep_bytes=keep_bytes,

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import Compute
@@ -82,7 +82,7 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
     nets = {"": Compute(), ", bfloat16, channels last": fast}
     made: dict[str, Work] = {"plain, eager": lambda: [speed.plain(trained, b) for b in plain]}
     for name, compute in nets.items():
-        noted = computing(model, compute)
+        noted = with_compute(model, compute)
         net = working_copies(noted).net
         made[f"one after another{name}"] = _loop(noted, net, own)
         if clients > 1 and net.stackable(parts[0].x[0]):

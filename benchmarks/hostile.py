@@ -96,7 +96,7 @@ class Attacked(Method):
 
 def study_of(seed: int) -> Study:
     """Return the digits recipe in small."""
-    full = digits.recipe()
+    full = digits()
     inner = dataclasses.replace(full.settings.finetune, epochs=3, batch_size=48)
     return dataclasses.replace(
         full,

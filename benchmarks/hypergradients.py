@@ -67,7 +67,7 @@ class Trial:
 
 def study_of(trial: Trial, rounds: int, clients: int) -> Study:
     """Return the digits recipe with the trial's outer loop."""
-    study = digits.recipe()
+    study = digits()
     nets = dataclasses.replace(study.settings.meta.nets, base_rate=0.05, max_rate=1.0)
     meta = dataclasses.replace(study.settings.meta, nets=nets)
     learn = dataclasses.replace(
@@ -96,7 +96,7 @@ def study_of(trial: Trial, rounds: int, clients: int) -> Study:
 @lru_cache(maxsize=2)
 def pretrained(seed: int, cache: Path) -> tuple[Population, nn.Module]:
     """Return population and pre-trained model of a seed, from the cache if it was made before."""
-    study = dataclasses.replace(digits.recipe(), seed=seed)
+    study = dataclasses.replace(digits(), seed=seed)
     population = study.data.open(seed)
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=seed
@@ -137,7 +137,7 @@ def run(trial: Trial, rounds: int, clients: int, cache: Path) -> Result:
 def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
     """Return for each mode K and the cost of one hypergradient in plain steps, interleaved."""
     torch.set_num_threads(1)
-    study = digits.recipe()
+    study = digits()
     population = study.data.open(0)
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=0)
     net = working_copies(model).net

@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedl2p.federation.listeners import Listener
+
 LIMIT_GB = 1.5
 GROWTH_GB = 0.05
 """What a later round may need more than the first: the allocator's play."""
@@ -27,12 +29,12 @@ GROWTH_GB = 0.05
 STATUS = Path("/proc/self/status")
 
 
-def write_archive(folder: Path, train: int = 50_000, test: int = 10_000) -> Path:
-    """Write the archive, with the writer of the tests."""
+def write_files(folder: Path, train: int = 50_000, test: int = 10_000) -> None:
+    """Write the files of the archive, with the writer of the tests."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from support import data_archives
 
-    return data_archives.write_cifar10(folder, train=train, test=test)
+    data_archives.write_cifar10(folder, train=train, test=test)
 
 
 class Meter:
@@ -80,7 +82,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
         test=10_000 // clients,
     )
     source.open(0)
-    meter("archive decoded and dealt out")
+    meter("files decoded and dealt out")
     population = source.open(0)
     meter("opened again")
     model = models.build("fedl2p.models:small_conv", shape=(3, 32, 32), classes=10, seed=0)
@@ -88,7 +90,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     where = in_process(model, population, {method.name: method})
     after: list[float] = []
 
-    class Watch:
+    class Watch(Listener):
         def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
             pass
 
@@ -132,10 +134,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="fedl2p-memory-") as temporary:
         folder = options.folder or Path(temporary)
-        if not (folder / "cifar-10-python.tar.gz").exists():
-            path = write_archive(folder)
-            print(f"{path.stat().st_size / 1e6:.0f} MB written to {path}")
-        # A process of its own, whose peak is not that of writing the archive.
+        if not any(folder.glob("cifar-10-*")):
+            write_files(folder)
+        # A process of its own, whose peak is not that of writing the files.
         sizes = [f"--{k}={getattr(options, k)}" for k in ("clients", "cohort", "rounds")]
         done = subprocess.run(
             [sys.executable, __file__, "--measure", f"--folder={folder}", *sizes], check=False

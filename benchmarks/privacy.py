@@ -65,7 +65,7 @@ class Trial:
 
 def study_of(seed: int) -> Study:
     """Return the digits recipe with many small clients."""
-    full = digits.recipe()
+    full = digits()
     return dataclasses.replace(
         full,
         seed=seed,

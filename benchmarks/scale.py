@@ -33,10 +33,9 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute, InnerLoop
-from fedl2p.data.pools.names import Numbered
-from fedl2p.data.population import Population
+from fedl2p.data.population import NumberedNames, Population
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.rounds import federate
@@ -66,7 +65,7 @@ class Made(Population):
     classes = CLASSES
 
     def __init__(self, seen: int) -> None:
-        self.seen, self.unseen = Numbered("client-", seen), ()
+        self.seen, self.unseen = NumberedNames("client-", range(seen)), ()
         self.opened = 0
         self.first: float | None = None
 
@@ -154,7 +153,7 @@ def measure_updates(clients: int) -> dict[str, Any]:
     """Return peak memory and the seconds of a round of large updates."""
     method, model, population = Moved(name="moved"), nn.Linear(1, 1), Made(clients)
     node = ClientNode(
-        build=lambda: computing(model, Compute(stack_size=1)),
+        build=lambda: with_compute(model, Compute(stack_size=1)),
         population=population,
         methods={method.name: method},
         keep_bytes=0,

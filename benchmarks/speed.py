@@ -40,7 +40,7 @@ from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import inner_batches
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import stack_hypergradient
 from fedl2p.core.hypergradients.problem import Problem
@@ -71,7 +71,7 @@ class Case:
         Of a round of many clients; 0 leaves those rows out.
     sizes
         Fewest and most training examples of clients that differ; of as many of them another round.
-    ragged
+    unequal_sizes
         How many they are; 0 leaves that row out.
     modes
         Estimators of the hypergradient to measure.
@@ -225,7 +225,7 @@ def rows_of(case: Case) -> list[Row]:
     ways = {"": net}
     if not net.small:
         for name, compute in COMPUTE.items():
-            ways[f", {name}"] = FunctionalModel(computing(model, compute))
+            ways[f", {name}"] = FunctionalModel(with_compute(model, compute))
     rows = [
         Row(
             f"one inner step{name}",

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedl2p import methods, models
+from fedl2p import methods, models, recipes
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import Compute
@@ -51,9 +51,8 @@ from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import kept_profile, model_with_state, profile_of
 from fedl2p.methods.fedl2p import FedL2P
-from fedl2p.recipes import digits, digits_published
 from fedl2p.reporting.intervals import mean_interval
-from fedl2p.runs.config import from_plain, to_plain
+from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.seeds import derive_seed, generator
 from fedl2p.study.settings import Study
 
@@ -97,8 +96,7 @@ class Row:
 
     def study(self, seed: int) -> Study:
         """Return the study of this row under a seed."""
-        recipe = {"digits": digits, "digits_published": digits_published}[self.base].recipe()
-        plain = to_plain(dataclasses.replace(recipe, seed=seed))
+        plain = to_plain(dataclasses.replace(recipes.get(self.base), seed=seed))
         for path, value in self.changes.items():
             *groups, field = path.split(".")
             target = plain

@@ -29,8 +29,8 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower.client_app import answer
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.flower.records import ACTIONS, QUERY
-from fedl2p.runs.config import from_plain, to_plain
-from fedl2p.runs.layout import RunDir
+from fedl2p.runs.folder import RunWriter
+from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.study.engines import device_of, node_of
 from fedl2p.study.settings import Study
 
@@ -128,7 +128,7 @@ def _log_of(machine: Node | None) -> Iterator[None]:
         yield
         return
     machine.out.mkdir(parents=True, exist_ok=True)
-    with RunDir(machine.out).logging():
+    with RunWriter(machine.out).logging():
         yield
 
 

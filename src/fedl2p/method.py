@@ -1,8 +1,8 @@
-"""The joint between core and federation: what a personalization method must say.
+"""The interface that a personalization method implements.
 
-A method says what travels (``Update.shared``), what stays on the client (``kept``), how a cohort of
-clients trains, and how clients are personalized. Everything else (sampling, messages, aggregation,
-checkpoints, reports) is the same for every method and lives elsewhere.
+A method defines what travels (``Update.shared``), what stays on the client (``kept``), how clients
+train, and how they are personalized. Everything else (sampling, messages, aggregation, checkpoints,
+reports) is the same for every method and lies elsewhere.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from fedl2p.core.clientdata import ClientData
-from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.metanets import MetaNets
-from fedl2p.core.profiles import Profile
+    from fedl2p.core.clientdata import ClientData
+    from fedl2p.core.hyperparams import Hyperparams
+    from fedl2p.core.metanets import MetaNets
+    from fedl2p.core.profiles import Profile
 
-State = dict[str, Tensor]
+State = dict[str, "Tensor"]
 """Any named tensors that travel or stay."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """One client as a method sees it in one call.
+    """One client in one call of a method.
 
     Parameters
     ----------
     name
         The client's name, unique in its population.
     data
-        Its own examples.
+        Its examples.
     kept
-        What it kept at the end of the last call of the same method; empty at first.
+        The tensors that it kept at the last call of the same method; empty at first.
     seed
         Derived from (study seed, stage, round, client name); the source of all randomness here.
     round
@@ -53,7 +54,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client answers to one training call.
+    """The result of one training call of one client.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ class Update:
         Weight in the average, a number of examples, > 0.
     metrics
         ``loss`` and ``accuracy`` of the *received* state on the client's validation part (its
-        training part if it has none), so that a round's metrics judge the state after the last
-        aggregation.
+        training part if it has none), so that a round's metrics are those of the state after the
+        last aggregation.
     failure
         None, or one line that says why this client has no usable answer; then the rest is void.
     """
@@ -81,14 +82,12 @@ class Update:
     failure: str | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One client's result after personalization. Accuracies are fractions in [0, 1], on ``test``.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The numbers of one personalized client. Accuracies are fractions in [0, 1], on ``test``.
 
     Parameters
     ----------
-    client
-        Its name.
     num_train, num_test
         Numbers of examples.
     accuracy_before, loss_before
@@ -98,6 +97,25 @@ class Outcome:
     seconds
         Wall-clock time to personalize this client (its share of the cohort's call), evaluation
         not counted.
+    """
+
+    num_train: int
+    num_test: int
+    accuracy_before: float
+    accuracy: float
+    loss_before: float
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Scores):
+    """One client's result after personalization.
+
+    Parameters
+    ----------
+    client
+        Its name.
     hyperparams, profile
         What it fine-tuned with and why, where the method has such; these never travel.
     model
@@ -108,13 +126,6 @@ class Outcome:
     """
 
     client: str
-    num_train: int
-    num_test: int
-    accuracy_before: float
-    accuracy: float
-    loss_before: float
-    loss: float
-    seconds: float
     hyperparams: Hyperparams | None = None
     profile: Profile | None = None
     model: nn.Module | None = None
@@ -173,7 +184,7 @@ class Method(ABC):
         """
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
-        """Judge a state without training; updates carry ``weight`` and ``metrics`` only."""
+        """Evaluate a state without training; updates have ``weight`` and ``metrics`` only."""
         return [
             Update(u.client, weight=u.weight, metrics=u.metrics, failure=u.failure)
             for u in self.train(model, state, clients)

@@ -1,7 +1,7 @@
-"""Where every random draw of this package comes from.
+"""Seeds and generators of all random draws, derived from what each draw is for.
 
-A draw is named by what it is for, e.g. ``(study seed, "learn", round, client name)``, and never by
-who makes it or when: the order and the number of workers cannot change a result.
+A draw is named by its purpose, e.g. ``(study seed, "learn", round, client name)``, never by who
+makes it or when: the order and the number of workers cannot change a result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Derive a 63-bit seed from the parts that name a draw; equal parts give equal seeds."""
+    """Return a 63-bit seed, a hash of the parts that name a draw; equal parts give equal seeds."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,8 +1,9 @@
-"""What users bring of their own, by name: ``package.module:callable``.
+"""Find and import a user's code by name: ``package.module:callable``.
 
-To import a module is to run its code. So a name is only looked up here, in what the program has
-imported: a file, or a message from another machine, that names code cannot make it run. Who may
-decide so imports: a program by ``import``, the command line by :func:`bring`.
+To import a module is to run its code. So :func:`find_callable` only looks a name up in what the
+program has imported: a file, or a message from another machine, that names code cannot make it run.
+Whoever may decide so imports: a program by ``import``, the command line by
+:func:`import_user_module`.
 """
 
 from __future__ import annotations
@@ -14,29 +15,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OURS = __name__.partition(".")[0]
+PACKAGE = __name__.partition(".")[0]
 
 
-def is_own(name: str) -> bool:
-    """Tell whether a name is that of a user's own code."""
-    return ":" in name and name.partition(":")[0].partition(".")[0] != OURS
+def is_user_code(name: str) -> bool:
+    """Tell whether a name is that of code outside this package."""
+    return ":" in name and name.partition(":")[0].partition(".")[0] != PACKAGE
 
 
-def bring(name: str, *, what: str) -> None:
-    """Import the module of a name that a user has typed; others are left alone.
+def import_user_module(name: str, *, what: str, from_working_directory: bool = True) -> None:
+    """Import the module of a user's code by its name; other names are left alone.
 
-    Modules of the working directory are found too, after all that is installed.
+    Parameters
+    ----------
+    name
+        ``package.module:callable``, typed by the user.
+    what
+        The kind of the code, e.g. ``method``; for messages.
+    from_working_directory
+        Whether modules of the working directory are found too, after all that is installed.
 
     Raises
     ------
     ValueError
         If there is no such module. What else the module raises is passed on.
     """
-    if not is_own(name):
+    if not is_user_code(name):
         return
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    directory = str(Path.cwd())
+    if from_working_directory and directory not in sys.path:
+        sys.path.append(directory)
     module = name.partition(":")[0]
     try:
         importlib.import_module(module)
@@ -47,7 +55,7 @@ def bring(name: str, *, what: str) -> None:
         ) from error
 
 
-def find(name: str, *, what: str, wanted: str, takes: tuple[object, ...] = ()) -> Any:
+def find_callable(name: str, *, what: str, wanted: str, takes: tuple[object, ...] = ()) -> Any:
     """Return the callable of a name.
 
     Parameters
@@ -55,7 +63,7 @@ def find(name: str, *, what: str, wanted: str, takes: tuple[object, ...] = ()) -
     name
         ``package.module:callable``.
     what
-        What it is wanted for, e.g. ``method``; for messages, as is the next.
+        The kind of the code, e.g. ``method``; for messages, as is the next.
     wanted
         What to name, e.g. ``a function of the settings``.
     takes
@@ -73,22 +81,27 @@ def find(name: str, *, what: str, wanted: str, takes: tuple[object, ...] = ()) -
             f"{what} {name!r}: {module_name!r} is not imported; if it is yours, import it first, "
             "or name it on the command line"
         )
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    value = getattr(module, attribute, None)
+    if not callable(value):
         problem = "is not callable" if hasattr(module, attribute) else "does not exist"
         raise ValueError(
             f"{what} {name!r}: {attribute!r} {problem} in {module_name!r}; name {wanted}"
         )
-    _check_takes(found, takes, name=name, what=what, wanted=wanted)
-    return found
+    _check_takes(value, takes, name=name, what=what, wanted=wanted)
+    return value
 
 
 def _check_takes(
-    found: Callable[..., object], takes: tuple[object, ...], *, name: str, what: str, wanted: str
+    function: Callable[..., object],
+    takes: tuple[object, ...],
+    *,
+    name: str,
+    what: str,
+    wanted: str,
 ) -> None:
     try:
-        signature = inspect.signature(found)
-    except ValueError:  # some callables written in C do not tell
+        signature = inspect.signature(function)
+    except ValueError:  # some callables written in C have none
         return
     try:
         signature.bind(*takes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,8 @@ import torch
 
 from fedl2p import models, personalize, recipes
 from fedl2p.cli import entry as cli
-from fedl2p.data.npz import read_npz_client
-from fedl2p.runs.layout import load_tensors
+from fedl2p.data.files.npz_client import read_npz_client
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.new_client import load_run, personalize_new_client
 from fedl2p.study.settings import METHODS, Study
 
@@ -47,57 +46,7 @@ def start(*args: object) -> subprocess.Popen[str]:
     )
 
 
-def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--help") == 0
-    said = capsys.readouterr().out
-    for command in ("run", "personalize", "compare", "report", "recipes"):
-        assert re.search(rf"^  {command} ", said, re.M)
-    assert call("--version") == 0
-    assert capsys.readouterr().out.startswith("fedl2p 0.")
-
-
-def test_recipes_have_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("recipes") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipes.names())
-    assert {"digits", "smoke"} <= set(recipes.names())
-    assert all(len(line.split()) > 3 for line in lines)
-
-
-def test_every_recipe_is_a_study_of_its_name() -> None:
-    for name in recipes.names():
-        assert recipes.get(name).recipe == name
-
-
-@pytest.mark.parametrize(
-    "args", [["run", "digits"], ["run"], ["run", "npz"], ["personalize"], ["compare"]]
-)
-def test_help_explains_every_field(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*args, "--help") == 0
-    said = capsys.readouterr().out
-    assert "`" not in said  # no markup of docstrings
-    assert not re.search(r":(class|func|meth|mod):", said)
-    lines = [line.strip("│ ") for line in said.splitlines()]
-    options: list[str] = []
-    for line in lines:
-        if re.match(r"--[a-z]|\[\[PATH", line):
-            options.append(line)
-        elif options and not line.startswith(("╭", "╰")):
-            options[-1] += f" {line}"
-    assert options
-    for option in options:
-        # Names and type are at most three words; what follows, up to the default, describes.
-        described = re.sub(r"\((default|required).*", "", option)
-        assert len(described.split()) > 5, f"no description: {option}"
-
-
-def test_help_shows_the_recipes_own_values(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("run", "smoke", "--help") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"--data.seen INT[^(]*\(default: 6\)", said)
-    assert "--recipe" not in said
-
-
+@pytest.mark.slow
 def test_a_run_prints_the_table_and_the_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = ("--methods", "finetuning-client", "fedl2p", "--learn.rounds", 1, "--seed", 4)
@@ -114,6 +63,7 @@ def test_a_run_prints_the_table_and_the_report(tmp_path: Path) -> None:
     assert config["methods"] == ["finetuning-client", "fedl2p"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a run"
     args = ("run", "smoke", "--methods", "fedavg", "--pretrain.rounds", 90, "--out", out)

@@ -12,8 +12,8 @@ import pytest
 
 from fedl2p.cli import entry as cli
 from fedl2p.data import cifar10, domainnet, office10
-from fedl2p.data.files import downloads, folders
-from fedl2p.data.files.downloads import Remote
+from fedl2p.data.files import folders
+from fedl2p.data.files.downloads import RemoteFile
 from support import data_archives
 from support.web_server import Served, serve
 
@@ -34,9 +34,17 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> list[str]:
     return lines
 
 
-def remote_of(content: bytes, served: Served) -> Remote:
+def cifar10_archive(folder: Path) -> bytes:
+    """The content of a small CIFAR-10 archive."""
+    path = data_archives.write_tar(folder / cifar10.ARCHIVE.name, data_archives.cifar10_files())
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def remote_of(content: bytes, served: Served) -> RemoteFile:
     digits = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return Remote(url=served.url, name="cifar-10-python.tar.gz", checksum=f"md5:{digits}")
+    return dataclasses.replace(cifar10.ARCHIVE, url=served.url, checksum=f"md5:{digits}")
 
 
 def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,14 +61,18 @@ def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "wanted: fedl2p data get|check|make NAME"),
-        (["get"], "wanted: fedl2p data"),
-        (["fetch", "cifar10"], "wanted: fedl2p data"),
+        ([], "missing: one of {get, check, make}; see fedl2p data --help"),
+        (["get"], "missing from fedl2p data get: NAME"),
+        (["fetch", "cifar10"], "fetch, cifar10; available subcommands: get, check, make"),
+        (["make"], "missing: one of {spoken}"),
         (["get", "cifar100"], "no data set 'cifar100' to get; there are cifar10, "),
-        (["make", "cifar10"], "no data set 'cifar10' to make"),
+        (["make", "cifar10"], "unrecognized options: cifar10; available subcommands: spoken"),
         (["get", "digits"], "no data set 'digits' to get"),
         (["check", "cifar10", "--rot", "x"], "--rot"),
-        (["check", "cifar10"], "data/cifar10/cifar-10-python.tar.gz is missing; download https"),
+        (
+            ["check", "cifar10"],
+            "data/cifar10/cifar-10-batches-bin is missing; get it with `fedl2p",
+        ),
         (["check", "office10"], "office_caltech_10_dataset.zip is missing"),
         (["check", "domainnet", "--root", "d"], "d/domainnet_dataset.zip is missing"),
         (["check", "resnet18-imagenet"], "resnet18-f37072fd.pth is missing; download https"),
@@ -83,7 +95,7 @@ def test_one_line_and_status_2(
 def test_get_downloads_and_check_agrees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = data_archives.write_cifar10(tmp_path / "server").read_bytes()
+    content = cifar10_archive(tmp_path)
     monkeypatch.setenv(folders.ROOT_VARIABLE, str(tmp_path / "data"))
     with serve(Served(content)) as server:
         monkeypatch.setattr(cifar10, "ARCHIVE", remote_of(content, server))
@@ -92,17 +104,22 @@ def test_get_downloads_and_check_agrees(
         assert said.out == f"cifar10: complete in {tmp_path / 'data' / 'cifar10'}\n"
         assert said.err == ""
         assert call("data", "get", "cifar10") == 0
-        assert len(server.asked) == 1
+        assert server.asked == 1
     assert call("data", "check", "cifar10") == 0
     small = cifar10.Cifar10(seen=4, train=8, validation=2, test=4)
     assert len(small.open(0).names) == 4
-    archive = tmp_path / "data" / "cifar10" / "cifar-10-python.tar.gz"
-    archive.write_bytes(content[:-1])
-    capsys.readouterr()
-    for verb in ("check", "get"):
-        (line,) = refused(capsys, "data", verb, "cifar10")
-        assert "cifar-10-python.tar.gz is damaged: its MD5 is" in line
-    assert archive.read_bytes() == content[:-1], "a user's file is not deleted"
+    (tmp_path / "data" / "cifar10" / cifar10.ARCHIVE.name).unlink()
+    assert call("data", "get", "cifar10") == 0, "the archive is not needed any more"
+
+
+def test_a_damaged_archive_is_neither_unpacked_nor_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / cifar10.ARCHIVE.name
+    archive.write_bytes(cifar10_archive(tmp_path))  # sound, but not the published one
+    (line,) = refused(capsys, "data", "get", "cifar10", "--root", tmp_path)
+    assert f"{archive} is damaged: its MD5 is" in line
+    assert [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
 def test_get_says_what_to_place_where(
@@ -118,13 +135,15 @@ def test_get_says_what_to_place_where(
     there = data_archives.write_zip(tmp_path / "l.zip", packed)
     root = tmp_path / "data"
     with serve(Served(there.read_bytes())) as good, serve(Served(b"", status=404)) as bad:
-        monkeypatch.setattr(domainnet, "LISTS", Remote(url=good.url, name="domainnet_dataset.zip"))
+        served = dataclasses.replace(domainnet.LISTS, url=good.url)
+        monkeypatch.setattr(domainnet, "LISTS", served)
         gone = [dataclasses.replace(remote, url=bad.url) for remote in domainnet.IMAGES]
         monkeypatch.setattr(domainnet, "IMAGES", gone)
+        monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
         lines = refused(capsys, "data", "get", "domainnet", "--root", root)
         assert len(lines) == 6
         for domain, line in zip(domainnet.DOMAINS.domains, lines, strict=True):
-            assert "the server answered 404" in line
+            assert "404 Client Error" in line
             assert f"place it as {root / f'{domain}.zip'}" in line
     for domain, pictures in images.items():
         data_archives.write_zip(root / f"{domain}.zip", pictures)
@@ -157,7 +176,7 @@ class Make:
         if self.voices < 1:
             raise ValueError(f"voices must be at least 1, got {self.voices}")
 
-    def run(self, root: Path, tell: folders.Tell) -> None:
+    def run(self, root: Path, tell: folders.ProgressCallback) -> None:
         root.mkdir(parents=True)
         (root / "made.txt").write_text(str(self.voices))
         tell("speaking", 1, 1)
@@ -169,6 +188,7 @@ def test_make_takes_the_options_of_its_module(
     module: Any = ModuleType("fedl2p.data.invented")
     module.Make = Make
     monkeypatch.setattr("fedl2p.cli.data.module_of", lambda name, verb: module)
+    monkeypatch.setattr("fedl2p.cli.data.names", lambda verb: ("invented",))
     root = tmp_path / "x"
     assert call("data", "make", "invented", "--root", root, "--voices", 5) == 0
     assert (root / "made.txt").read_text() == "5"
@@ -183,11 +203,10 @@ def test_progress_is_shown_to_a_person(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr(downloads, "PAUSE", 0.0)
-    content = data_archives.write_cifar10(tmp_path / "server").read_bytes()
+    content = cifar10_archive(tmp_path)
     with serve(Served(content)) as server:
         monkeypatch.setattr(cifar10, "ARCHIVE", remote_of(content, server))
         assert call("data", "get", "cifar10", "--root", tmp_path / "x") == 0
     said = capsys.readouterr()
-    assert "cifar-10-python.tar.gz" in said.err
+    assert cifar10.ARCHIVE.name in said.err
     assert "100 %" in said.err

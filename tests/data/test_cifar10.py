@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def positions(population: SharedPool) -> dict[str, list[int]]:
     return {
         name: torch.cat([held.train, held.validation, held.test]).tolist()
-        for name, held in population.holdings.items()
+        for name, held in population.indices.items()
     }
 
 
@@ -40,19 +38,16 @@ def test_a_client_holds_images_of_the_archive(root: Path) -> None:
     assert (population.shape, population.classes) == ((3, 32, 32), 10)
     assert population.seen == tuple(f"seen-{i:02d}" for i in range(8))
     assert population.unseen == tuple(f"unseen-{i:02d}" for i in range(4))
-    raw = {}
-    for name, content in data_archives.cifar10_files().items():
-        if not name.endswith("meta"):
-            batch = pickle.loads(content, encoding="bytes")
-            raw[name.partition("/")[2]] = (batch[b"data"], batch[b"labels"])
-    data = np.concatenate([raw[name][0] for name in cifar10.BATCHES]).reshape(-1, 3, 32, 32)
-    labels = np.concatenate([raw[name][1] for name in cifar10.BATCHES])
+    files = data_archives.cifar10_files()
+    content = b"".join(files[f"{FOLDER}/{name}"] for name in cifar10.BATCHES)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+    data, labels = rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
     mean, sd = (torch.tensor(v).view(1, 3, 1, 1) for v in (NORMALISE.mean, NORMALISE.sd))
     for name in population.names:
         client = population.open(name)
         for part, count in zip(("train", "validation", "test"), (8, 4, 5), strict=True):
             examples = getattr(client, part)
-            held = getattr(population.holdings[name], part)
+            held = getattr(population.indices[name], part)
             assert examples.x.shape == (count, 3, 32, 32)
             assert examples.x.dtype == torch.float32
             assert examples.y.dtype == torch.int64
@@ -123,20 +118,9 @@ def test_training_batches_are_augmented_and_nothing_else(root: Path) -> None:
     assert not torch.equal(x, client.train.x)
 
 
-def test_the_unpacked_folder_gives_the_same(root: Path, tmp_path: Path) -> None:
-    for name, content in data_archives.cifar10_files().items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    packed = Cifar10(root=root, **SMALL).open(0)
-    folder = Cifar10(root=tmp_path, **SMALL).open(0)
-    assert torch.equal(packed.open("seen-01").train.x, folder.open("seen-01").train.x)
-    assert cifar10.check(tmp_path) == []
-
-
-def test_the_archive_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Cifar10(root=root, **SMALL).open(0)
-    monkeypatch.setattr(cifar10, "read_batches", None)
+    monkeypatch.setattr(cifar10, "map_batch", None)
     Cifar10(root=root, alpha=0.5, **SMALL).open(7).open("seen-00")
 
 
@@ -146,7 +130,7 @@ def test_the_default_folder(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert len(Cifar10(**SMALL).open(0).names) == 12
     monkeypatch.delenv(ROOT_VARIABLE)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"data/cifar10/cifar-10-python.tar.gz is missing"):
+    with pytest.raises(ValueError, match=r"data/cifar10/cifar-10-batches-bin is missing; get"):
         Cifar10(**SMALL).open(0)
 
 
@@ -168,58 +152,39 @@ def test_a_setting_out_of_range_is_named(field: str, value: float) -> None:
         Cifar10(**{field: value})  # type: ignore[arg-type]
 
 
-def batch(pixels: int = 3072, labels: int = 40, top: int = 9, kind: str = "u1") -> bytes:
-    data = np.zeros((40, pixels), dtype=kind)
-    return data_archives.cifar_batch(data, [i % (top + 1) for i in range(labels)], "data_batch_2")
+WHOLE = data_archives.cifar_batch(np.zeros((40, 3072), np.uint8), [i % 10 for i in range(40)])
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("name", "content", "said"),
     [
-        (lambda: batch(pixels=1024 * 3 + 12), "images of 3084 values, but CIFAR-10's have 3072"),
-        (lambda: batch(labels=39), "one label per image"),
-        (lambda: batch(top=10), "label that is not one of 0 to 9"),
-        (lambda: batch(kind="<f4"), "no array of bytes named data"),
-        (lambda: pickle.dumps([1, 2]), "no array of bytes named data"),
-        (lambda: pickle.dumps(Path("/")), "not only plain data"),
-        (lambda: batch()[:-1000], "is damaged"),
-        (lambda: b"", "is damaged"),
+        ("data_batch_2.bin", WHOLE[:-1], "has 122919 bytes, but must have a multiple of 3073"),
+        ("data_batch_2.bin", b"", "has 0 bytes, but must have a multiple of 3073"),
+        ("data_batch_2.bin", b"\x0a" + WHOLE[1:], "holds the label 10, not 0 to 9"),
+        (
+            "test_batch.bin",
+            data_archives.cifar_batch(np.zeros((9, 3072), np.uint8), range(9)),
+            r"holds no test image of class 9 \(truck\)",
+        ),
     ],
 )
-def test_a_bad_batch_is_named_and_leaves_nothing(
-    tmp_path: Path, content: Callable[[], bytes], said: str
+def test_a_bad_file_is_named_and_leaves_nothing(
+    tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
-    data_archives.write_cifar10(tmp_path, changed={"data_batch_2": content()})
-    with pytest.raises(ValueError, match=said) as refused:
+    data_archives.write_cifar10(tmp_path, changed={name: content})
+    folder = tmp_path / FOLDER
+    with pytest.raises(ValueError, match=f"{said}.*; move {folder} away, if it is") as refused:
         Cifar10(root=tmp_path, **SMALL).open(0)
-    assert "cifar-10-python.tar.gz: data_batch_2" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.glob("cache/**/*")) == []
 
 
-def test_a_class_without_images(tmp_path: Path) -> None:
-    labels = [i % 9 for i in range(60)]
-    content = data_archives.cifar_batch(np.zeros((60, 3072), np.uint8), labels, "test_batch")
-    data_archives.write_cifar10(tmp_path, changed={"test_batch": content})
-    with pytest.raises(ValueError, match=r"the test batches hold no image of class 9 \(truck\)"):
-        Cifar10(root=tmp_path, **SMALL).open(0)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
-def test_a_cut_off_archive(tmp_path: Path, share: float) -> None:
-    path = data_archives.write_cifar10(tmp_path)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz is damaged or cut off"):
-        Cifar10(root=tmp_path, **SMALL).open(0)
-    assert list(tmp_path.glob("cache/**/*")) == []
-
-
-def test_check_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "cifar-10-python.tar.gz is missing" in cifar10.check(tmp_path)[0]
-    path = data_archives.write_cifar10(tmp_path)
-    (line,) = cifar10.check(tmp_path)
-    assert "its MD5 is" in line
-    assert cifar10.ARCHIVE.checksum.partition(":")[2] in line
-    path.unlink()
-    (tmp_path / FOLDER).mkdir()
-    assert "data_batch_1 is missing" in cifar10.check(tmp_path)[0]
+def test_check_names_what_is_wrong(root: Path, tmp_path: Path) -> None:
+    assert cifar10.check(root) == []
+    assert f"{FOLDER} is missing; get it with" in cifar10.check(tmp_path)[0]
+    data_archives.write_cifar10(tmp_path, changed={"data_batch_3.bin": WHOLE[:-1]})
+    (tmp_path / FOLDER / "data_batch_1.bin").unlink()
+    lines = cifar10.check(tmp_path)
+    assert len(lines) == 2
+    assert "data_batch_1.bin is missing; move" in lines[0]
+    assert "data_batch_3.bin has 122919 bytes" in lines[1]

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from fedl2p.data.digits import HIDDEN_SENSORS, MEAN, PARTS, SD, SEEN_SENSORS, Digits, load_digits
-from fedl2p.data.pools.sensors import SENSORS, rotations, see, warp
+from fedl2p.data.digits import HIDDEN_SENSORS, MEAN, SD, SEEN_SENSORS, Digits, load_digits
+from fedl2p.data.pools.client_indices import PARTS
+from fedl2p.data.pools.sensors import SENSORS, apply_sensor, rotations, warp
 
 pytest.importorskip("sklearn")
 
@@ -84,6 +85,16 @@ def test_the_normalisation_is_that_of_the_images() -> None:
     assert torch.bincount(labels).min() > 150
     assert float(images.mean()) == pytest.approx(MEAN, abs=1e-4)
     assert float(images.std()) == pytest.approx(SD, abs=1e-3)
+
+
+def test_the_images_are_those_that_scikit_learn_loads() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    bunch = datasets.load_digits()
+    images, labels = load_digits()
+    assert torch.equal(images[:, 0], torch.tensor(bunch.images, dtype=torch.float32) / 16)
+    assert torch.equal(labels, torch.tensor(bunch.target))
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert images.is_contiguous()
 
 
 def test_every_image_moves_on_its_own() -> None:
@@ -224,14 +235,14 @@ def test_a_setting_out_of_range_is_named(field: str, value: object) -> None:
 @pytest.mark.parametrize("severity", [0.0, 0.5, 1.0])
 def test_a_sensor_changes_images_one_by_one(kind: str, severity: float) -> None:
     images = load_digits()[0][:40]
-    seen = see(kind, images, severity=severity, generator=torch.Generator().manual_seed(0))
+    seen = apply_sensor(kind, images, severity=severity, generator=torch.Generator().manual_seed(0))
     assert seen.shape == images.shape
     assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
     changed = float((seen - images).abs().mean())
     assert changed == 0 if kind == "none" else changed > 0.02
     if kind != "noise":  # each image has noise of its own
         again = torch.Generator().manual_seed(0)
-        alone = see(kind, images[7:9], severity=severity, generator=again)
+        alone = apply_sensor(kind, images[7:9], severity=severity, generator=again)
         torch.testing.assert_close(alone, seen[7:9], rtol=0, atol=1e-5)
 
 
@@ -241,7 +252,7 @@ def test_a_severer_sensor_is_further_from_the_image(kind: str) -> None:
     far = []
     for severity in (0.0, 1.0):
         rng = torch.Generator().manual_seed(0)
-        seen = see(kind, images, severity=severity, generator=rng)
+        seen = apply_sensor(kind, images, severity=severity, generator=rng)
         far.append(float((seen - images).abs().mean()))
     assert far[0] < far[1]
 
@@ -250,9 +261,9 @@ def test_an_unknown_sensor_or_severity_is_refused() -> None:
     images = load_digits()[0][:2]
     rng = torch.Generator()
     with pytest.raises(ValueError, match=r"no sensor 'fog'; the kinds are none, inversion"):
-        see("fog", images, severity=0.5, generator=rng)
+        apply_sensor("fog", images, severity=0.5, generator=rng)
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.1"):
-        see("blur", images, severity=1.1, generator=rng)
+        apply_sensor("blur", images, severity=1.1, generator=rng)
 
 
 def test_a_warp_by_nothing_and_by_a_quarter_turn() -> None:

@@ -12,9 +12,10 @@ import torch
 
 from fedl2p.data import domainnet, office10
 from fedl2p.data.domainnet import DomainNet
+from fedl2p.data.files import fedbn_images
+from fedl2p.data.files.fedbn_images import SIZE, FedBNImages
 from fedl2p.data.office10 import Office10
-from fedl2p.data.pools import domains
-from fedl2p.data.pools.domains import NORMALISE, SIZE, Domains
+from fedl2p.data.pools.domains import NORMALISE, split_domains
 from support import data_archives
 from support.rounds import one_round
 
@@ -86,7 +87,7 @@ def test_office_is_one_client_per_domain_with_equal_training_parts(office: Path)
 
 def test_the_cut_to_equal_size_is_random(office: Path) -> None:
     def held(seed: int) -> set[int]:
-        holding = Office10(root=office).open(seed).holdings["caltech"]
+        holding = Office10(root=office).open(seed).indices["caltech"]
         return set(torch.cat([holding.train, holding.validation]).tolist())
 
     assert held(0) == held(0)
@@ -114,7 +115,7 @@ def test_domainnet_deals_each_domain_to_its_clients(styles: Path) -> None:
         assert (int(number) == 3) == (name in population.unseen)
         client = population.open(name)
         assert torch.equal(labels_seen(client.train.x), client.train.y)
-        holding = population.holdings[name]
+        holding = population.indices[name]
         used += torch.cat([holding.train, holding.validation, holding.test]).tolist()
         sizes = [len(p) for p in (holding.train, holding.validation, holding.test)]
         assert sizes[2] == 3
@@ -129,7 +130,9 @@ def test_the_published_populations() -> None:
 
 
 def test_one_round(office: Path, styles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(domains, "SIZE", (24, 24))  # a cache of its own: the size is in its key
+    monkeypatch.setattr(
+        fedbn_images, "SIZE", (24, 24)
+    )  # a cache of its own: the size is in its key
     one_round(Office10(root=office).open(0))
     one_round(DomainNet(root=styles, seen=2).open(0), clients=3)
 
@@ -221,7 +224,7 @@ def test_a_bad_image_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_too_few_images_to_split(tmp_path: Path) -> None:
-    tiny = Domains(
+    tiny = FedBNImages(
         name="tiny",
         inner="Tiny",
         lists="tiny.zip",
@@ -229,8 +232,6 @@ def test_too_few_images_to_split(tmp_path: Path) -> None:
         domains=("one",),
         classes=("a",),
     )
-    from fedl2p.data.pools.domains import split_domains
-
     lists, images = data_archives.fedbn_lists("Tiny", {"one": (1, 1)}, ("a",))
     files = {f"Tiny/{k}": v for k, v in {**lists, **images["one"]}.items()}
     data_archives.write_zip(tmp_path / "tiny.zip", files)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from fedl2p import recipes
-from fedl2p.data.huggingface import HuggingFace, parse_partitioner
+from fedl2p.data.huggingface import HuggingFace
+from fedl2p.data.pools.flwr_partitioners import parse_partitioner
 from support.rounds import one_round
 
 arrow = pytest.importorskip("pyarrow")
@@ -85,7 +86,7 @@ def test_every_example_is_dealt_out_once_with_its_label(source: dict[str, Any]) 
             assert torch.equal(torch.tensor(numbers(part.x)) % 3, part.y)
             found += numbers(part.x)
         assert client.test is not None
-        total = sum(len(p) for p in vars(population.holdings[name]).values() if torch.is_tensor(p))
+        total = sum(len(p) for p in vars(population.indices[name]).values() if torch.is_tensor(p))
         assert abs(len(client.test.y) - 0.2 * total) <= 1
     assert sorted(found) == list(range(150))
 

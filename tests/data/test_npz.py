@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedl2p.data.npz import NpzFolder, read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
+from fedl2p.data.npz import NpzFolder
 
 Arrays = dict[str, object]
 
@@ -35,6 +36,7 @@ def test_a_flat_folder_is_all_seen_in_alphabetical_order(tmp_path: Path) -> None
     for name in ("zoe", "adam", "mia"):
         write(tmp_path / f"{name}.npz", client())
     (tmp_path / "notes.txt").write_text("not a client")
+    (tmp_path / "._adam.npz").write_bytes(b"a Mac's")
     population = NpzFolder(tmp_path).open(0)
     assert population.seen == ("adam", "mia", "zoe")
     assert population.unseen == ()

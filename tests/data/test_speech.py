@@ -13,11 +13,12 @@ import torch
 
 from fedl2p.cli import entry as cli
 from fedl2p.data import speech
-from fedl2p.data.audio.commands import CLASSES, COMMANDS, LISTS, scan
+from fedl2p.data.audio import clip_cache
 from fedl2p.data.audio.filter_banks import FilterBank
-from fedl2p.data.audio.waveforms import read_wav, to_float
-from fedl2p.data.files.downloads import Remote
-from fedl2p.data.files.folders import silent
+from fedl2p.data.audio.speech_commands import CLASSES, COMMANDS, LISTS, scan
+from fedl2p.data.audio.wav_files import read_wav, to_float
+from fedl2p.data.files.downloads import RemoteFile
+from fedl2p.data.files.folders import no_progress
 from fedl2p.data.speech import Speech, check, get
 from support.speech_tree import WORDS, tone, write, write_tree
 
@@ -160,7 +161,7 @@ def test_features_are_computed_once(tree: Path, monkeypatch: pytest.MonkeyPatch)
     def never(path: Path) -> np.ndarray:
         raise AssertionError(path)
 
-    monkeypatch.setattr(speech, "read_wav", never)
+    monkeypatch.setattr(clip_cache, "read_wav", never)
     population = source(tree).open(3)
     assert population.open("cem").train.x.shape[0] > 0
     with pytest.raises(AssertionError):
@@ -182,7 +183,7 @@ def test_nobody_is_on_both_sides(own: Path) -> None:
     (own / "clips/testing_list.txt").write_text("yes/ann_nohash_0.wav\n")
     layout = scan(own / "clips", remedy="-")
     assert layout.held_out == {"ann", "eva", "fay"}
-    assert layout.most(held_out=True)[0] == "ann"
+    assert layout.ranked(held_out=True)[0] == "ann"
 
 
 def test_a_missing_folder_says_how_to_get_it(tmp_path: Path) -> None:
@@ -225,9 +226,9 @@ def spoil(root: Path, kind: str) -> None:
         ("other words", "no folder of another word, so the class unknown is empty; "),
         ("noise", "_background_noise_ has no WAV files, from which silence is cut; "),
         ("short noise", r"hiss.wav is 0\.50 s long, .* at least 1 s; remove it"),
-        ("a list", "validation_list.txt is missing, without which nobody knows who is unseen; "),
+        ("a list", "validation_list.txt is missing, which lists unseen speakers; "),
         ("a listed clip", "testing_list.txt, entry 1: 'yes/gus_nohash_0.wav' is not in the folder"),
-        ("a name", "yes/ann.wav is not called SPEAKER_nohash_NUMBER.wav"),
+        ("a name", "yes/ann.wav is not named SPEAKER_nohash_NUMBER.wav"),
         ("a rate", "ann_nohash_0.wav has 22050 samples per second, but must have 16000"),
         ("an empty clip", "ann_nohash_0.wav has no samples"),
         ("a cut clip", "ann_nohash_0.wav is cut off"),
@@ -299,12 +300,12 @@ def test_a_setting_out_of_range_is_named(field: str, value: object) -> None:
         Speech(**{field: value})  # type: ignore[arg-type]
 
 
-def archive(tree: Path, path: Path) -> Remote:
+def archive(tree: Path, path: Path) -> RemoteFile:
     """Write the archive of the folder as the published one is made, with members ``./...``."""
     with tarfile.open(path, "w:gz") as tar:
         tar.add(tree / "clips", arcname=".")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Remote(url="http://127.0.0.1:9/none", name=path.name, checksum=f"sha256:{digest}")
+    return RemoteFile(url="http://127.0.0.1:9/none", name=path.name, checksum=f"sha256:{digest}")
 
 
 def test_a_downloaded_archive_is_checked_unpacked_and_read(
@@ -312,10 +313,10 @@ def test_a_downloaded_archive_is_checked_unpacked_and_read(
 ) -> None:
     remote = archive(tree, tmp_path / speech.ARCHIVE.name)
     monkeypatch.setattr(speech, "ARCHIVE", remote)
-    assert get(tmp_path, silent) == []
+    assert get(tmp_path, no_progress) == []
     assert check(tmp_path) == []
     assert source(tmp_path).open(0).seen == source(tree).open(0).seen
-    assert get(tmp_path, silent) == []  # nothing to do any more
+    assert get(tmp_path, no_progress) == []  # nothing to do any more
 
 
 def test_a_wrong_or_cut_archive_leaves_nothing(
@@ -327,9 +328,9 @@ def test_a_wrong_or_cut_archive_leaves_nothing(
     path.write_bytes(content[: len(content) // 2])
     monkeypatch.setattr(speech, "ARCHIVE", remote)
     with pytest.raises(ValueError, match="is damaged: its SHA256 is"):
-        get(tmp_path, silent)
-    cut = Remote(url=remote.url, name=remote.name)  # as if the sum were not known
+        get(tmp_path, no_progress)
+    cut = RemoteFile(url=remote.url, name=remote.name)  # as if the sum were not known
     monkeypatch.setattr(speech, "ARCHIVE", cut)
-    with pytest.raises(ValueError, match="damaged or cut off"):
-        get(tmp_path, silent)
+    with pytest.raises(ValueError, match="is damaged or not the published archive"):
+        get(tmp_path, no_progress)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -15,14 +15,14 @@ import pytest
 from fedl2p import recipes
 from fedl2p.cli import entry as cli
 from fedl2p.data import spoken
-from fedl2p.data.audio.commands import COMMANDS, scan
+from fedl2p.data.audio.espeak import ACCENTS, VARIANTS, Espeak, Utterance, trimmed
 from fedl2p.data.audio.filter_banks import SAMPLE_RATE, FilterBank
-from fedl2p.data.audio.recording import DEVICES, NOISES, hear, noise
-from fedl2p.data.audio.voices import ACCENTS, VARIANTS, Espeak, Utterance, trimmed
-from fedl2p.data.audio.waveforms import read_wav
-from fedl2p.data.files.folders import silent
+from fedl2p.data.audio.recording_conditions import DEVICES, NOISES, apply_device, make_noise
+from fedl2p.data.audio.speech_commands import COMMANDS, scan
+from fedl2p.data.audio.wav_files import read_wav
+from fedl2p.data.files.folders import no_progress
 from fedl2p.data.speech import Speech
-from fedl2p.data.spoken import OTHERS, Make, check, speakers, words_of, write_archive
+from fedl2p.data.spoken import OTHERS, Make, check, draw_speakers, words_of, write_archive
 from support.speech_tree import tone
 
 pytest.importorskip("soundfile")
@@ -40,7 +40,7 @@ def beep(utterance: Utterance) -> np.ndarray:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("spoken")
-    write_archive(SMALL, root, beep, silent, made_by="beep 1.0")
+    write_archive(SMALL, root, beep, no_progress, made_by="beep 1.0")
     return root
 
 
@@ -75,7 +75,7 @@ def test_the_layout_is_that_of_the_archive(made: Path) -> None:
 def test_the_reader_takes_it_for_real_and_knows_the_speakers(made: Path) -> None:
     source = Speech(root=made, dataset="spoken", seen=3, unseen=3, features=FilterBank(bins=20))
     population = source.open(0)
-    cast = {s.name: s for s in speakers(SMALL)}
+    cast = {s.name: s for s in draw_speakers(SMALL)}
     assert {name for name, s in cast.items() if s.held_out} == set(population.unseen)
     for name in population.names:
         data = population.open(name)
@@ -87,17 +87,18 @@ def test_the_reader_takes_it_for_real_and_knows_the_speakers(made: Path) -> None
         assert about["clips"] == 34 + 3
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_files_with_any_number_of_threads(
     made: Path, tmp_path: Path
 ) -> None:
     one = dataclasses.replace(SMALL, workers=1)
-    write_archive(one, tmp_path, beep, silent, made_by="beep 1.0")
+    write_archive(one, tmp_path, beep, no_progress, made_by="beep 1.0")
     assert contents(tmp_path / "clips") == contents(made / "clips")
-    assert speakers(SMALL) != speakers(dataclasses.replace(SMALL, seed=1))
+    assert draw_speakers(SMALL) != draw_speakers(dataclasses.replace(SMALL, seed=1))
 
 
 def test_clips_of_a_word_differ_and_speakers_have_their_loudness(made: Path) -> None:
-    cast = speakers(SMALL)
+    cast = draw_speakers(SMALL)
     for speaker in cast:
         clips = [
             read_wav(made / f"clips/yes/{speaker.name}_nohash_{i}.wav").astype(float)
@@ -111,7 +112,7 @@ def test_clips_of_a_word_differ_and_speakers_have_their_loudness(made: Path) -> 
 
 
 def test_voices_devices_and_noises_go_round() -> None:
-    cast = speakers(Make())
+    cast = draw_speakers(Make())
     assert len(cast) == 60
     assert sum(s.held_out for s in cast) == 15
     assert len({s.variant for s in cast}) == 60
@@ -128,7 +129,7 @@ def test_voices_devices_and_noises_go_round() -> None:
 
 def test_words_of_a_speaker() -> None:
     make = Make(others=7)
-    said = [words_of(make, s) for s in speakers(make)[:5]]
+    said = [words_of(make, s) for s in draw_speakers(make)[:5]]
     for words in said:
         assert [w for w, _ in words[:10]] == list(COMMANDS)
         assert len({w for w, _ in words[10:]} & set(OTHERS)) == 7
@@ -149,7 +150,7 @@ def test_an_error_while_speaking_leaves_nothing(tmp_path: Path) -> None:
         return beep(utterance)
 
     with pytest.raises(ValueError, match="out of breath"):
-        write_archive(SMALL, tmp_path, choking, silent)
+        write_archive(SMALL, tmp_path, choking, no_progress)
     assert list(tmp_path.iterdir()) == []
     assert len(spoken_words) < 6 * 34
 
@@ -166,9 +167,9 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_made_with_other_settings_is_left_alone(made: Path) -> None:
     before = contents(made)
-    SMALL.run(made, silent)  # the same settings: nothing to do, and no espeak-ng needed
+    SMALL.run(made, no_progress)  # the same settings: nothing to do, and no espeak-ng needed
     with pytest.raises(ValueError, match=r"clips is there already, made with other settings .*--r"):
-        Make(speakers=7, unseen=3).run(made, silent)
+        Make(speakers=7, unseen=3).run(made, no_progress)
     assert contents(made) == before
 
 
@@ -211,11 +212,11 @@ def test_a_missing_synthesiser_is_one_line_and_status_2(
 @pytest.mark.parametrize("kind", list(DEVICES))
 def test_a_device_acts_on_each_clip_by_itself(kind: str) -> None:
     clips = np.stack([tone(300), tone(1200) + 0.1 * tone(3000), 0.01 * tone(700)])
-    heard = hear(kind, clips, severity=0.6, rng=np.random.default_rng(0))
+    heard = apply_device(kind, clips, severity=0.6, rng=np.random.default_rng(0))
     assert heard.shape == clips.shape
     assert np.isfinite(heard).all()
     assert (np.abs(heard - clips).max() > 0.01) == (kind != "none")
-    alone = hear(kind, clips[1:2], severity=0.6, rng=np.random.default_rng(0))
+    alone = apply_device(kind, clips[1:2], severity=0.6, rng=np.random.default_rng(0))
     np.testing.assert_allclose(alone[0], heard[1], atol=1e-9)
 
 
@@ -231,7 +232,7 @@ def power(x: np.ndarray, low: float, high: float) -> float:
 )
 def test_a_band_is_kept_and_the_rest_is_not(kind: str, low: float, high: float) -> None:
     white = np.random.default_rng(0).standard_normal((1, SAMPLE_RATE))
-    heard = hear(kind, white, severity=0.5, rng=np.random.default_rng(0))[0]
+    heard = apply_device(kind, white, severity=0.5, rng=np.random.default_rng(0))[0]
     assert power(white[0], low, high) < 0.9
     assert power(heard, low / 1.3, high * 1.3) > 0.98
 
@@ -240,7 +241,7 @@ def test_echo_and_room_go_on_after_the_sound() -> None:
     click = np.zeros((1, SAMPLE_RATE))
     click[0, 100] = 1
     for kind in ("echo", "room"):
-        heard = hear(kind, click, severity=0.5, rng=np.random.default_rng(0))[0]
+        heard = apply_device(kind, click, severity=0.5, rng=np.random.default_rng(0))[0]
         assert heard[100] == pytest.approx(1, abs=0.2)
         assert np.square(heard[1000:]).sum() > 0.1
         assert np.abs(heard[:100]).max() < 1e-9
@@ -252,7 +253,7 @@ def test_a_severer_device_changes_the_spectrum_more() -> None:
     for kind in set(DEVICES) - {"none"}:
         far = []
         for severity in (0.0, 1.0):
-            heard = hear(kind, white, severity=severity, rng=np.random.default_rng(1))
+            heard = apply_device(kind, white, severity=severity, rng=np.random.default_rng(1))
             far.append(np.square(np.abs(np.fft.rfft(heard)) - plain).mean())
         assert far[0] < far[1], kind
 
@@ -260,23 +261,23 @@ def test_a_severer_device_changes_the_spectrum_more() -> None:
 def test_an_unknown_device_or_severity_is_refused() -> None:
     clips = np.zeros((1, 100))
     with pytest.raises(ValueError, match="no device 'tin'; the kinds are none, telephone"):
-        hear("tin", clips, severity=0.5, rng=np.random.default_rng(0))
+        apply_device("tin", clips, severity=0.5, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        hear("echo", clips, severity=1.5, rng=np.random.default_rng(0))
+        apply_device("echo", clips, severity=1.5, rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("kind", list(NOISES))
 def test_a_noise_is_its_generators_and_about_one_in_size(kind: str) -> None:
-    long = noise(kind, 4 * SAMPLE_RATE, np.random.default_rng(0))
+    long = make_noise(kind, 4 * SAMPLE_RATE, np.random.default_rng(0))
     assert long.shape == (4 * SAMPLE_RATE,)
     assert 0.5 < np.sqrt(np.mean(long**2)) < 2
-    assert np.array_equal(long, noise(kind, 4 * SAMPLE_RATE, np.random.default_rng(0)))
-    assert not np.array_equal(long, noise(kind, 4 * SAMPLE_RATE, np.random.default_rng(1)))
+    assert np.array_equal(long, make_noise(kind, 4 * SAMPLE_RATE, np.random.default_rng(0)))
+    assert not np.array_equal(long, make_noise(kind, 4 * SAMPLE_RATE, np.random.default_rng(1)))
 
 
 def test_the_colour_of_a_noise_is_its_slope() -> None:
     for kind, slope in (("white", 0.0), ("pink", 1.0), ("brown", 2.0)):
-        x = noise(kind, 20 * SAMPLE_RATE, np.random.default_rng(0))
+        x = make_noise(kind, 20 * SAMPLE_RATE, np.random.default_rng(0))
         # power per hertz falls by 2^slope per octave
         octaves = [power(x, f, 2 * f) / f for f in (200, 400, 800, 1600)]
         falls = np.diff(-np.log2(octaves))
@@ -286,7 +287,7 @@ def test_the_colour_of_a_noise_is_its_slope() -> None:
 def test_silence_around_a_word_is_cut_away() -> None:
     x = np.concatenate([np.zeros(500), 0.3 * np.ones(100), np.zeros(700)])
     assert np.array_equal(trimmed(x), np.ones(100))
-    with pytest.raises(ValueError, match="said nothing"):
+    with pytest.raises(ValueError, match="is silent"):
         trimmed(np.zeros(100))
 
 

@@ -29,7 +29,7 @@ from fedl2p.deploy import run_config as runconfig
 from fedl2p.deploy.node import Node
 from fedl2p.federation.clients.received_models import ReceivedModels
 from fedl2p.federation.flower.clients import OnFlower
-from fedl2p.runs.config import to_plain
+from fedl2p.runs.validation import to_plain
 from fedl2p.study.new_client import personalize_new_client
 from support import flower_grid  # noqa: F401
 
@@ -100,17 +100,17 @@ def test_keys_become_typed_fields() -> None:
     [
         ({"learn.round": 3}, "unknown key 'learn.round' .* perhaps you meant learn.rounds"),
         ({"learn_rounds": 3}, "unknown key 'learn_rounds'"),
-        ({"learn.rounds": "three"}, "learn.rounds is 'three', but must be int"),
-        ({"learn.rounds": 2.5}, "learn.rounds is 2.5, but must be int"),
+        ({"learn.rounds": "three"}, "learn.rounds is 'three', but must be a valid integer"),
+        ({"learn.rounds": 2.5}, "learn.rounds is 2.5, but must be a valid integer"),
         ({"learn.rounds": -1}, "rounds is -1"),
-        ({"learn.strategy": "fedsgd"}, "learn.strategy is 'fedsgd', but must be one of"),
-        ({"data.shape": "1,x"}, r"data.shape\[1\] is 'x', but must be int"),
+        ({"learn.strategy": "fedsgd"}, "learn.strategy is 'fedsgd', but must be 'fedavg', "),
+        ({"data.shape": "1,x"}, r"data.shape\[1\] is 'x', but must be a valid integer"),
         ({"data.shape": "1,0"}, "each of its sizes must be 1 or more"),
         ({"data.clients": "a"}, "unknown key 'data.clients'"),
         ({"engine": "ray"}, "unknown key 'engine'"),
         ({"methods": "fedl3p"}, "there is no method 'fedl3p'"),
-        ({"resume": "yes"}, "resume is 'yes', but must be bool"),
-        ({"task": "learn"}, "task is 'learn', but must be one of"),
+        ({"resume": "yes"}, "resume is 'yes', but must be a valid boolean"),
+        ({"task": "learn"}, "task is 'learn', but must be 'study' or 'personalize'"),
         ({"task": "personalize"}, "run names the finished study"),
         ({"run": "/srv/run"}, "run names the finished study"),
         ({"min-clients": 0}, "min-clients is 0"),
@@ -385,12 +385,12 @@ def test_nothing_of_the_data_or_the_personal_model_travels(federation: Path) -> 
 
 def test_a_study_of_machines_does_not_run_without_them() -> None:
     study = runconfig.read(STUDY).study
-    with pytest.raises(ValueError, match="on machines of their own; start such a study by"):
+    with pytest.raises(ValueError, match="on remote nodes; start such a study by"):
         study.data.open(0)
     with pytest.raises(ValueError, match="shape of an example and the number of classes"):
         Remote().open(0)
     known = dataclasses.replace(study.data, clients=("a",))  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="on its own node"):
+    with pytest.raises(ValueError, match="on its node"):
         known.open(0).open("a")
     assert to_plain(known)["clients"] == ["a"]
 

@@ -17,8 +17,9 @@ from fedl2p.methods import build
 from fedl2p.methods.base.settings import Settings
 from fedl2p.recipes._paper_tables import run_table
 from fedl2p.reporting.published import PUBLISHED
-from fedl2p.runs.config import from_plain
 from fedl2p.runs.results import Report
+from fedl2p.runs.validation import from_plain
+from fedl2p.study.preparation import build_methods
 from fedl2p.study.settings import Study
 
 PAGE = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text(encoding="utf-8")
@@ -126,11 +127,12 @@ def test_a_file_or_message_that_names_code_does_not_import_it(here: Path) -> Non
         build("mine:bias_tuning", Settings())
     with pytest.raises(ValueError, match="'mine' is not imported"):
         recipes.get("mine:recipe")
+    plain = {"data": {"kind": "fedl2p.data.digits:Digits"}, "methods": ["mine:bias_tuning"]}
     with pytest.raises(ValueError, match="'mine' is not imported"):
-        from_plain(
-            Study,
-            {"data": {"kind": "fedl2p.data.digits:Digits"}, "methods": ["mine:bias_tuning"]},
-        )
+        build_methods(from_plain(Study, plain))
+    (here / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match=r"config\.json .* 'mine' is not imported"):
+        Study.load(here)
     with pytest.raises(ValueError, match="'mine' is not imported"):
         run_table("mine:recipe", here / "x", seeds=1)
 

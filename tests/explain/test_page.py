@@ -109,8 +109,12 @@ def test_the_reasons_are_the_largest_attributions_with_their_signs() -> None:
         "input sd of conv1 (1.5, typical 1) +0.12, divergence of norm1 (3.2 nats, typical 0.3) "
         "+0.10"
     )
-    opposed = mix("n", 0.5, 0.3, 0.0, -0.2, 0.0)
-    assert typed(because(opposed, FOUND)) == "divergence of norm1 +0.30, input mean of conv1 -0.20"
+    # What pushed the other way is named where it pushed most.
+    opposed = mix("n", 0.5, 0.3, 0.0, -0.2, -0.2)
+    assert typed(because(opposed, FOUND)) == (
+        "input mean of conv1 -0.20, input sd of conv1 -0.20, against divergence of norm1 +0.30"
+    )
+    assert typed(because(mix("n", 0.5, 0.3, 0.0, -0.2, 0.0), FOUND)) == "divergence of norm1 +0.30"
     # A tenth of the largest is not named.
     assert because(mix("n", 0.5, 0.1, 0.01, -0.01, 0.0), FOUND) == "divergence of norm1 +0.10"
 

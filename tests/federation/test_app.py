@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedl2p import app, methods, models, recipes
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute
 from fedl2p.deploy import server as serving
 from fedl2p.federation.clients.in_process import InProcess
@@ -48,7 +48,7 @@ def test_a_client_app_gives_the_bits_of_the_process() -> None:
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
     node = ClientNode(
-        build=lambda: computing(initial, Compute(stack_size=1)),
+        build=lambda: with_compute(initial, Compute(stack_size=1)),
         population=population,
         methods={method.name: method},
     )

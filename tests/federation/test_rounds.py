@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute
 from fedl2p.federation.clients.in_process import InProcess, in_process
 from fedl2p.federation.clients.node import ClientNode
@@ -37,7 +37,7 @@ def run(
 ) -> Federated:
     method, population = method or Toward(), population or Line()
     node = ClientNode(
-        build=lambda: computing(model(), Compute(stack_size=stack_size)),
+        build=lambda: with_compute(model(), Compute(stack_size=stack_size)),
         population=population,
         methods={method.name: method},
     )

@@ -21,8 +21,9 @@ from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
 from fedl2p.federation.flower import records
 from fedl2p.federation.flower.clients import OnFlower
-from fedl2p.federation.messages import OUTCOME_NUMBERS, WEIGHT
+from fedl2p.federation.messages import WEIGHT
 from fedl2p.method import Method, State
+from fedl2p.runs.columns import SCORES
 from fedl2p.study import engines
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
@@ -38,7 +39,7 @@ TRAIN, VALIDATE, PERSONALIZE = records.MESSAGE_TYPES.values()
 METRICS = {
     TRAIN: {WEIGHT, "loss", "accuracy"},
     VALIDATE: {WEIGHT, "loss", "accuracy"},
-    PERSONALIZE: set(OUTCOME_NUMBERS),
+    PERSONALIZE: set(SCORES),
 }
 QUESTION = {"method", "stage", "round", "model", "seed"}
 

@@ -10,10 +10,10 @@ import torch
 
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.data.digits import Digits
-from fedl2p.data.pools.opened import size_of
+from fedl2p.data.pools.client_cache import size_of
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.rounds import federate
@@ -120,7 +120,7 @@ def test_one_call_is_given_as_many_clients_as_memory_allows(room: float, sizes: 
     for watching, keep_bytes in ((watched, int(room * each)), (whole, None)):
         method = watching.method
         node = ClientNode(
-            build=lambda: computing(MODEL, Compute(stack_size=1)),
+            build=lambda: with_compute(MODEL, Compute(stack_size=1)),
             population=POPULATION,
             methods={"fedavg": method},
             keep_bytes=keep_bytes,

@@ -108,13 +108,14 @@ def test_a_users_class_serves_as_it_is() -> None:
         (":small_conv", "not of the form"),
         ("fedl2p.models:", "not of the form"),
         ("", "not of the form"),
-        ("fedl2p.modles:small_conv", "cannot import 'fedl2p.modles' .*No module named"),
+        ("fedl2p.modles:small_conv", "'fedl2p.modles' is not imported"),
+        ("no_such_zoo:net", "cannot import 'no_such_zoo' .*No module named"),
         (".models:small_conv", "cannot import '.models'"),
         ("model_zoo_broken:net", "cannot import .*no_such_dependency"),
         ("fedl2p.models:small_cnov", "'small_cnov' does not exist in 'fedl2p.models'"),
         ("model_zoo:number", "'number' is not callable"),
-        ("model_zoo:lonely", r"cannot be called with \(shape, classes\)"),
-        ("model_zoo:text", "returned str, not a torch.nn.Module"),
+        ("model_zoo:lonely", r"cannot be used .*name a function of \(shape, classes\)"),
+        ("model_zoo:text", "returned str; name a function"),
     ],
 )
 def test_a_name_that_is_no_model_is_refused_in_one_line(spec: str, message: str) -> None:

@@ -13,9 +13,10 @@ import pytest
 from fedl2p import models, recipes
 from fedl2p.cli import entry as cli
 from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
-from fedl2p.data.audio.waveforms import Distort
+from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
 from fedl2p.methods.base.settings import LocalTraining
+from fedl2p.recipes._paper_tables import cells
 from fedl2p.runs.results import Report
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
@@ -95,11 +96,8 @@ def test_published_clients() -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10c", "domainnet"])
 def test_a_cell_per_published_alpha(name: str) -> None:
-    module: Any = recipes.find(name)[0]
-    assert [takes["alpha"] for takes in module.CELLS.values()] == [1000, 1, 0.5, 0.1]
-    for takes in module.CELLS.values():
-        study: Any = module(**takes)
-        assert study.data.alpha == takes["alpha"]
+    data: list[Any] = [cell.study.data for cell in cells(name)]
+    assert [d.alpha for d in data] == [1000, 1, 0.5, 0.1]
 
 
 def test_published_pretraining() -> None:
@@ -248,9 +246,9 @@ def checked(study: Study, out: Path) -> Report:
     ("name", "seen", "unseen"),
     [
         ("cifar10_published_smoke", 4, 0),
-        ("office10_smoke", 4, 0),
-        ("domainnet_published_smoke", 6, 0),
-        ("speech_smoke", 3, 2),
+        pytest.param("office10_smoke", 4, 0, marks=pytest.mark.slow),
+        pytest.param("domainnet_published_smoke", 6, 0, marks=pytest.mark.slow),
+        pytest.param("speech_smoke", 3, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_whole_recipe_in_miniature(

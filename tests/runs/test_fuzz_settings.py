@@ -16,7 +16,7 @@ from fedl2p import recipes
 from fedl2p.core.settings import HypergradientConfig, InnerLoop, MetaNetsConfig
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import Baselines, LocalTraining, MetaLearning, Settings
-from fedl2p.runs.config import from_plain, to_plain
+from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.study.settings import Study
 from support.fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, refused
 

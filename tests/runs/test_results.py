@@ -74,7 +74,16 @@ def test_failed_clients_and_clients_without_test_examples_do_not_count() -> None
 
 
 def test_a_row_takes_the_numbers_of_an_outcome() -> None:
-    outcome = Outcome("c", 96, 128, 0.5, 0.75, 1.5, 0.7, 0.25, failure=None)
+    outcome = Outcome(
+        client="c",
+        num_train=96,
+        num_test=128,
+        accuracy_before=0.5,
+        accuracy=0.75,
+        loss_before=1.5,
+        loss=0.7,
+        seconds=0.25,
+    )
     taken = Row.of("fedl2p", "unseen", outcome)
     assert (taken.client, taken.pool, taken.accuracy, taken.seconds) == ("c", "unseen", 0.75, 0.25)
 
@@ -175,10 +184,15 @@ def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path, file: str) -> N
     ("file", "old", "new", "words"),
     [
         ("results.json", '"seed": 3', '"seed": ', "not JSON"),
-        ("results.json", '"engine"', '"motor"', "no field 'engine'"),
-        ("results.json", '"seed": 3', '"seed": "x"', "wrong type"),
+        ("results.json", '"engine"', '"motor"', "engine is missing"),
+        ("results.json", '"seed": 3', '"seed": "x"', "seed is 'x', but must be a valid integer"),
         ("clients.csv", "num_test", "tests", "no column num_test"),
-        ("clients.csv", ",0.5,", ",half,", "not a number"),
+        (
+            "clients.csv",
+            ",0.5,",
+            ",half,",
+            "line 2: accuracy is 'half', but must be a valid number",
+        ),
         ("clients.csv", ",0.5,", ",0.5,9,", "one field per column"),
         ("clients.csv", ",seen,", ",known,", "pool"),
         ("clients.csv", ",0.5,", ",0.4,", "adds up"),

@@ -28,7 +28,7 @@ LOCAL = Privacy(mechanism="local", noise=20.0, clip=1.0)
 
 
 def study(pretrain: Privacy, learn: Privacy, *methods: str) -> Study:
-    full = smoke.recipe()
+    full = smoke()
     return dataclasses.replace(
         full,
         methods=methods,

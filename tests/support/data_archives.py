@@ -4,74 +4,21 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-CIFAR_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+CIFAR_BATCHES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 
 
-class _Name:
-    def __init__(self, module: str, name: str) -> None:
-        self.text = f"c{module}\n{name}\n".encode()
-
-
-class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes what Python 2 wrote under protocol 2: byte strings, and numpy's old names."""
-
-    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-
-    def save_bytes(self, value: bytes) -> None:
-        self.write(b"T" + struct.pack("<i", len(value)) + value)
-        self.memoize(value)
-
-    def save_name(self, value: _Name) -> None:
-        self.write(value.text)
-
-    def save_array(self, value: np.ndarray) -> None:
-        self.save(_Name("numpy.core.multiarray", "_reconstruct"))
-        self.save((_Name("numpy", "ndarray"), (0,), b"b"))
-        self.write(b"R")
-        self.write(b"(")
-        self.save(1)
-        self.save(value.shape)
-        self.save(_Name("numpy", "dtype"))
-        self.save((value.dtype.str[1:].encode(), 0, 1))
-        self.write(b"R")
-        self.save((3, value.dtype.str[:1].encode(), None, None, None, -1, -1, 0))
-        self.write(b"b")
-        self.save(False)
-        self.save(value.tobytes())
-        self.write(b"tb")
-
-    dispatch[bytes] = save_bytes
-    dispatch[_Name] = save_name
-    dispatch[np.ndarray] = save_array
-
-
-def python2_pickle(value: object) -> bytes:
-    """Pickle as CIFAR's authors did."""
-    out = io.BytesIO()
-    _Python2Pickler(out, protocol=2).dump(value)
-    return out.getvalue()
-
-
-def cifar_batch(data: np.ndarray, labels: Sequence[int], name: str) -> bytes:
-    """The content of one of CIFAR-10's batch files; ``data`` of shape (n, 3072)."""
-    return python2_pickle(
-        {
-            b"batch_label": name.encode(),
-            b"labels": [int(label) for label in labels],
-            b"data": data,
-            b"filenames": [f"{name}_{i}.png".encode() for i in range(len(labels))],
-        }
-    )
+def cifar_batch(data: np.ndarray, labels: Sequence[int]) -> bytes:
+    """The content of one of CIFAR-10's binary batch files; ``data`` of shape (n, 3072), uint8."""
+    return np.column_stack([np.array(labels, np.uint8), data]).tobytes()
 
 
 def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
@@ -103,19 +50,27 @@ def cifar10_files(
     """
     rng = np.random.default_rng(seed)
     counts = [train // 5] * 5 + [test]
-    files = {"cifar-10-batches-py/batches.meta": python2_pickle({b"num_vis": 3072})}
+    files = {"cifar-10-batches-bin/batches.meta.txt": b"airplane\nautomobile\n"}
     for name, count in zip(CIFAR_BATCHES, counts, strict=True):
         labels = np.arange(count) % 10
         data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
         data[:, 0] = np.arange(count) % 256
         data[:, 1] = labels
-        files[f"cifar-10-batches-py/{name}"] = cifar_batch(data, labels.tolist(), name)
-    return files | {f"cifar-10-batches-py/{k}": v for k, v in (changed or {}).items()}
+        files[f"cifar-10-batches-bin/{name}"] = cifar_batch(data, labels.tolist())
+    return files | {f"cifar-10-batches-bin/{k}": v for k, v in (changed or {}).items()}
+
+
+def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files below a folder, as an archive of them unpacks."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
 
 
 def write_cifar10(root: Path, **options: Any) -> Path:
-    """Write cifar-10-python.tar.gz into a folder."""
-    return write_tar(root / "cifar-10-python.tar.gz", cifar10_files(**options))
+    """Write the files of a CIFAR-10 archive into a folder."""
+    return write_folder(root, cifar10_files(**options))
 
 
 def npy(array: np.ndarray) -> bytes:

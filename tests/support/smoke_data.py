@@ -9,16 +9,16 @@ import torch
 
 from fedl2p.data import domainnet, office10, resnet18_imagenet
 from fedl2p.data.cifar10c import CORRUPTIONS
-from fedl2p.data.pools.domains import Domains
+from fedl2p.data.files.fedbn_images import FedBNImages
 from fedl2p.models.resnet import ResNet18
 from support import data_archives, speech_tree
 
 
 def write_all(folder: Path) -> Path:
-    """Write every archive where FEDL2P_DATA = ``folder`` makes the recipes look."""
+    """Write every data set where FEDL2P_DATA = ``folder`` makes the recipes look."""
     data_archives.write_cifar10(folder / "cifar10")
     corrupted = data_archives.cifar10c_files(CORRUPTIONS[:2])
-    data_archives.write_tar(folder / "cifar10c" / "CIFAR-10-C.tar", corrupted)
+    data_archives.write_folder(folder / "cifar10c", corrupted)
     for domains in (office10.DOMAINS, domainnet.DOMAINS):
         for name, files in photographs(domains):
             data_archives.write_zip(folder / domains.name / name, files)
@@ -36,7 +36,7 @@ def write_all(folder: Path) -> Path:
     return folder
 
 
-def photographs(domains: Domains) -> Iterator[tuple[str, dict[str, bytes]]]:
+def photographs(domains: FedBNImages) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield name and files of each archive with FedBN's lists and the images of all domains."""
     counts = {domain: (20 + i, 10) for i, domain in enumerate(domains.domains)}
     lists, images = data_archives.fedbn_lists(domains.inner, counts, domains.classes)

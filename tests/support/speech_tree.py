@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from fedl2p.data.audio.commands import COMMANDS
+from fedl2p.data.audio.speech_commands import COMMANDS
 
 RATE = 16_000
 WORDS = (*COMMANDS, "bed", "cat")

@@ -8,7 +8,7 @@ import math
 import random
 from pathlib import Path
 
-from fedl2p.runs.reading import ROUND_COLUMNS
+from fedl2p.runs.columns import ROUND_COLUMNS
 from fedl2p.runs.results import Report, Row
 
 KINDS = ("inversion", "blur", "noise", "rotation", "thickness", "brightness", "pixelation", "clean")

@@ -13,15 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Served:
     """One file, and how it is served.
 
-    ``breaks`` lists after how many bytes of the body each next answer is cut off.
+    ``breaks`` lists after how many bytes of the body each next answer is cut off; ``asked`` counts
+    the requests.
     """
 
     content: bytes
-    tag: str = '"one"'
-    ranges: bool = True
     status: int = 200
     breaks: list[int] = field(default_factory=list)
-    asked: list[dict[str, str]] = field(default_factory=list)
+    asked: int = 0
     url: str = ""
 
 
@@ -31,36 +30,18 @@ def serve(served: Served) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            served.asked.append(dict(self.headers))
+            served.asked += 1
             if served.status != 200:
                 self.send_error(served.status)
                 return
-            begin = self._begin()
-            if begin > 0 and begin >= len(served.content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(served.content)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            body = served.content[begin:]
-            self.send_response(206 if begin else 200)
-            self.send_header("ETag", served.tag)
+            body = served.content
+            self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
-            if begin:
-                last = len(served.content) - 1
-                self.send_header("Content-Range", f"bytes {begin}-{last}/{len(served.content)}")
             self.end_headers()
             if served.breaks:
                 body = body[: served.breaks.pop(0)]
                 self.close_connection = True
             self.wfile.write(body)
-
-        def _begin(self) -> int:
-            asked = self.headers.get("Range", "")
-            unchanged = self.headers.get("If-Range", served.tag) == served.tag
-            if not (asked and served.ranges and unchanged):
-                return 0
-            return int(asked.removeprefix("bytes=").removesuffix("-"))
 
         def log_message(self, *_: object) -> None:
             pass

@@ -4,84 +4,126 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, ClassVar
 
-from fedl2p.cli.parsing import UsageError, parse, user_errors
-from fedl2p.data.files.folders import Tell, Verb, module_of, names, root_of, silent
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
 
-SUMMARY = "files of data sets: fedl2p data get|check|make NAME [--root DIR]"
-
-_VERBS = {
-    "get": "download what can be downloaded, and say what to place where for the rest",
-    "check": "verify the folder of a data set; name what is missing or damaged",
-    "make": "make the data on this machine",
-}
+from fedl2p.cli.parsing import parse
+from fedl2p.data.files.folders import ProgressCallback, module_of, names, no_progress, root_of
 
 
-def main(args: list[str]) -> int:
-    """Run ``fedl2p data ARGS`` and return the exit status: 2 if something is missing or damaged."""
-    if args and args[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
-    if len(args) < 2 or args[0] not in _VERBS or args[1].startswith("-"):
-        raise UsageError("wanted: fedl2p data get|check|make NAME; see fedl2p data --help")
-    verb, name = cast(Verb, args[0]), args[1]
-    with user_errors():
-        module = module_of(name, verb)
-    options = _options(verb, name, module, args[2:])
-    root = root_of(name, options.root)
-    with user_errors(), _progress() as tell:
-        if verb == "make":
-            options.run(root, tell)
-            left = []
-        else:
-            left = module.get(root, tell) if verb == "get" else module.check(root)
-    for line in left:
+def command(args: list[str]) -> Callable[[], int]:
+    """Parse ``fedl2p data ARGS``."""
+    app, makers = SubcommandApp(), SubcommandApp()
+    for name in names("make"):
+        makers.command(name=name)(_maker(name))
+    app.command(name="get", help=f"{Get.__doc__} There are: {', '.join(names('get'))}.")(Get)
+    app.command(name="check", help=f"{Check.__doc__} There are: {', '.join(names('check'))}.")(
+        Check
+    )
+    app.command(
+        makers, name="make", help=f"Make the data on this machine: {', '.join(names('make'))}."
+    )
+    parsed: Callable[[], int] = parse(app.cli, args, prog="fedl2p data", description=_ABOUT)
+    return parsed
+
+
+_ABOUT = "Get, check or make the files of a data set: fedl2p data get|check|make NAME [--root DIR]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """The folder of a data set.
+
+    Parameters
+    ----------
+    name
+        Name of the data set.
+    root
+        Its folder; by default $FEDL2P_DATA/NAME or data/NAME.
+    """
+
+    name: Positional[str]
+    root: Path | None = None
+
+
+class Get(_Folder):
+    """Download the files of a data set, or say what to place where."""
+
+    def __call__(self) -> int:
+        """Download, and return the exit status: 2 if something is left to do by hand."""
+        root = root_of(self.name, self.root)
+        with _progress() as report:
+            missing = module_of(self.name, "get").get(root, report)
+        return _finish(self.name, root, missing)
+
+
+class Check(_Folder):
+    """Verify the files of a data set; name what is missing or damaged."""
+
+    def __call__(self) -> int:
+        """Verify, and return the exit status: 2 if something is missing or damaged."""
+        root = root_of(self.name, self.root)
+        return _finish(self.name, root, module_of(self.name, "check").check(root))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make:
+    """Make the data on this machine.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set; by default $FEDL2P_DATA/NAME or data/NAME.
+    options
+        Settings of how the data set is made, an instance of its module's Make.
+    """
+
+    name: ClassVar[str]
+    root: Path | None = None
+    options: Any
+
+    def __call__(self) -> int:
+        """Make the data and return the exit status."""
+        root = root_of(self.name, self.root)
+        with _progress() as report:
+            self.options.run(root, report)
+        return _finish(self.name, root, [])
+
+
+def _maker(name: str) -> type[Make]:
+    """Return the command that makes a data set, with the options of its module's ``Make``."""
+    options = module_of(name, "make").Make
+    return dataclasses.make_dataclass(
+        "Make",
+        [("options", Annotated[options, arg(name="")])],
+        bases=(Make,),
+        namespace={"__doc__": options.__doc__, "name": name},
+        kw_only=True,
+        frozen=True,
+    )
+
+
+def _finish(name: str, root: Path, missing: list[str]) -> int:
+    """Print a line for each problem, or that the data set is complete; return the exit status."""
+    for line in missing:
         sys.stderr.write(f"fedl2p: error: {' '.join(line.split())}\n")
-    if left:
+    if missing:
         return 2
     print(f"{name}: complete in {root}")
     return 0
 
 
-def _overview() -> str:
-    lines = [f"usage: {SUMMARY.partition(': ')[2]}", ""]
-    for verb, what in _VERBS.items():
-        known = ", ".join(names(cast(Verb, verb))) or "none"
-        lines += [f"  {verb:<7}{what}", f"         {known}"]
-    lines += ["", "--root: the data set's folder; by default $FEDL2P_DATA/NAME or data/NAME."]
-    return "\n".join(lines)
-
-
-def _options(verb: Verb, name: str, module: Any, args: list[str]) -> Any:
-    """Parse --root and, for make, the fields of the module's Make, of which this is one then."""
-    text = f"{_VERBS[verb].capitalize()}.\n\nParameters\n----------\nroot\n    {_ROOT}\n"
-    if verb == "make":
-        text += inspect.cleandoc(module.Make.__doc__ or "").partition("----------\n")[2]
-    kind = dataclasses.make_dataclass(
-        "Data",
-        [("root", Path | None, dataclasses.field(default=None))],
-        bases=(module.Make,) if verb == "make" else (),
-        kw_only=True,
-        frozen=True,
-        namespace={"__doc__": text},
-    )
-    with user_errors():
-        return parse(kind, args, prog=f"fedl2p data {verb} {name}")
-
-
-_ROOT = "Folder of the data set; by default $FEDL2P_DATA/NAME or data/NAME."
-
-
 @contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """Yield who is told of progress: bars if a person looks, else nobody."""
+def _progress() -> Iterator[ProgressCallback]:
+    """Yield a callback that draws progress bars on a terminal, and does nothing elsewhere."""
     if not sys.stderr.isatty():
-        yield silent
+        yield no_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -94,9 +136,9 @@ def _progress() -> Iterator[Tell]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def tell(what: str, done: int, total: int | None) -> None:
+        def report(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield tell
+        yield report

@@ -1,4 +1,4 @@
-"""What a command line says, in fields; and what is wrong with it, in one line."""
+"""Parse a command's options by tyro, whose errors become one line."""
 
 from __future__ import annotations
 
@@ -6,98 +6,64 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-T = TypeVar("T")
-
-_EXTRAS = {
-    "flwr": "flower",
-    "ray": "ray",
-    "sklearn": "data",
-    "soundfile": "audio",
-    "scipy": "report",
-    "jinja2": "report",
-    "matplotlib": "report",
-    "captum": "explain",
-    "tyro": "cli",
-    "rich": "cli",
-}
+HELP = frozenset({"-h", "--help", "--help-all"})
 
 
-class UsageError(Exception):
-    """What the user gave cannot be used; the message is one line that says what to do."""
+def parse(cli: Callable[..., Any], args: Sequence[str], *, prog: str, **settings: Any) -> Any:
+    """Return what ``tyro.cli`` or an application's ``cli`` makes of the arguments.
 
+    Raises
+    ------
+    ValueError
+        With one line, if the arguments do not fit.
+    SystemExit
+        After help was printed.
+    """
+    from tyro.conf import PositionalMetavarFromFieldName
 
-def parse(kind: type[T], args: list[str], *, prog: str, **settings: Any) -> T:
-    """Parse a command's fields; tyro's boxed messages become one line."""
-    import tyro
-
-    asks_help = any(arg in ("-h", "--help") for arg in args)
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), _wide(not asks_help):
-            parsed: T = tyro.cli(kind, args=args, prog=prog, **settings)
-            return parsed
+        with contextlib.redirect_stderr(errors), _unwrapped(HELP.isdisjoint(args)):
+            return cli(args=args, prog=prog, config=(PositionalMetavarFromFieldName,), **settings)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(one_line(said.getvalue())) from None
+        raise ValueError(one_line(errors.getvalue())) from None
 
 
-def one_line(boxed: str) -> str:
-    """Return the message of one of tyro's boxes: what is inside, up to the first rule, in one line.
-
-    Hints at options of similar names, which stand below the first rule, are appended.
-    """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = [line.strip("│ ") for line in plain.splitlines() if line.strip()]
-    # Where the terminal has no box characters, the title is the first line, with a rule below it.
-    lines = (
-        [line for line in lines if not line.startswith(("╭", "╰"))] if "╭" in plain else lines[2:]
-    )
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if set(line) <= {"─", "-"}:
-            parts.append([])
-        else:
-            parts[-1].append(line)
-    message = re.sub(r"^Error parsing (\S+):", lambda m: m[1] + ":", " ".join(parts[0]))
-    message = message[:1].lower() + message[1:]
-    for part in parts[1:]:
-        if part and part[0].startswith("Perhaps you meant"):
-            similar = [line.split()[0] for line in part[1:] if line.startswith("--")]
-            message += f"; perhaps you meant {' or '.join(similar)}"
-    return message or "the command line cannot be understood; see fedl2p --help"
+def one_line(box: str) -> str:
+    """Return the message in a box that tyro drew: without helptexts of options, in one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    _, *lines = (line.strip("│ ") for line in plain.splitlines())
+    rules = r"^[─-]+$|^╰.*$"
+    first, *others = filter(None, map(str.strip, re.split(rules, "\n".join(lines), flags=re.M)))
+    message = re.sub(r"^Error parsing (?:study\.)?(\S+):", r"\1:", " ".join(first.split()))
+    message = re.sub(r"^Expected one of (.*?)\.?$", r"missing: one of \1", message)
+    message = message[:1].lower() + message[1:].rstrip(".")
+    for paragraph in others:
+        text = " ".join(paragraph.split())
+        if text.startswith("Perhaps you meant"):
+            message += "; perhaps you meant " + " or ".join(re.findall(r"(?m)^--\S+", paragraph))
+        elif text.startswith("Available"):
+            message += f"; a{text[1:]}"
+        elif text.startswith("For full helptext"):
+            message += "; see" + re.sub(r"^For full helptext, (run|see):?", "", text)
+    return message
 
 
 @contextlib.contextmanager
-def _wide(wanted: bool) -> Iterator[None]:
-    """Let tyro's boxes be so wide that no word is broken; what it shows is taken apart again."""
+def _unwrapped(active: bool) -> Iterator[None]:
+    """Make tyro's boxes too wide for a line break; :func:`one_line` reads them."""
     before = os.environ.get("COLUMNS")
-    if wanted:
+    if active:
         os.environ["COLUMNS"] = "10000"
     try:
         yield
     finally:
-        if wanted:
+        if active:
             os.environ.pop("COLUMNS")
             if before is not None:
                 os.environ["COLUMNS"] = before
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn ValueError, the package's errors for users, into usage errors."""
-    try:
-        yield
-    except ValueError as problem:
-        raise UsageError(str(problem)) from problem
-
-
-def missing_package(problem: ModuleNotFoundError) -> str:
-    """Return what to say where a package is not installed: the extra that brings it."""
-    package = (problem.name or "").partition(".")[0]
-    if package not in _EXTRAS:
-        return str(problem)
-    return f"{package} is not installed; install it with: pip install 'fedl2p[{_EXTRAS[package]}]'"

@@ -1,17 +1,19 @@
-"""The command ``fedl2p table``: all cells of a table of the paper, over several seeds."""
+"""The command ``fedl2p table``."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tyro.conf import Positional
+
 from fedl2p import user_code
-from fedl2p.cli.parsing import UsageError, parse, user_errors
+from fedl2p.cli.resumable import progress_bar, resumable
 
 if TYPE_CHECKING:
     from fedl2p.federation.listeners import Listener
@@ -20,13 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Run every cell of a table under several seeds, and print it beside what is published.
+    """Run every cell of a table under several seeds, and print it beside the published figures.
 
-    What is finished in the folder is not run again, what was interrupted goes on: the same command
-    resumes. Writes table.md and table.json, and a run's folder per cell and seed.
+    Finished runs in the folder are kept and interrupted ones resumed, so that the same command goes
+    on. Writes table.md and table.json, and a run's folder per cell and seed.
 
     Parameters
     ----------
+    recipe
+        Name of a recipe; fedl2p recipes lists them.
     seeds
         Number of seeds: 0, 1, and so on.
     out
@@ -37,64 +41,46 @@ class Table:
         Where to compute: auto is cuda if there is a GPU, else cpu.
     """
 
+    recipe: Positional[str]
     seeds: int = 3
     out: Path | None = None
     methods: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    def __call__(self) -> int:
+        """Run what is missing, print the table, and return the exit status."""
+        user_code.import_user_module(self.recipe, what="recipe")
+        for method in self.methods:
+            user_code.import_user_module(method, what="method")
+        return resumable(self._run, again=self._again())
 
-def main(args: list[str]) -> int:
-    """Run ``fedl2p table ARGS`` and return the exit status."""
-    from fedl2p import recipes
+    def _run(self) -> None:
+        from fedl2p.recipes._paper_tables import run_table
 
-    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
-        raise UsageError(
-            "the recipe comes first: fedl2p table RECIPE --seeds 3; recipes are "
-            + ", ".join(recipes.names())
+        # A user's recipe has a colon in its name, which some file systems refuse.
+        out = self.out or Path("tables", self.recipe.replace(":", "-"))
+        table = run_table(
+            self.recipe,
+            out,
+            seeds=self.seeds,
+            methods=self.methods,
+            device=self.device,
+            watch=_watch,
         )
-    name = args[0] if not args[0].startswith("-") else "RECIPE"
-    chosen = parse(Table, args[name != "RECIPE" :], prog=f"fedl2p table {name}")
-    from fedl2p.federation.messages import FederationError
-    from fedl2p.recipes._paper_tables import run_table
+        print(table)
+        print(f"\nwritten: {out / 'table.md'} and {out / 'table.json'}")
 
-    # A colon, which stands in the names of users' own recipes, is not for names of folders.
-    out = chosen.out or Path("tables", name.replace(":", "-"))
-    try:
-        with user_errors():
-            user_code.bring(name, what="recipe")
-            for method in chosen.methods:
-                user_code.bring(method, what="method")
-            table = run_table(
-                name,
-                out,
-                seeds=chosen.seeds,
-                methods=chosen.methods,
-                device=chosen.device,
-                watch=_watch,
-            )
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nfedl2p: interrupted; go on with: {_again(args)}\n")
-        return 130
-    except (FederationError, OSError) as problem:
-        sys.stderr.write(f"fedl2p: error: {problem}; go on with: {_again(args)}\n")
-        return 1
-    print(table)
-    print(f"\nwritten: {out / 'table.md'} and {out / 'table.json'}")
-    return 0
-
-
-def _again(args: list[str]) -> str:
-    return shlex.join(["fedl2p", "table", *args])
+    def _again(self) -> str:
+        """Return the same command."""
+        words = ["fedl2p", "table", self.recipe, "--seeds", str(self.seeds)]
+        words += ["--out", str(self.out)] if self.out else []
+        words += ["--methods", *self.methods] if self.methods else []
+        return shlex.join([*words, "--device", self.device])
 
 
 @contextlib.contextmanager
-def _watch(what: str, study: Study) -> Iterator[Sequence[Listener]]:
-    """Say what runs, with a bar, if a person looks."""
-    from fedl2p.federation.listeners import ProgressListener
-
-    if not sys.stderr.isatty():
-        yield ()
-        return
-    sys.stderr.write(f"{what}\n")
-    with ProgressListener(stages=study.stages) as progress:
-        yield (progress,)
+def _watch(folder: str, study: Study) -> Iterator[list[Listener]]:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{folder}\n")
+    with progress_bar(study) as listeners:
+        yield listeners

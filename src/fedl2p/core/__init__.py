@@ -1,4 +1,4 @@
 """The method of the paper, on any ``torch.nn.Module``.
 
-Nothing here knows of federation, data sets or files, but for the meta-nets' own.
+It reads and writes no file but those of the meta-nets.
 """

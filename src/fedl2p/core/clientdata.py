@@ -1,16 +1,19 @@
-"""What one client holds: labelled examples in up to three disjoint parts."""
+"""The data of one client: labelled examples in up to three disjoint parts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Text, so that sources can be imported without loading torch.
+Augment: TypeAlias = "Callable[[Tensor, torch.Generator], Tensor]"
 """``augment(x, generator) -> x`` on one batch; every random draw comes from ``generator``.
 
 Where the client has ``raw`` examples it gets a batch of these and returns the model's inputs.
@@ -30,7 +33,7 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's own data.
+    """The data of one client.
 
     Parameters
     ----------
@@ -43,13 +46,13 @@ class ClientData:
     augment
         Applied to each training batch, never to validation or test; None for no augmentation.
     raw
-        The training examples in the form that ``augment`` takes, shape (n, ...), if that is not the
-        model's own: waveforms, where ``train.x`` holds their spectra. None: it takes ``train.x``.
+        The training examples in the form that ``augment`` takes, shape (n, ...), if the model takes
+        another one: waveforms, where ``train.x`` holds their spectra. None: it takes ``train.x``.
     raw_validation
         The same of the validation examples: what :meth:`joined` adds to ``raw``.
     balanced
-        Whether training batches hold each class that the client has equally often on average: an
-        epoch then draws as many examples as there are, with replacement. If not, an epoch is every
+        Whether the client's classes are equally frequent in training batches on average: an epoch
+        then draws as many examples as there are, with replacement. If not, an epoch is every
         example once.
     """
 
@@ -88,11 +91,11 @@ class ClientData:
             ("raw_validation", self.raw_validation, self.validation),
         )
         for name, raw, part in parts:
-            wanted = 0 if part is None else len(part.x)
-            if raw is not None and len(raw) != wanted:
+            expected = 0 if part is None else len(part.x)
+            if raw is not None and len(raw) != expected:
                 raise ValueError(
-                    f"{name} has {len(raw)} examples where {wanted} are wanted; give one for each "
-                    "example of the part"
+                    f"{name} has {len(raw)} examples, but its part has {expected}; give one for "
+                    "each example of the part"
                 )
 
     def joined(self) -> ClientData:

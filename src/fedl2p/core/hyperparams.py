@@ -13,7 +13,7 @@ from fedl2p.core.sites import Sites
 
 @dataclass(frozen=True)
 class Hyperparams:
-    """How one client fine-tunes (or a cohort of C clients, with a leading dimension C).
+    """The hyperparameters of one client, or of C clients with a leading dimension C.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Hyperparams:
         if check:
             self._check_values()
         if self.mix.dim() != self.rate.dim():
-            raise ValueError("mix and rate must both be for one client or both for a cohort")
+            raise ValueError("mix and rate must both be for one client or both for many clients")
         if self.mix.shape[:-1] != self.rate.shape[:-1]:
             raise ValueError(
                 f"mix is for {len(self.mix)} clients, but rate for {len(self.rate)}; give both for "
@@ -95,7 +95,7 @@ class Hyperparams:
         )
 
     def __getitem__(self, client: int) -> Hyperparams:
-        """Return those of one client of a cohort."""
+        """Return those of one of C clients."""
         return Hyperparams(self.mix[client], self.rate[client], self.sites, check=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Hyperparams:
@@ -107,7 +107,7 @@ class Hyperparams:
     def by_name(self) -> dict[str, dict[str, float]]:
         """Return plain numbers: ``{"mix": {norm: value}, "rate": {parameter: value}}``."""
         if self.mix.dim() != 1:
-            raise ValueError("by_name is for one client; index the cohort first")
+            raise ValueError("by_name is for one client; take one of them first: hyperparams[i]")
         return {
             "mix": dict(zip(self.sites.norms, self.mix.tolist(), strict=True)),
             "rate": dict(zip(self.sites.params, self.rate.tolist(), strict=True)),

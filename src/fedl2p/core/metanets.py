@@ -21,7 +21,7 @@ default
     0 where a descent step would lead further outside, so that no entry winds up behind its bound.
     Hidden layers start Kaiming-normal, the last ones scaled by 0.1.
 
-What each departure was measured to give stands in ``docs/choices.md``. Shapes: C clients, B norms,
+``docs/choices.md`` has the measurements behind each departure. Shapes: C clients, B norms,
 L layers, P parameter tensors.
 """
 
@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedl2p.atomic_files import write_tensors, write_text
+from fedl2p.atomic_files import check_regular, read_text, write_tensors, write_text
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MetaNetsConfig
@@ -174,7 +174,7 @@ class MetaNets(nn.Module):
                     net.out.weight.mul_(LAST_LAYER_SCALE)
 
     def forward(self, profile: Profile) -> Hyperparams:
-        """Write hyperparameters for a profile, or for C clients' with a leading dimension C."""
+        """Return hyperparameters for a profile, or for C clients' with a leading dimension C."""
         mix, rate = self._raw(*self.prepared(profile))
         shared = self._shared_scale * self.base
         if self._published:
@@ -236,13 +236,13 @@ class MetaNets(nn.Module):
         return mix, rate
 
     def per_client(self, weights: Mapping[str, Tensor], profile: Profile) -> Hyperparams:
-        """Write hyperparameters of C clients, each by weights of its own, of shape (C, ...)."""
+        """Return hyperparameters of C clients, each by its own weights, of shape (C, ...)."""
 
         def one(
-            own: dict[str, Tensor], divergence: Tensor, moments: Tensor
+            weights: dict[str, Tensor], divergence: Tensor, moments: Tensor
         ) -> tuple[Tensor, Tensor]:
-            seen = Profile(divergence, moments, profile.num_examples, profile.sites)
-            written: Hyperparams = functional_call(self, own, (seen,))
+            one_profile = Profile(divergence, moments, profile.num_examples, profile.sites)
+            written: Hyperparams = functional_call(self, weights, (one_profile,))
             return written.mix, written.rate
 
         with _SWAPPING:
@@ -252,7 +252,7 @@ class MetaNets(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (sites and configuration).
 
-        Each file is written beside its place and then put there: one that is there is whole.
+        Each file is replaced as a whole: a reader never finds a part of one.
         """
         description = {"config": asdict(self.config), "sites": asdict(self.sites)}
         weights, about = _files(path)
@@ -273,9 +273,10 @@ class MetaNets(nn.Module):
 
         weights, about = _files(path)
         try:
-            description = json.loads(about.read_text())
+            description = json.loads(read_text(about))
             names = {k: _names(v) for k, v in description["sites"].items()}
             config = MetaNetsConfig(**description["config"])
+            check_regular(weights.stat())
             tensors = load_file(weights)
             # Before nets of that width are made: the weights are as large as their file, a number
             # in a description may be anything.
@@ -296,7 +297,7 @@ class MetaNets(nn.Module):
 
 
 def _files(path: str | Path) -> tuple[Path, Path]:
-    """Return the two files of meta-nets; a dot in their name is part of it."""
+    """Return the paths of weights and description; a dot in their name is part of it."""
     path = Path(path)
     if path.suffix in (".safetensors", ".json"):
         path = path.with_suffix("")

@@ -1,4 +1,4 @@
-"""The user's one call: a model of one's own from the meta-nets, without any search."""
+"""Personalize a model for one client with learned meta-nets, without any search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedl2p.core.settings import Statistics
 
 @dataclass(frozen=True)
 class Personalized:
-    """What a client gets.
+    """A personalized model, and what it was made with.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class Personalized:
         An instance of the global model's own class with plain batch-norm layers that hold the mixed
         statistics; it needs nothing of this package.
     hyperparams
-        With which it was fine-tuned.
+        The hyperparameters that it was fine-tuned with.
     profile
-        From which these were written.
+        The client's profile, from which the meta-nets wrote these.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ def personalize(
     seed: int = 0,
     statistics: Statistics = "corrected",
 ) -> Personalized:
-    """Profile a client's data, ask the meta-nets for hyperparameters, fine-tune with them.
+    """Profile a client's data, let the meta-nets write hyperparameters, fine-tune with them.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def personalize(
     seed
         Determines the order of the batches.
     statistics
-        How the client's running batch-norm statistics start: ``corrected`` or ``published``, see
-        :class:`~fedl2p.core.finetuning.inner_loop.InnerLoop`; those used in learning serve best.
+        Start of the client's running batch-norm statistics: ``corrected`` or ``published``, see
+        :class:`~fedl2p.core.settings.InnerLoop`; those used in learning serve best.
 
     Returns
     -------
@@ -78,9 +78,9 @@ def personalize(
     data = as_client_data(data)
     if len(data.train.x) == 0:
         raise ValueError("there is no training example; personalization needs at least one")
-    seen = profile(model, data.train.x.split(256))
+    client_profile = profile(model, data.train.x.split(256))
     with torch.no_grad():
-        hyperparams = metanets(seen)
+        hyperparams = metanets(client_profile)
     tuned = finetune(
         model,
         hyperparams,
@@ -90,4 +90,4 @@ def personalize(
         seed=seed,
         statistics=statistics,
     )
-    return Personalized(tuned, hyperparams, seen)
+    return Personalized(tuned, hyperparams, client_profile)

@@ -28,7 +28,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Profile:
-    """One client's data as the global model sees it (or a cohort's, with a leading dimension C).
+    """Statistics of a client's data in the global model (C clients: a leading dimension C).
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class _Moments:
     m2: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, rows: Tensor) -> None:
-        """Let values of shape (values, channels) enter."""
+        """Merge in values of shape (values, channels)."""
         rows = rows.double()
         count, total = len(rows), self.count + len(rows)
         if count == 0:
@@ -128,7 +128,7 @@ _LAYER_FUNCTIONS = frozenset(
 
 
 class Profiler:
-    """Profiles clients against one frozen model; keeps a private copy of it with hooks.
+    """Computes profiles of clients against one frozen model, by hooks in a private copy of it.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class Profiler:
         tensors = [p for p in self._model.parameters() if p.is_floating_point()]
         self._inputs, self._device = tensors[0].dtype, tensors[0].device
         self._dtype = torch.promote_types(self._inputs, torch.float32)
-        self._busy = threading.Lock()  # the sums below are one client's; clients come in threads
+        self._lock = threading.Lock()  # the sums are one client's; clients come in threads
 
     def _watch_norm(self, name: str, norm: nn.Module) -> None:
         """Let whoever calls batch_norm with the layer's statistics show its input."""
@@ -188,7 +188,7 @@ class Profiler:
     @torch.no_grad()
     def __call__(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:
         """Profile one client; see :func:`profile`."""
-        with self._busy:
+        with self._lock:
             return self._profile(batches)
 
     def _profile(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Profile:

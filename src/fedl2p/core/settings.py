@@ -1,6 +1,7 @@
-"""Settings of the core: how clients fine-tune, how that is differentiated, the form of the nets.
+"""Settings of the core: inner loop, hypergradient, meta-nets, precision.
 
-Without torch, so that the command line can describe them before it is loaded.
+This file does not import torch, so that the command line can describe the settings before torch is
+loaded.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ class InnerLoop:
     batch_size
         Examples per step; the last batch of an epoch may be smaller.
     statistics
-        How the client's running batch-norm statistics start: corrected (bias removed, our
-        default), published (mean 0, variance 1, as in the reference), or global (at the global
-        model's, as in plain training).
+        Start of the client's running batch-norm statistics: corrected (bias removed), published
+        (mean 0, variance 1, as in the reference), or global (those of the global model, as in plain
+        training).
     final
-        What the last fine-tuning, that of the model which a client uses, reads: its training part,
-        or the validation part too (published for CIFAR-10). Whatever is chosen or learned before,
-        is on the training part alone.
+        Data of the last fine-tuning, that of the model which a client uses: its training part, or
+        the validation part too (published for CIFAR-10). What is chosen or learned before that uses
+        the training part alone.
     early_stopping
-        Keep the client's state after the epoch with the lowest loss on its validation part (the
-        state without fine-tuning counts too), where a method personalizes; learning is not
-        stopped early. A client without a validation part keeps the last state.
+        Keep the client's state after the epoch of lowest loss on its validation part (the state
+        without fine-tuning counts too) when it is personalized; learning is not stopped early. A
+        client without a validation part keeps the last state.
     """
 
     epochs: int = 15
@@ -54,11 +55,11 @@ class InnerLoop:
         if not 1 <= self.batch_size < math.inf:
             raise ValueError(f"batch_size is {self.batch_size}, but must be 1 or more")
         if self.statistics not in get_args(Statistics):
-            wanted = ", ".join(get_args(Statistics))
-            raise ValueError(f"statistics is {self.statistics!r}, but must be one of {wanted}")
+            choices = ", ".join(get_args(Statistics))
+            raise ValueError(f"statistics is {self.statistics!r}, but must be one of {choices}")
         if self.final not in get_args(DataParts):
-            wanted = ", ".join(get_args(DataParts))
-            raise ValueError(f"final is {self.final!r}, but must be one of {wanted}")
+            choices = ", ".join(get_args(DataParts))
+            raise ValueError(f"final is {self.final!r}, but must be one of {choices}")
         if self.early_stopping and self.final == "train+validation":
             raise ValueError(
                 "early_stopping needs a validation part that is not trained on, but final is "
@@ -81,21 +82,20 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @dataclass(frozen=True, kw_only=True)
 class HypergradientConfig:
-    """Which estimator, and its settings.
+    """The estimator of the hypergradient.
 
     Parameters
     ----------
     mode
-        The estimator: last-step and trajectory are first-order and cheap, implicit solves with the
-        Hessian, truncated goes back through the last steps, unrolled through all (exact), published
-        is that of the reference.
+        last-step and trajectory are first-order and cheap, implicit solves a linear system with the
+        Hessian, truncated differentiates through the last steps, unrolled through all (exact),
+        published is that of the reference.
     steps
-        T of truncated, in inner steps.
+        Inner steps that truncated differentiates through (T).
     segment
-        Inner steps whose graph is held at a time in unrolled and truncated: 1 holds one
-        step's graph and every step's weights; larger ones hold fewer weights and larger graphs,
-        and save a plain step's time for every graph that need not be made again. The result is
-        the same up to rounding. None: as many as fit into 256 MiB.
+        Inner steps between checkpoints of unrolled and truncated, whose graph is in memory at a
+        time: larger ones need fewer copies of the weights and less time, but memory for larger
+        graphs. Changes results by rounding only. None: as many as fit into 256 MiB.
     psi
         Step of the Neumann series (published).
     terms
@@ -103,8 +103,8 @@ class HypergradientConfig:
     damping
         Added to the Hessian's diagonal (implicit).
     iterations
-        Of conjugate gradients at most (implicit); they stop early at a relative residual of
-        1e-10 or at negative curvature, where the inverse means nothing.
+        Most iterations of conjugate gradients (implicit); they stop early at a relative residual of
+        1e-10 or at negative curvature.
     """
 
     mode: Mode = "truncated"
@@ -139,7 +139,7 @@ class MetaNetsConfig:
     Parameters
     ----------
     form
-        default or published (the paper's); :mod:`fedl2p.core.metanets` has both by formula.
+        default or published (the paper's); fedl2p.core.metanets has both by formula.
     constant
         Leave the profile out: no nets, only one learned mix per norm and one learned rate per
         tensor, the same for all clients (an ablation).
@@ -149,8 +149,10 @@ class MetaNetsConfig:
         Learning rate of every tensor before learning.
     initial_mix
         Mix of every norm before learning, in the default form; about 0.5 in the published one.
-    min_rate, max_rate
-        Bounds of the learning rates in the default form.
+    min_rate
+        Lower bound of the learning rates in the default form.
+    max_rate
+        Upper bound of the learning rates in the default form.
     """
 
     form: Form = "default"
@@ -193,7 +195,7 @@ Precision = Literal["full", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How convolutions and matrix products are computed.
+    """Precision, memory layout and stacking of the computations.
 
     Parameters
     ----------
@@ -218,7 +220,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            wanted = ", ".join(get_args(Precision))
-            raise ValueError(f"precision is {self.precision!r}, but must be one of {wanted}")
+            choices = ", ".join(get_args(Precision))
+            raise ValueError(f"precision is {self.precision!r}, but must be one of {choices}")
         if self.stack_size < 1:
             raise ValueError(f"stack_size is {self.stack_size}, but must be 1 or more clients")

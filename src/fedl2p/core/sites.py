@@ -1,4 +1,4 @@
-"""Where hyperparameters act in a model: its norms, layers, parameter tensors and head."""
+"""The norms, layers, parameter tensors and head of a model, found by type."""
 
 from __future__ import annotations
 

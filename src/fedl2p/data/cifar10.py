@@ -1,14 +1,14 @@
 """CIFAR-10, dealt to clients with label skew.
 
 60,000 photographs of 32 x 32 pixels in ten classes (A. Krizhevsky 2009, "Learning Multiple Layers
-of Features from Tiny Images", https://www.cs.toronto.edu/~kriz/cifar.html), as the published
-archive of Python 2 pickles.
+of Features from Tiny Images", https://www.cs.toronto.edu/~kriz/cifar.html), read from the published
+binary version: per image one byte for the label and 3072 for red, green and blue, row by row. Its
+images are in the order of the Python version.
 
 As FedL2P's authors use it (NeurIPS 2023, section 4): 1,000 clients with 50 of the 50,000 training
 images and 10 of the 10,000 test images each; a client's class distribution is one draw from
 Dirichlet(alpha), the same for all its parts (:func:`fedl2p.data.pools.partition.deal`); no two
-clients share an image. A client's training images are split 80/20 into training and validation
-part.
+clients share an image. A client's training images are split 80/20 into training and validation.
 """
 
 from __future__ import annotations
@@ -16,36 +16,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedl2p.data.files.archives import members, naming, source_files
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.files.downloads import Remote, fetch_all, verify
-from fedl2p.data.files.folders import Tell, root_of
-from fedl2p.data.files.plain_pickle import load_plain
+from fedl2p.data.files.archives import unpack
+from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, fingerprint, open_cache
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.folders import (
+    ProgressCallback,
+    problems_of,
+    remedy,
+    root_of,
+    unpacked_files,
+)
 from fedl2p.data.pools.augmentation import CropAndFlip
-from fedl2p.data.pools.dealing import Holding, check_counts, names_of, split
+from fedl2p.data.pools.client_indices import ClientIndices, check_counts, client_names
 from fedl2p.data.pools.partition import class_distribution, deal
 from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import generator
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 NAME = "cifar10"
-ARCHIVE = Remote(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    name="cifar-10-python.tar.gz",
-    checksum="md5:c58f30108f718f92721af3b95e74349a",
+ARCHIVE = RemoteFile(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    name="cifar-10-binary.tar.gz",
+    checksum="md5:c32a1d4ab5d03f1284b67883e8d87530",
 )
-FOLDER = "cifar-10-batches-py"
+FOLDER = "cifar-10-batches-bin"
+MAX_BYTES = 256 << 20
+"""Most bytes that the archive may unpack to; the published one has 184 MB."""
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
 SHAPE = (3, 32, 32)
-BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+BATCHES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+ROW = 1 + 3 * 32 * 32
 
 NORMALISE = Normalise(mean=(0.4914, 0.4822, 0.4465), sd=(0.2023, 0.1994, 0.2010))
 """The published constants, those of the training images."""
@@ -58,8 +68,7 @@ class Cifar10:
     Parameters
     ----------
     root
-        Folder with the archive, or with what it unpacks to; None for $FEDL2P_DATA/cifar10 or
-        data/cifar10.
+        The data set's folder; None for $FEDL2P_DATA/cifar10 or data/cifar10.
     seen
         Number of clients that take part in training.
     unseen
@@ -89,7 +98,7 @@ class Cifar10:
     def open(self, seed: int) -> SharedPool:
         """Return the population under a seed.
 
-        The first call decodes the archive into one file, which every later one maps.
+        The first call decodes the images into one file, which every later one maps.
 
         Raises
         ------
@@ -98,13 +107,14 @@ class Cifar10:
         """
         pool = load(root_of(NAME, self.root))
         labels = torch.from_numpy(pool.column("label"))
-        seen, unseen = names_of("seen", self.seen), names_of("unseen", self.unseen)
-        holdings = self._deal(seed, [*seen, *unseen], labels, pool.column("test") == 1)
+        seen = client_names("seen", self.seen)
+        unseen = client_names("unseen", self.unseen)
+        indices = self._deal(seed, [*seen, *unseen], labels, pool.column("test") == 1)
         return SharedPool(
             pool.x,
             labels,
-            seen={name: holdings[name] for name in seen},
-            unseen={name: holdings[name] for name in unseen},
+            seen={name: indices[name] for name in seen},
+            unseen={name: indices[name] for name in unseen},
             classes=len(CLASSES),
             prepare=NORMALISE,
             augment=CropAndFlip(padding=4, black=NORMALISE.black),
@@ -112,8 +122,8 @@ class Cifar10:
 
     def _deal(
         self, seed: int, names: Sequence[str], labels: Tensor, is_test: np.ndarray
-    ) -> dict[str, Holding]:
-        # Who is dealt last gets what is left; in random order that is not always the unseen.
+    ) -> dict[str, ClientIndices]:
+        # The last clients get what is left; in random order these are not always the unseen ones.
         order = torch.randperm(len(names), generator=generator(seed, NAME, "order")).tolist()
         shuffled = [names[i] for i in order]
         distributions = torch.stack(
@@ -128,103 +138,85 @@ class Cifar10:
         )
         dealt = []
         for test, count in ((False, self.train + self.validation), (True, self.test)):
-            own = torch.from_numpy(np.flatnonzero(is_test == test))
+            positions = torch.from_numpy(np.flatnonzero(is_test == test))
             rng = generator(seed, NAME, "test" if test else "train")
-            parts = deal(labels[own], distributions, count, generator=rng)
-            dealt.append([own[part] for part in parts])
-        holdings = {}
-        for name, own, test in zip(shuffled, *dealt, strict=True):
-            train, validation = split(own, self.validation)
-            holdings[name] = Holding(train=train, validation=validation, test=test)
-        return holdings
+            parts = deal(labels[positions], distributions, count, generator=rng)
+            dealt.append([positions[part] for part in parts])
+        return {
+            name: ClientIndices(
+                train=train[: self.train], validation=train[self.train :], test=test
+            )
+            for name, train, test in zip(shuffled, *dealt, strict=True)
+        }
 
 
-def load(root: Path) -> Cached:
+def load(root: Path) -> DecodedExamples:
     """Return all images, training images first, with the columns ``label`` and ``test`` (0 or 1).
 
     Raises
     ------
     ValueError
-        If the data is missing or damaged.
+        If a file is missing, damaged or not of CIFAR-10's form, or a class has no training or no
+        test image.
     """
-    files = source_files(root, archive=ARCHIVE.name, folder=FOLDER, wanted=BATCHES)
+    files = unpacked_files(root / FOLDER, BATCHES, name=NAME)
 
     def build(allocate: Allocate) -> Columns:
-        images, labels = read_batches(root)
-        counts = [len(labels[batch]) for batch in BATCHES]
-        x = allocate((sum(counts), *SHAPE), np.uint8)
-        begin = 0
-        for batch, count in zip(BATCHES, counts, strict=True):
-            x[begin : begin + count] = images.pop(batch)
-            begin += count
-        tests = counts[-1]
+        batches = [map_batch(file) for file in files]
+        labels = [np.array(batch[:, 0]) for batch in batches]
+        _check_classes(root, training=np.concatenate(labels[:-1]), test=labels[-1])
+        x = allocate((sum(map(len, batches)), *SHAPE), np.uint8)
+        np.concatenate([batch[:, 1:] for batch in batches], out=x.reshape(len(x), -1))
+        tests = len(labels[-1])
         return {
-            "label": [label for batch in BATCHES for label in labels[batch]],
-            "test": [0] * (begin - tests) + [1] * tests,
+            "label": np.concatenate(labels).tolist(),
+            "test": [0] * (len(x) - tests) + [1] * tests,
         }
 
-    return cached(root / "cache" / "all", key={"files": fingerprint(files)}, build=build)
+    return open_cache(root / "cache" / "all", key={"files": fingerprint(files)}, build=build)
 
 
-def read_batches(root: Path) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    """Return images (n, 3, 32, 32), uint8, and labels of every batch, by the batch's name.
+def map_batch(path: Path) -> np.ndarray:
+    """Map a batch file into memory: rows of a label and 3 x 32 x 32 pixels, (n, 3073), uint8.
 
     Raises
     ------
     ValueError
-        If a batch is missing, damaged, not plain data, or not of CIFAR-10's form; or if a class
-        has no image in the training or in the test batches.
+        If it is cut off or holds a label above 9.
     """
-    images, labels = {}, {}
-    found = members(root, archive=ARCHIVE.name, folder=FOLDER, wanted=BATCHES, name=NAME)
-    for path, batch, file in found:
-        with naming(path):
-            content = file.read()
-        source = str(path) if path.name == batch else f"{path}: {batch}"
-        images[batch], labels[batch] = _read_batch(content, source)
-    for what, batches in (("training", BATCHES[:-1]), ("test", BATCHES[-1:])):
-        held = {label for batch in batches for label in labels[batch]}
-        for number, name in enumerate(CLASSES):
-            if number not in held:
-                raise ValueError(
-                    f"{root}: the {what} batches hold no image of class {number} ({name}); fetch "
-                    f"the published archive with `fedl2p data get {NAME} --root {root}`"
-                )
-    return images, labels
-
-
-def _read_batch(content: bytes, source: str) -> tuple[np.ndarray, list[int]]:
-    said: Any = load_plain(content, source=source)
-    data = said.get(b"data") if isinstance(said, dict) else None
-    labels = said.get(b"labels") if isinstance(said, dict) else None
-    pixels = int(np.prod(SHAPE))
-    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2):
-        raise ValueError(f"{source} has no array of bytes named data; it is no batch of CIFAR-10")
-    if data.shape[1] != pixels:
+    size = path.stat().st_size
+    if not size or size % ROW:
         raise ValueError(
-            f"{source} holds images of {data.shape[1]} values, but CIFAR-10's have {pixels} "
-            "(3 x 32 x 32); fetch the published archive"
+            f"{path} has {size} bytes, but must have a multiple of {ROW} (a label and 3 x 32 x 32 "
+            f"pixels per image); {remedy(path.parent, NAME)}"
         )
-    if not (isinstance(labels, list) and len(labels) == len(data)):
-        raise ValueError(f"{source} does not hold one label per image; it is no batch of CIFAR-10")
-    if not all(isinstance(label, int) and 0 <= label < len(CLASSES) for label in labels):
-        raise ValueError(f"{source} holds a label that is not one of 0 to {len(CLASSES) - 1}")
-    return data.reshape(-1, *SHAPE), labels
+    rows = np.memmap(path, np.uint8, mode="r").reshape(-1, ROW)
+    if rows[:, 0].max() >= len(CLASSES):
+        raise ValueError(
+            f"{path} holds the label {rows[:, 0].max()}, not 0 to 9; {remedy(path.parent, NAME)}"
+        )
+    return rows
 
 
-def get(root: Path, tell: Tell) -> list[str]:
-    """Download the archive; nothing is left to do by hand."""
-    wanted = [] if (root / FOLDER).is_dir() else [ARCHIVE]
-    return fetch_all(wanted, root, tell) or check(root)
+def _check_classes(root: Path, **parts: np.ndarray) -> None:
+    for part, labels in parts.items():
+        counts = np.bincount(labels, minlength=len(CLASSES))
+        if not counts.all():
+            empty = int(counts.argmin())
+            raise ValueError(
+                f"{root / FOLDER} holds no {part} image of class {empty} ({CLASSES[empty]}); "
+                f"{remedy(root / FOLDER, NAME)}"
+            )
+
+
+def get(root: Path, progress: ProgressCallback) -> list[str]:
+    """Download the archive (170 MB), check it, and unpack it."""
+    if not (root / FOLDER).exists():
+        archive = fetch(ARCHIVE, root, progress)
+        unpack(archive, root / FOLDER, max_bytes=MAX_BYTES, max_files=16, progress=progress)
+    return check(root)
 
 
 def check(root: Path) -> list[str]:
-    """Verify the archive's checksum, or the files of the unpacked folder."""
-    if (root / FOLDER).is_dir() and not (root / ARCHIVE.name).exists():
-        try:
-            read_batches(root)
-        except ValueError as problem:
-            return [str(problem)]
-        return []
-    found = verify(ARCHIVE, root)
-    return [] if found is None else [found]
+    """Return what is missing or damaged in the folder; every file is read."""
+    return problems_of(root / FOLDER, BATCHES, map_batch, name=NAME)

@@ -1,4 +1,4 @@
-"""CIFAR-10-C: CIFAR-10's test images under common corruptions; every client has one kind.
+"""CIFAR-10-C: CIFAR-10's test images under common corruptions; every client has one corruption.
 
 D. Hendrycks and T. Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Per corruption one .npy file of the
@@ -6,40 +6,49 @@ Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Per corruption one 
 
 As FedL2P's authors use it (NeurIPS 2023, section 4): ten corruptions at the middle severity, 25
 clients each. The images are split 80/20 into training and test, the former 80/20 into training and
-validation, class by class; each is then dealt among the clients of a corruption with label skew,
-equally many to each. The split is the same for all corruptions, so that a photograph never is in
-one client's training and another's test part, under whatever corruption.
+validation, class by class; each part is then dealt among the clients of a corruption with label
+skew, equally many to each. The split is the same for all corruptions: no photograph is in one
+client's training and another's test part under another corruption.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.data.cifar10 import CLASSES, NORMALISE, SHAPE
-from fedl2p.data.files.archives import members, naming, source_files
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.files.downloads import Remote, fetch_all, verify
-from fedl2p.data.files.folders import Tell, root_of
-from fedl2p.data.files.npy import NpyRows
+from fedl2p.data.files.archives import unpack
+from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, fingerprint, open_cache
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.folders import (
+    ProgressCallback,
+    problems_of,
+    remedy,
+    root_of,
+    unpacked_files,
+)
 from fedl2p.data.pools.augmentation import CropAndFlip
-from fedl2p.data.pools.dealing import check_counts, deal_groups
+from fedl2p.data.pools.client_indices import check_counts, deal_groups
 from fedl2p.data.pools.partition import stratified_split
 from fedl2p.data.pools.shared_pool import SharedPool
 from fedl2p.seeds import generator
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 NAME = "cifar10c"
-ARCHIVE = Remote(
+ARCHIVE = RemoteFile(
     url="https://zenodo.org/records/2535967/files/CIFAR-10-C.tar",
     name="CIFAR-10-C.tar",
     checksum="md5:56bf5dcef84df0e2308c6dcbcbbd8499",
 )
 FOLDER = "CIFAR-10-C"
+MAX_BYTES = 4 << 30
+"""Most bytes that the archive may unpack to; the published one has 2.9 GB."""
 SEVERITIES = 5
 PUBLISHED = 10_000
 """Images per corruption and severity of the published files."""
@@ -66,10 +75,9 @@ class Cifar10C:
     Parameters
     ----------
     root
-        Folder with the archive, or with what it unpacks to; None for $FEDL2P_DATA/cifar10c or
-        data/cifar10c.
+        The data set's folder; None for $FEDL2P_DATA/cifar10c or data/cifar10c.
     corruptions
-        The kinds of corruption.
+        Names of the corruptions.
     severity
         0, the mildest, to 4.
     seen
@@ -103,7 +111,7 @@ class Cifar10C:
     def open(self, seed: int) -> SharedPool:
         """Return the population under a seed.
 
-        The first call decodes these corruptions at this severity into one file, which every later
+        The first call copies these corruptions at this severity into one file, which every later
         one maps.
 
         Raises
@@ -127,7 +135,7 @@ class Cifar10C:
             classes=len(CLASSES),
             alpha=self.alpha,
             seed=(seed, NAME),
-            what="corruption",
+            kind="corruption",
         )
         return SharedPool(
             pool.x,
@@ -140,7 +148,7 @@ class Cifar10C:
         )
 
 
-def load(root: Path, corruptions: tuple[str, ...], severity: int) -> Cached:
+def load(root: Path, corruptions: tuple[str, ...], severity: int) -> DecodedExamples:
     """Return the images of these corruptions, equally many each, with the column ``label``.
 
     Raises
@@ -148,46 +156,55 @@ def load(root: Path, corruptions: tuple[str, ...], severity: int) -> Cached:
     ValueError
         If the data is missing or damaged.
     """
-    wanted = [f"{kind}.npy" for kind in (*corruptions, "labels")]
-    files = source_files(root, archive=ARCHIVE.name, folder=FOLDER, wanted=wanted)
+    names = [f"{name}.npy" for name in ("labels", *corruptions)]
+    files = unpacked_files(root / FOLDER, names, name=NAME)
 
     def build(allocate: Allocate) -> Columns:
-        x: np.ndarray | None = None
-        labels: list[int] = []
-        found = members(root, archive=ARCHIVE.name, folder=FOLDER, wanted=wanted, name=NAME)
-        counts: dict[str, int] = {}
-        for path, name, file in found:
-            kind = name.removesuffix(".npy")
-            source = str(path) if path.name == name else f"{path}: {name}"
-            with naming(path):
-                rows = _rows(file, kind, source)
-                counts[source] = count = rows.count // SEVERITIES
-                if rows.count % SEVERITIES or count != next(iter(counts.values())):
-                    raise ValueError(
-                        f"{source} holds {rows.count} rows, and {next(iter(counts))} "
-                        f"{SEVERITIES * next(iter(counts.values()))}; fetch the published files"
-                    )
-                part = rows.read(severity * count, count)
-            if kind == "labels":
-                labels = _checked(part, source)
-                continue
-            if x is None:
-                x = allocate((len(corruptions) * count, *SHAPE), np.uint8)
-            at = corruptions.index(kind) * count
-            x[at : at + count] = part.transpose(0, 3, 1, 2)
-        return {"label": labels * len(corruptions)}
+        labels, *images = map(map_rows, files)
+        for file, rows in zip(files, (labels, *images), strict=True):
+            if len(rows) != len(labels) or len(rows) % SEVERITIES or not len(rows):
+                raise ValueError(
+                    f"{file} holds {len(rows)} rows, and {files[0]} {len(labels)}; fetch the "
+                    "published files"
+                )
+        count = len(labels) // SEVERITIES
+        chosen = slice(severity * count, (severity + 1) * count)
+        x = allocate((len(images) * count, *SHAPE), np.uint8)
+        for i, rows in enumerate(images):
+            x[i * count : (i + 1) * count] = rows[chosen].transpose(0, 3, 1, 2)
+        return {"label": _checked(labels[chosen], files[0]) * len(images)}
 
     key = {"files": fingerprint(files), "corruptions": corruptions, "severity": severity}
-    return cached(root / "cache" / f"severity-{severity}", key=key, build=build)
+    return open_cache(root / "cache" / f"severity-{severity}", key=key, build=build)
 
 
-def _rows(file: IO[bytes], kind: str, source: str) -> NpyRows:
-    if kind == "labels":
-        return NpyRows(file, shape=(), kinds=("uint8", "int32", "int64"), source=source)
-    return NpyRows(file, shape=(*SHAPE[1:], SHAPE[0]), kinds=("uint8",), source=source)
+def map_rows(path: Path) -> np.ndarray:
+    """Map a file of the archive into memory: labels (n,), or images (n, 32, 32, 3), uint8.
+
+    Raises
+    ------
+    ValueError
+        If it is no .npy file of that kind, or cut off.
+    """
+    is_labels = path.stem == "labels"
+    shape: tuple[int, ...] = () if is_labels else (32, 32, 3)
+    kinds = ("uint8", "int32", "int64") if is_labels else ("uint8",)
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r")
+    except Exception as problem:  # a damaged header may raise anything
+        why = " ".join(str(problem).split())
+        raise ValueError(
+            f"{path} is no .npy file of numbers, or cut off ({why}); fetch the published file"
+        ) from None
+    if rows.ndim != 1 + len(shape) or rows.shape[1:] != shape or rows.dtype.name not in kinds:
+        raise ValueError(
+            f"{path} holds {rows.dtype} of shape {rows.shape}, but must hold {' or '.join(kinds)} "
+            f"of shape {('n', *shape)}; fetch the published file"
+        )
+    return rows
 
 
-def _checked(labels: np.ndarray, source: str) -> list[int]:
+def _checked(labels: np.ndarray, source: Path) -> list[int]:
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise ValueError(f"{source} holds a label that is not one of 0 to {len(CLASSES) - 1}")
     counts = np.bincount(labels, minlength=len(CLASSES))
@@ -199,31 +216,23 @@ def _checked(labels: np.ndarray, source: str) -> list[int]:
     return [int(label) for label in labels]
 
 
-def get(root: Path, tell: Tell) -> list[str]:
-    """Download the archive; nothing is left to do by hand."""
-    wanted = [] if (root / FOLDER).is_dir() else [ARCHIVE]
-    return fetch_all(wanted, root, tell) or check(root)
+def get(root: Path, progress: ProgressCallback) -> list[str]:
+    """Download the archive (2.9 GB), check it, and unpack it."""
+    if not (root / FOLDER).exists():
+        archive = fetch(ARCHIVE, root, progress)
+        unpack(archive, root / FOLDER, max_bytes=MAX_BYTES, max_files=64, progress=progress)
+    return check(root)
 
 
 def check(root: Path) -> list[str]:
-    """Verify the archive's checksum, or the files of the unpacked folder."""
-    if not (root / FOLDER).is_dir() or (root / ARCHIVE.name).exists():
-        found = verify(ARCHIVE, root)
-        return [] if found is None else [found]
-    problems = []
-    for kind in (*ALL_CORRUPTIONS, "labels"):
-        path = root / FOLDER / f"{kind}.npy"
-        try:
-            with path.open("rb") as file:
-                rows = _rows(file, kind, str(path))
-                rows.read(rows.count - 1, 1)
-            if rows.count != SEVERITIES * PUBLISHED:
-                problems.append(
-                    f"{path} holds {rows.count} rows, but must hold {SEVERITIES * PUBLISHED}; "
-                    f"unpack {ARCHIVE.name} again"
-                )
-        except FileNotFoundError:
-            problems.append(f"{path} is missing; unpack {ARCHIVE.name} again")
-        except ValueError as problem:
-            problems.append(str(problem))
-    return problems
+    """Return what is missing or damaged in the folder: the shape of every file is read."""
+
+    def read(path: Path) -> None:
+        if (rows := len(map_rows(path))) != SEVERITIES * PUBLISHED:
+            raise ValueError(
+                f"{path} holds {rows} rows, but must hold {SEVERITIES * PUBLISHED}; "
+                f"{remedy(root / FOLDER, NAME)}"
+            )
+
+    names = [f"{name}.npy" for name in (*ALL_CORRUPTIONS, "labels")]
+    return problems_of(root / FOLDER, names, read, name=NAME)

@@ -1,51 +1,52 @@
-"""Handwritten digits, seen through a different sensor by each client: the embedded data set.
+"""Handwritten digits with a simulated sensor per client: the data set that needs no download.
 
 The images are scikit-learn's copy of the UCI set "Optical Recognition of Handwritten Digits"
 (E. Alpaydin and C. Kaynak 1998, https://doi.org/10.24432/C50P49): 1,797 images of 8 x 8 pixels,
-written by people, part of the installed package, so that nothing is downloaded.
+written by people, part of the installed package.
 
-How a client comes about, each step from a generator named after the seed and the client:
+A client's data are made as follows; each step has a generator named by the seed and the client:
 
 1. The images are split once per seed, class by class, into three disjoint pools for training,
    validation and test, in proportion to the sizes of a client's parts. No image crosses parts.
 2. The client draws a class distribution from Dirichlet(alpha) and, from each pool, its images by
    that distribution (:func:`fedl2p.data.pools.partition.draw`). Clients share images, within a
    part.
-3. Each of its images gets a small rotation and shift of its own.
-4. The client's sensor shows them (:mod:`fedl2p.data.pools.sensors`). The kinds go round among the
-   clients; two of them occur among the unseen clients only.
+3. Each of its images gets a separate small rotation and shift.
+4. The client's sensor records them (:mod:`fedl2p.data.pools.sensors`). Every kind of sensor has
+   equally many clients; two kinds occur among the unseen clients only.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples
+from fedl2p.data.pools.client_cache import ClientCache
+from fedl2p.data.pools.client_indices import PARTS, check_counts, client_names
 from fedl2p.data.pools.partition import class_distribution, draw, label_entropy, stratified_split
-from fedl2p.data.pools.sensors import SENSORS, rotations, see, warp
+from fedl2p.data.pools.sensors import SENSORS, apply_sensor, rotations, warp
 from fedl2p.data.population import Population
 from fedl2p.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HIDDEN_SENSORS = ("illumination", "slant")
 """Kinds of sensor that occur among the unseen clients only."""
 
 SEEN_SENSORS = tuple(kind for kind in SENSORS if kind not in HIDDEN_SENSORS)
-"""Kinds of sensor that occur among the seen clients, and among the unseen ones too."""
-
-PARTS = ("train", "validation", "test")
+"""Kinds of sensor that occur among the seen and the unseen clients."""
 
 # Mean and standard deviation of all pixels of the 1,797 images, after division by 16.
 MEAN, SD = 0.3053, 0.3760
-
-# Opened clients kept in memory; one of the default size takes about 80 kB.
-CACHED_CLIENTS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +69,16 @@ class Digits:
     test
         Images in a client's test part.
     sizes
-        Images in the training parts of clients of different sizes, e.g. (5, 20, 80, 200): the
-        sizes go round among the clients in random order, and a client's validation part is to its
-        training part as validation is to train, but at least 2. Empty: all clients alike.
+        Images in the training parts of clients of different sizes, e.g. (5, 20, 80, 200): each
+        size for equally many clients, at random. The ratio of a client's validation part to its
+        training part is that of validation to train, but it has at least 2. Empty: all clients
+        alike.
     rotation
         Largest random rotation of a single image, degrees to either side.
     shift
         Largest random shift of a single image, pixels along each axis to either side.
     feature_shift
-        Whether clients see through sensors of different kinds; if not, all see the plain image.
+        Whether clients have sensors of different kinds; if not, all have the plain images.
     severity
         Smallest and largest severity of a client's sensor, each in [0, 1], drawn uniformly.
     """
@@ -94,15 +96,9 @@ class Digits:
     severity: tuple[float, float] = (0.3, 1.0)
 
     def __post_init__(self) -> None:
-        for field in ("seen", *PARTS):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        check_counts(self, at_least_one=("seen", *PARTS), or_none="unseen")
         if self.sizes and min(self.sizes) < 1:
             raise ValueError(f"sizes must all be at least 1, got {self.sizes}")
-        if self.unseen < 0:
-            raise ValueError(f"unseen must be 0 or more, got {self.unseen}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {self.alpha}; 1000 gives no label skew")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation must be 0 to 180 degrees, got {self.rotation}")
         if not 0 <= self.shift <= 4:
@@ -114,7 +110,7 @@ class Digits:
             )
 
     def open(self, seed: int) -> DigitsPopulation:
-        """Return the population under a seed; nothing but its plan is made yet."""
+        """Return the population under a seed; a client's data are made when it is opened."""
         return DigitsPopulation(self, seed)
 
 
@@ -126,25 +122,20 @@ class DigitsPopulation(Population):
         self.seed = seed
         self.classes = 10
         self.shape = (1, 8, 8)
-        self.seen = _names("seen", source.seen)
-        self.unseen = _names("unseen", source.unseen)
+        self.seen = client_names("seen", source.seen)
+        self.unseen = client_names("unseen", source.unseen)
         self._images, self._labels = load_digits()
         shares = [getattr(source, part) for part in PARTS]
         pools = stratified_split(self._labels, shares, generator=self._generator("pools"))
         self._pools = dict(zip(PARTS, pools, strict=True))
         self._sensors = self._assign_sensors()
         self._sizes = self._assign_sizes()
-        self._opened: OrderedDict[str, ClientData] = OrderedDict()
+        self._cache = ClientCache(self._make)
 
     def open(self, name: str) -> ClientData:
         """Return the data of one client: images of shape (n, 1, 8, 8), standardised, float32."""
         self._check(name)
-        if name not in self._opened:
-            self._opened[name] = self._make(name)
-            if len(self._opened) > CACHED_CLIENTS:
-                self._opened.popitem(last=False)
-        self._opened.move_to_end(name)
-        return self._opened[name]
+        return self._cache(name)
 
     def about(self, name: str) -> Mapping[str, str | float]:
         """Return the client's sensor, its severity, and entropy (nats) and mode of its labels."""
@@ -158,29 +149,29 @@ class DigitsPopulation(Population):
         }
 
     def indices(self, name: str) -> dict[str, Tensor]:
-        """Return which of the original images the client holds, by part.
+        """Return the client's positions among the original images, by part.
 
         :meth:`open` reads exactly these, in this order; with ``rotation=0``, ``shift=0`` and
-        ``feature_shift=False`` it returns them unchanged but for the standardisation.
+        ``feature_shift=False`` it changes nothing but the standardisation.
         """
         self._check(name)
         labels = self._labels
         distribution = class_distribution(
             self.classes, alpha=self.source.alpha, generator=self._generator(name, "labels")
         )
-        picked = {}
+        indices = {}
         for part, pool in self._pools.items():
             rng = self._generator(name, part)
             count = self._sizes[name][part]
-            picked[part] = pool[draw(labels[pool], distribution, count, generator=rng)]
-        return picked
+            indices[part] = pool[draw(labels[pool], distribution, count, generator=rng)]
+        return indices
 
     def _make(self, name: str) -> ClientData:
         indices = self.indices(name)
-        # The three parts pass the sensor together: it is one and the same sensor.
-        joined = torch.cat([indices[part] for part in PARTS])
-        images = self._jittered(self._images[joined], self._generator(name, "jitter"))
-        images = see(
+        # One call for all three parts: they have the same sensor.
+        positions = torch.cat([indices[part] for part in PARTS])
+        images = self._jitter(self._images[positions], self._generator(name, "jitter"))
+        images = apply_sensor(
             self._sensors[name],
             images,
             severity=self._severity(name),
@@ -188,11 +179,11 @@ class DigitsPopulation(Population):
         )
         sizes = [len(indices[part]) for part in PARTS]
         x = torch.split((images - MEAN) / SD, sizes)
-        y = torch.split(self._labels[joined], sizes)
+        y = torch.split(self._labels[positions], sizes)
         train, validation, test = map(Examples, x, y)
         return ClientData(train, validation, test)
 
-    def _jittered(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def _jitter(self, images: Tensor, rng: torch.Generator) -> Tensor:
         if self.source.rotation == 0 and self.source.shift == 0:
             return images
         degrees = self.source.rotation * (2 * torch.rand(len(images), generator=rng) - 1)
@@ -207,7 +198,7 @@ class DigitsPopulation(Population):
         return low + (high - low) * float(share)
 
     def _assign_sensors(self) -> dict[str, str]:
-        """Return each client's kind: a round robin over the kinds, shuffled, for either pool."""
+        """Return each client's kind: every kind equally often in each pool, at random."""
         if not self.source.feature_shift:
             return dict.fromkeys(self.names, "none")
         sensors: dict[str, str] = {}
@@ -215,34 +206,34 @@ class DigitsPopulation(Population):
             rng = self._generator("sensors", pool)
             kinds = [SEEN_SENSORS[i] for i in torch.randperm(len(SEEN_SENSORS), generator=rng)]
             if pool == "unseen":
-                # In front, so that even a few unseen clients include the hidden kinds.
+                # First, so that even a few unseen clients include the hidden kinds.
                 kinds = [*HIDDEN_SENSORS, *kinds]
             order = torch.randperm(len(names), generator=rng).tolist()
             sensors |= {names[at]: kinds[i % len(kinds)] for i, at in enumerate(order)}
         return sensors
 
     def _assign_sizes(self) -> dict[str, dict[str, int]]:
-        """Return the number of images of each client's parts: a shuffled round robin per pool."""
+        """Return the sizes of each client's parts: every size equally often, at random."""
         source = self.source
-        usual = {part: getattr(source, part) for part in PARTS}
+        default = {part: getattr(source, part) for part in PARTS}
         if not source.sizes:
-            return dict.fromkeys(self.names, usual)
+            return dict.fromkeys(self.names, default)
         sizes: dict[str, dict[str, int]] = {}
         for pool, names in (("seen", self.seen), ("unseen", self.unseen)):
             order = torch.randperm(len(names), generator=self._generator("sizes", pool)).tolist()
             for i, at in enumerate(order):
                 train = source.sizes[i % len(source.sizes)]
                 validation = max(2, round(train * source.validation / source.train))
-                sizes[names[at]] = usual | {"train": train, "validation": validation}
+                sizes[names[at]] = default | {"train": train, "validation": validation}
         return sizes
 
-    def _generator(self, *what: str) -> torch.Generator:
-        return generator(self.seed, "digits", *what)
+    def _generator(self, *parts: str) -> torch.Generator:
+        return generator(self.seed, "digits", *parts)
 
     def _check(self, name: str) -> None:
         if name not in self._sensors:
             raise KeyError(
-                f"there is no client {name!r}; they are called {self.names[0]} to {self.names[-1]}"
+                f"there is no client {name!r}; their names are {self.names[0]} to {self.names[-1]}"
             )
 
 
@@ -250,22 +241,18 @@ class DigitsPopulation(Population):
 def load_digits() -> tuple[Tensor, Tensor]:
     """Return scikit-learn's digits: images (1797, 1, 8, 8) in [0, 1], float32, and int64 labels.
 
+    They are read from the installed package's file; importing the package would take seconds.
+
     Raises
     ------
     ModuleNotFoundError
         If scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets
-    except ModuleNotFoundError as error:
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(
             "the digits come with scikit-learn, which is not installed; pip install 'fedl2p[data]'"
-        ) from error
-    raw = datasets.load_digits()
-    images = torch.from_numpy(np.asarray(raw.images, dtype=np.float32) / 16)
-    return images[:, None], torch.from_numpy(np.asarray(raw.target, dtype=np.int64))
-
-
-def _names(pool: str, count: int) -> tuple[str, ...]:
-    width = max(2, len(str(count - 1)))
-    return tuple(f"{pool}-{i:0{width}d}" for i in range(count))
+        )
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    rows = torch.from_numpy(np.loadtxt(file, dtype=np.float32, delimiter=","))
+    return rows[:, :-1].reshape(-1, 1, 8, 8) / 16, rows[:, -1].long()

@@ -1,11 +1,11 @@
-"""DomainNet: ten classes in six styles, from photograph to sketch; every client has one style.
+"""DomainNet: ten classes in six domains, from photograph to sketch; every client has one domain.
 
 X. Peng et al., "Moment Matching for Multi-Source Domain Adaptation", ICCV 2019,
 https://ai.bu.edu/M3SDA, with FedBN's choice of classes and lists
-(:mod:`fedl2p.data.pools.domains`). As FedL2P's authors use it (NeurIPS 2023, section 4): all
+(:mod:`fedl2p.data.files.fedbn_images`). As FedL2P's authors use it (NeurIPS 2023, section 4): all
 domains have equally many training images, each is dealt out to 25 clients with label skew.
 
-Of clipart and painting FedBN uses the cleaned archives, in a folder of their own on the server.
+Of clipart and painting FedBN uses the cleaned archives, in the server's folder ``groundtruth``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from fedl2p.data.files.downloads import Remote, fetch_all
-from fedl2p.data.files.folders import Tell, root_of
-from fedl2p.data.pools.dealing import check_counts, deal_groups
-from fedl2p.data.pools.domains import Domains, population, split_domains
+from fedl2p.data.files.downloads import RemoteFile, fetch_all
+from fedl2p.data.files.fedbn_images import FedBNImages
+from fedl2p.data.files.folders import ProgressCallback, root_of
+from fedl2p.data.pools.client_indices import check_counts, deal_groups
+from fedl2p.data.pools.domains import make_population, split_domains
 from fedl2p.data.pools.shared_pool import SharedPool
 
-LISTS = Remote(
+LISTS = RemoteFile(
     url="https://huggingface.co/datasets/Jemary/FedBN_Dataset/resolve/main/domainnet_dataset.zip",
     name="domainnet_dataset.zip",
 )
@@ -29,17 +30,17 @@ _SERVER = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 _CLEANED = ("clipart", "painting")
 _NAMES = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 IMAGES = tuple(
-    Remote(
+    RemoteFile(
         url=f"{_SERVER}/{'groundtruth/' if domain in _CLEANED else ''}{domain}.zip",
         name=f"{domain}.zip",
     )
     for domain in _NAMES
 )
-DOMAINS = Domains(
+DOMAINS = FedBNImages(
     name="domainnet",
     inner="DomainNet",
     lists=LISTS.name,
-    images=tuple(remote.name for remote in IMAGES),
+    images=tuple(archive.name for archive in IMAGES),
     domains=_NAMES,
     classes=(
         *("bird", "feather", "headphones", "ice_cream", "teapot"),
@@ -55,8 +56,8 @@ class DomainNet:
     Parameters
     ----------
     root
-        Folder with the archives, or with what they unpack to; None for $FEDL2P_DATA/domainnet or
-        data/domainnet.
+        Folder with the archives, or with the folders that they unpack to; None for
+        $FEDL2P_DATA/domainnet or data/domainnet.
     seen
         Clients per domain that take part in training.
     unseen
@@ -93,19 +94,19 @@ class DomainNet:
             classes=len(DOMAINS.classes),
             alpha=self.alpha,
             seed=(seed, DOMAINS.name),
-            what="domain",
+            kind="domain",
         )
-        return population(pool, len(DOMAINS.classes), seen, unseen)
+        return make_population(pool, len(DOMAINS.classes), seen, unseen)
 
 
-def get(root: Path, tell: Tell) -> list[str]:
+def get(root: Path, progress: ProgressCallback) -> list[str]:
     """Download the lists and the six archives of images, one after another."""
-    wanted = [] if (root / DOMAINS.inner).is_dir() else [LISTS]
-    for domain, remote in zip(DOMAINS.domains, IMAGES, strict=True):
+    files = [] if (root / DOMAINS.inner).is_dir() else [LISTS]
+    for domain, archive in zip(DOMAINS.domains, IMAGES, strict=True):
         unpacked = (root / domain, root / DOMAINS.inner / domain)
         if not any(folder.is_dir() for folder in unpacked):
-            wanted.append(remote)
-    return fetch_all(wanted, root, tell) or check(root)
+            files.append(archive)
+    return fetch_all(files, root, progress) or check(root)
 
 
 def check(root: Path) -> list[str]:

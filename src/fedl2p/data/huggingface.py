@@ -1,18 +1,16 @@
 """Any data set of images on the Hugging Face hub, or a folder of Parquet files in its form.
 
-The data set is loaded by ``datasets`` (a folder without any connection) and dealt out by one of the
-partitioners of ``flwr_datasets`` (https://flower.ai/docs/datasets), which is named as one writes
-it in Python, e.g. ``DirichletPartitioner(num_partitions=20, partition_by='label', alpha=0.5)``; its
-arguments are literals, nothing is executed. A partitioner that takes a seed gets one from the
-study's, unless one is given. Every client's examples are then split at random into 64 %
-training, 16 % validation and 20 % test, at least one each.
+The data set is loaded by ``datasets`` (a folder without any connection) and partitioned among the
+clients by one of the partitioners of ``flwr_datasets`` (https://flower.ai/docs/datasets), written
+as in Python, e.g. ``DirichletPartitioner(num_partitions=20, partition_by='label', alpha=0.5)``; its
+arguments are literals, nothing is executed. A partitioner's seed follows from the study's unless
+one is given. Every client's examples are then split at random into 64 % training, 16 % validation
+and 20 % test, at least one each.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +18,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.core.clientdata import Augment
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
+from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, fingerprint, open_cache
 from fedl2p.data.files.folders import needs, root_of
 from fedl2p.data.files.images import decode_all
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
-from fedl2p.data.pools.dealing import Holding, names_of
+from fedl2p.data.pools.client_indices import ClientIndices, client_names
+from fedl2p.data.pools.flwr_partitioners import parse_partitioner, partition
 from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import derive_seed, generator
 
 if TYPE_CHECKING:
     import datasets
-    from flwr_datasets.partitioner import Partitioner
 
 NAME = "huggingface"
-ROW = "fedl2p row"
-"""Column that tells, after partitioning, which example is which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +46,7 @@ class HuggingFace:
     subset
         Its configuration, if it has several.
     split
-        Which of its splits is dealt out to the clients.
+        The split that is partitioned among the clients.
     image
         The column of images.
     label
@@ -120,36 +115,40 @@ class HuggingFace:
         root = root_of(NAME, self.root)
         table = load_table(self, root)
         pool = decode_table(self, table, root)
-        holdings = self._holdings(table, seed)
-        unseen = self._draw_unseen(list(holdings), seed)
+        indices = self._partition(table, seed)
+        unseen = self._draw_unseen(list(indices), seed)
         normalise = Normalise(mean=(self.mean,) * self.channels, sd=(self.sd,) * self.channels)
         return SharedPool(
             pool.x,
             torch.from_numpy(pool.column("label")),
-            seen={name: held for name, held in holdings.items() if name not in unseen},
-            unseen={name: held for name, held in holdings.items() if name in unseen},
+            seen={name: indices[name] for name in indices if name not in unseen},
+            unseen={name: indices[name] for name in indices if name in unseen},
             classes=len(pool.columns["class"]),
             prepare=normalise,
             augment=self._augment(pool.x.shape[-1], normalise.black),
         )
 
-    def _holdings(self, table: datasets.Dataset, seed: int) -> dict[str, Holding]:
-        parts = partitions(table.remove_columns([self.image]), self.partitioner, seed)
-        held = {}
-        for name, rows in zip(names_of("client", len(parts)), parts, strict=True):
+    def _partition(self, table: datasets.Dataset, seed: int) -> dict[str, ClientIndices]:
+        """Return the indices of every client."""
+        rest = table.remove_columns([self.image])
+        parts = partition(rest, self.partitioner, derive_seed(seed, NAME, "partition") % 2**32)
+        indices = {}
+        for name, rows in zip(client_names("client", len(parts)), parts, strict=True):
             if len(rows) < 3:
                 raise ValueError(
                     f"{name} has {len(rows)} examples, too few to split into training, validation "
                     "and test; use fewer partitions, or another partitioner"
                 )
             order = torch.randperm(len(rows), generator=generator(seed, NAME, name, "split"))
-            tests = max(1, round(0.2 * len(rows)))
-            held_back = tests + max(1, round(0.2 * (len(rows) - tests)))
-            own = rows[order]
-            held[name] = Holding(
-                train=own[held_back:], validation=own[tests:held_back], test=own[:tests]
+            test_end = max(1, round(0.2 * len(rows)))
+            validation_end = test_end + max(1, round(0.2 * (len(rows) - test_end)))
+            shuffled = rows[order]
+            indices[name] = ClientIndices(
+                train=shuffled[validation_end:],
+                validation=shuffled[test_end:validation_end],
+                test=shuffled[:test_end],
             )
-        return held
+        return indices
 
     def _draw_unseen(self, names: list[str], seed: int) -> set[str]:
         if self.unseen >= len(names):
@@ -164,75 +163,6 @@ class HuggingFace:
         if self.augment == "crop-flip":
             return CropAndFlip(padding=max(1, width // 8), black=black)
         return FlipAndRotate(black=black) if self.augment == "flip-rotate" else None
-
-
-def parse_partitioner(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Return class name and arguments of a partitioner written as a call in Python.
-
-    Raises
-    ------
-    ValueError
-        If it is not a call with literal arguments.
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-            raise ValueError("it is no call")
-        args = [ast.literal_eval(arg) for arg in call.args]
-        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-        if len(named) != len(call.keywords):
-            raise ValueError("** has no place in it")
-        return call.func.id, args, named
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as problem:
-        raise ValueError(
-            f"partitioner {text!r} cannot be read ({problem}); write a class of flwr_datasets and "
-            "its arguments, e.g. DirichletPartitioner(num_partitions=20, partition_by='label', "
-            "alpha=0.5)"
-        ) from None
-
-
-def make_partitioner(text: str, seed: int) -> Partitioner:
-    """Return the partitioner; one that takes a seed gets the given one unless it names its own.
-
-    Raises
-    ------
-    ValueError
-        If there is no such class, or it does not take these arguments.
-    """
-    with needs("flwr_datasets"):
-        from flwr_datasets import partitioner as known
-    name, args, named = parse_partitioner(text)
-    names = [n for n in known.__all__ if n != "Partitioner" and not n.startswith("Vertical")]
-    if name not in names:
-        raise ValueError(f"there is no partitioner {name!r}; there are {', '.join(names)}")
-    kind = getattr(known, name)
-    if "seed" in inspect.signature(kind).parameters:
-        named = {"seed": seed, **named}
-    try:
-        made: Partitioner = kind(*args, **named)
-    except (TypeError, ValueError) as problem:
-        raise ValueError(f"partitioner {text!r} cannot be made: {problem}") from None
-    return made
-
-
-def partitions(table: datasets.Dataset, text: str, seed: int) -> list[Tensor]:
-    """Return the positions of every client's examples, as a partitioner deals them out.
-
-    Raises
-    ------
-    ValueError
-        If the partitioner cannot deal out this data set.
-    """
-    partitioner = make_partitioner(text, derive_seed(seed, NAME, "partition") % 2**32)
-    partitioner.dataset = table.add_column(ROW, np.arange(len(table)))
-    try:
-        parts = [
-            list(partitioner.load_partition(i)[ROW]) for i in range(partitioner.num_partitions)
-        ]
-    except (ValueError, KeyError, TypeError, IndexError) as problem:
-        why = " ".join(str(problem).split())
-        raise ValueError(f"partitioner {text!r} cannot deal out the data set: {why}") from None
-    return [torch.tensor(part, dtype=torch.int64) for part in parts]
 
 
 def load_table(source: HuggingFace, root: Path) -> datasets.Dataset:
@@ -269,8 +199,8 @@ def load_table(source: HuggingFace, root: Path) -> datasets.Dataset:
         ) from None
     for column in (source.image, source.label):
         if column not in table.column_names:
-            there = ", ".join(table.column_names)
-            raise ValueError(f"{source.dataset} has no column {column!r}; there are {there}")
+            names = ", ".join(table.column_names)
+            raise ValueError(f"{source.dataset} has no column {column!r}; there are {names}")
     try:
         return table.cast_column(source.image, datasets.Image(decode=False))
     except Exception:
@@ -280,7 +210,7 @@ def load_table(source: HuggingFace, root: Path) -> datasets.Dataset:
         ) from None
 
 
-def decode_table(source: HuggingFace, table: datasets.Dataset, root: Path) -> Cached:
+def decode_table(source: HuggingFace, table: datasets.Dataset, root: Path) -> DecodedExamples:
     """Return all images, with the columns ``label`` and ``class`` (the names of the classes).
 
     Raises
@@ -305,16 +235,16 @@ def decode_table(source: HuggingFace, table: datasets.Dataset, root: Path) -> Ca
             x[i] = image
         return {"label": labels, "class": classes}
 
-    made_from = [Path(file["filename"]) for file in table.cache_files]
-    told = (source.dataset, source.subset, source.split, source.image, source.label)
+    files = [Path(file["filename"]) for file in table.cache_files]
+    settings = (source.dataset, source.subset, source.split, source.image, source.label)
     key = {
-        "files": fingerprint(made_from),
-        "of": told,
+        "files": fingerprint(files),
+        "settings": settings,
         "size": source.size,
         "channels": source.channels,
     }
-    place = f"{derive_seed(*map(str, told), str(source.size), source.channels):016x}"
-    return cached(root / "cache" / place, key=key, build=build)
+    place = f"{derive_seed(*map(str, settings), str(source.size), source.channels):016x}"
+    return open_cache(root / "cache" / place, key=key, build=build)
 
 
 def _contents(source: HuggingFace, table: datasets.Dataset) -> Iterator[tuple[str, bytes]]:
@@ -330,27 +260,27 @@ def _contents(source: HuggingFace, table: datasets.Dataset) -> Iterator[tuple[st
 
 def _labels(source: HuggingFace, table: datasets.Dataset) -> tuple[list[int], list[str]]:
     """Return the label of every example, and the names of the classes."""
-    found = list(table[source.label])
-    if not found:
+    labels = list(table[source.label])
+    if not labels:
         raise ValueError(f"split {source.split!r} of {source.dataset} is empty; name another")
-    if all(isinstance(label, str) for label in found):
-        classes = sorted(set(found))
+    if all(isinstance(label, str) for label in labels):
+        classes = sorted(set(labels))
         numbers = {name: i for i, name in enumerate(classes)}
-        return [numbers[label] for label in found], classes
-    if not all(isinstance(label, int) and label >= 0 for label in found):
-        wrong = next(v for v in found if not isinstance(v, int) or v < 0)
+        return [numbers[label] for label in labels], classes
+    if not all(isinstance(label, int) and label >= 0 for label in labels):
+        wrong = next(v for v in labels if not isinstance(v, int) or v < 0)
         raise ValueError(
             f"column {source.label!r} of {source.dataset} holds {wrong!r}; labels must all be text "
             "or all be integers from 0"
         )
     names = getattr(table.features[source.label], "names", None)
-    classes = list(names) if names else [str(i) for i in range(max(found) + 1)]
-    return [int(label) for label in found], classes
+    classes = list(names) if names else [str(i) for i in range(max(labels) + 1)]
+    return [int(label) for label in labels], classes
 
 
 @contextlib.contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """Keep the library from drawing bars of its own."""
+    """Switch the library's progress bars off."""
     if library.are_progress_bars_disabled():
         yield
         return

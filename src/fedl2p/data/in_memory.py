@@ -1,4 +1,4 @@
-"""Clients that are already in memory, by name."""
+"""A population of clients whose tensors are in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedl2p.data.population import Population
 
 
 class InMemory(Population):
-    """A population made of a user's own tensors.
+    """A population of given tensors.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ class InMemory(Population):
         unseen = unseen or {}
         if not seen:
             raise ValueError("there is no seen client; give at least one to learn from")
-        twice = sorted(seen.keys() & unseen.keys())
-        if twice:
-            raise ValueError(f"client {twice[0]!r} is both seen and unseen; give each name once")
+        both = sorted(seen.keys() & unseen.keys())
+        if both:
+            raise ValueError(f"client {both[0]!r} is both seen and unseen; give each name once")
         self._clients = {**seen, **unseen}
         self.seen, self.unseen = tuple(seen), tuple(unseen)
         self.shape = tuple(next(iter(seen.values())).train.x.shape[1:])

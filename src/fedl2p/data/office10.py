@@ -1,8 +1,8 @@
 """Office-Caltech-10: photographs of ten objects from four domains; every domain is one client.
 
 B. Gong et al., "Geodesic Flow Kernel for Unsupervised Domain Adaptation", CVPR 2012, in FedBN's
-preparation and lists (:mod:`fedl2p.data.pools.domains`). As FedL2P's authors use it (NeurIPS 2023,
-section 4): amazon, caltech, dslr and webcam, with equally many training images.
+preparation and lists (:mod:`fedl2p.data.files.fedbn_images`). As FedL2P's authors use it (NeurIPS
+2023, section 4): amazon, caltech, dslr and webcam, with equally many training images.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedl2p.data.files.downloads import Remote, fetch_all
-from fedl2p.data.files.folders import Tell, root_of
-from fedl2p.data.pools.dealing import Holding
-from fedl2p.data.pools.domains import Domains, population, split_domains
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.fedbn_images import FedBNImages
+from fedl2p.data.files.folders import ProgressCallback, root_of
+from fedl2p.data.pools.client_indices import ClientIndices
+from fedl2p.data.pools.domains import make_population, split_domains
 from fedl2p.data.pools.shared_pool import SharedPool
 
-ARCHIVE = Remote(
+ARCHIVE = RemoteFile(
     url="https://huggingface.co/datasets/Jemary/FedBN_Dataset/resolve/main/"
     "office_caltech_10_dataset.zip",
     name="office_caltech_10_dataset.zip",
 )
-DOMAINS = Domains(
+DOMAINS = FedBNImages(
     name="office10",
     inner="office_caltech_10",
     lists=ARCHIVE.name,
@@ -41,8 +42,8 @@ class Office10:
     Parameters
     ----------
     root
-        Folder with the archive, or with what it unpacks to; None for $FEDL2P_DATA/office10 or
-        data/office10.
+        Folder with the archive, or with the folder that it unpacks to; None for
+        $FEDL2P_DATA/office10 or data/office10.
     unseen
         Domains that only come afterwards; the others take part in training.
     """
@@ -70,23 +71,24 @@ class Office10:
             If the data is missing or damaged.
         """
         pool = DOMAINS.load(root_of(DOMAINS.name, self.root))
-        groups = split_domains(pool, DOMAINS.domains, seed=seed, name=DOMAINS.name)
-        held = {
-            domain: Holding(train=parts[0], validation=parts[1], test=parts[2])
-            for domain, parts in groups.items()
+        parts = split_domains(pool, DOMAINS.domains, seed=seed, name=DOMAINS.name)
+        indices = {
+            domain: ClientIndices(train=train, validation=validation, test=test)
+            for domain, (train, validation, test) in parts.items()
         }
-        return population(
+        return make_population(
             pool,
             len(DOMAINS.classes),
-            {name: own for name, own in held.items() if name not in self.unseen},
-            {name: own for name, own in held.items() if name in self.unseen},
+            seen={name: indices[name] for name in DOMAINS.domains if name not in self.unseen},
+            unseen={name: indices[name] for name in DOMAINS.domains if name in self.unseen},
         )
 
 
-def get(root: Path, tell: Tell) -> list[str]:
+def get(root: Path, progress: ProgressCallback) -> list[str]:
     """Download FedBN's archive, which has lists and images."""
-    wanted = [] if (root / DOMAINS.inner).is_dir() else [ARCHIVE]
-    return fetch_all(wanted, root, tell) or check(root)
+    if not (root / DOMAINS.inner).is_dir():
+        fetch(ARCHIVE, root, progress)
+    return check(root)
 
 
 def check(root: Path) -> list[str]:

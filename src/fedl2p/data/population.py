@@ -1,22 +1,20 @@
-"""A population of clients: who they are, which are seen, and how to open one's data."""
+"""The clients of a study: their names, which of them are unseen, and the data of each."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import overload
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.data.pools.names import chained
 
 
 class Population(ABC):
     """Clients by name: ``seen`` ones take part in training, ``unseen`` ones come afterwards.
 
-    Names are tuples, or computed by position where there are many
-    (:class:`~fedl2p.data.pools.names.Numbered`, or another
-    :class:`~fedl2p.data.pools.names.LazyNames`): rounds then cost what their clients cost, however
-    many are registered. Any other sequence will do, but becomes a tuple where names are looked up
-    in it.
+    Names are tuples, or :class:`NumberedNames` where there are so many that a tuple of them would
+    cost memory. Data are made or read when they are opened.
     """
 
     seen: Sequence[str]
@@ -26,8 +24,10 @@ class Population(ABC):
 
     @property
     def names(self) -> Sequence[str]:
-        """All client names: the seen ones, then the unseen ones; their order is part of it."""
-        return chained(self.seen, self.unseen)
+        """All client names: the seen ones, then the unseen ones, in the order of the population."""
+        if isinstance(self.seen, NumberedNames):
+            return self.seen + self.unseen
+        return (*self.seen, *self.unseen)
 
     @abstractmethod
     def open(self, name: str) -> ClientData:
@@ -40,8 +40,55 @@ class Population(ABC):
         """
 
     def about(self, name: str) -> Mapping[str, str | float]:
-        """Return what is known of a client for reports.
-
-        For example ``{"sensor": "blur", "severity": 0.7}``.
-        """
+        """Return the description of a client for reports, e.g. ``{"sensor": "blur"}``."""
         return {}
+
+
+class NumberedNames(Sequence[str]):
+    """The names of a prefix and a number, made by position: a million of them take no memory.
+
+    Parameters
+    ----------
+    prefix
+        The beginning of every name.
+    numbers
+        The numbers that follow it, e.g. ``range(1_000_000)``.
+    """
+
+    def __init__(self, prefix: str, numbers: range) -> None:
+        self._ranges = [(prefix, numbers)]
+
+    def __add__(self, other: Sequence[str]) -> Sequence[str]:
+        """Return these names and then others; a tuple if the others are not numbered."""
+        if not isinstance(other, NumberedNames):
+            return (*self, *other) if other else self
+        both = NumberedNames("", range(0))
+        both._ranges = self._ranges + other._ranges
+        return both
+
+    def __len__(self) -> int:
+        return sum(len(numbers) for _, numbers in self._ranges)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, key: int | slice) -> str | tuple[str, ...]:
+        if isinstance(key, slice):
+            return tuple(self[i] for i in range(len(self))[key])
+        position = range(len(self))[key]
+        for prefix, numbers in self._ranges:
+            if position < len(numbers):
+                return f"{prefix}{numbers[position]}"
+            position -= len(numbers)
+        raise AssertionError("a position below the length is in one of the ranges")
+
+    def __contains__(self, name: object) -> bool:
+        for prefix, numbers in self._ranges:
+            if isinstance(name, str) and name.startswith(prefix):
+                digits = re.fullmatch("0|[1-9][0-9]{0,17}", name.removeprefix(prefix))
+                if digits and int(digits[0]) in numbers:
+                    return True
+        return False

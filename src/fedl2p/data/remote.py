@@ -1,7 +1,6 @@
-"""Clients on machines of their own: the server knows their names, each node its own file.
+"""Clients on remote nodes: the server has their names only, each node has its file.
 
-Nothing of the data is here on the server's side. What both sides must agree on, the shape of an
-example and the number of classes, is a setting, and each node checks its file against it.
+Shape of an example and number of classes are settings; each node checks its file against them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedl2p.core.clientdata import ClientData
-from fedl2p.data.npz import MAX_CLASSES, read_npz_client
+from fedl2p.data.files.npz_client import MAX_CLASSES, read_npz_client
 from fedl2p.data.population import Population
 
 log = logging.getLogger("fedl2p")
@@ -19,7 +18,7 @@ log = logging.getLogger("fedl2p")
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """Clients whose data stay on their own nodes.
+    """Clients whose data stay on remote nodes.
 
     Parameters
     ----------
@@ -28,8 +27,7 @@ class Remote:
     classes
         Number of classes; 0 only until it is named.
     clients
-        Names of the clients that take part. The server's side fills it in when nodes have said
-        who they are.
+        Names of the clients that take part. The server fills it in when the nodes have answered.
     """
 
     shape: tuple[int, ...] = ()
@@ -43,7 +41,7 @@ class Remote:
             raise ValueError(f"classes must be 1 to {MAX_CLASSES}, got {self.classes}")
 
     def open(self, seed: int) -> RemotePopulation:
-        """Return who takes part; their data cannot be opened here.
+        """Return the clients' names; their data cannot be opened here.
 
         Raises
         ------
@@ -53,8 +51,8 @@ class Remote:
         self.check()
         if not self.clients:
             raise ValueError(
-                "nobody has said who the clients are: they are on machines of their own; start "
-                "such a study by `flwr run`, see docs/deploy.md"
+                "no clients are named: their data are on remote nodes; start such a study by "
+                "`flwr run`, see docs/deploy.md"
             )
         return RemotePopulation(self.clients, shape=self.shape, classes=self.classes)
 
@@ -68,7 +66,7 @@ class Remote:
 
 
 class RemotePopulation(Population):
-    """Names without data, all seen."""
+    """The server's side: names without data, all seen."""
 
     def __init__(self, names: tuple[str, ...], *, shape: tuple[int, ...], classes: int) -> None:
         self.seen = names
@@ -77,23 +75,23 @@ class RemotePopulation(Population):
         self.classes = classes
 
     def open(self, name: str) -> ClientData:
-        """Refuse: the data are elsewhere."""
-        raise ValueError(f"the data of client {name!r} are on its own node")
+        """Raise ValueError: the data are on the node."""
+        raise ValueError(f"the data of client {name!r} are on its node")
 
 
-class OwnFile(Population):
-    """The one client of a node, with its .npz file.
+class NodePopulation(Population):
+    """The node's side: one client with its .npz file.
 
     Parameters
     ----------
     name
         The client's name.
     file
-        Its .npz file, see :mod:`fedl2p.data.npz`. It is read when it is opened.
+        Its .npz file, see :mod:`fedl2p.data.files.npz_client`. It is read when it is opened.
     shape, classes
-        What its examples and labels must fit.
+        Shape of an example and number of classes that the file must have.
     split
-        Whether a file without a validation part gives up a fifth of its training part for one.
+        Whether a fifth of the training part becomes the validation part of a file without one.
     """
 
     def __init__(
@@ -112,8 +110,8 @@ class OwnFile(Population):
         Raises
         ------
         ValueError
-            If the file cannot be used. The message may travel, so the log alone, which stays on
-            the node, says what is wrong with which file.
+            If the file cannot be used. The message may be sent to the server, so only the node's
+            log names the file and its fault.
         """
         if name not in self.seen:
             raise KeyError(f"there is no client {name!r}; this node is {self.seen[0]!r}")

@@ -1,64 +1,69 @@
-"""Speech Commands: every speaker is a client; twelve classes; speakers never heard are unseen.
+"""Speech Commands: every speaker is a client; twelve classes; held-out speakers are unseen.
 
 P. Warden, "Speech Commands", 2018, https://arxiv.org/abs/1804.03209, version 2 (105,829 clips of 35
 words), set up as for FedL2P (Lee et al., NeurIPS 2023, section 4): the 250 training speakers with
 the most clips are seen, the 50 validation and test speakers with the most are unseen; ten commands,
-every other word is "unknown", and "silence", random seconds of the background noise, comes on top
-of a speaker's clips, a tenth of their number. Per class 80/20 into training and test, then the
-training part 80/20 into training and validation; a class always keeps a training example.
+every other word is "unknown", and "silence", random seconds of the background noise, is added to a
+speaker's clips, a tenth of their number. Per class 80/20 into training and test, then the training
+part 80/20 into training and validation; a class always keeps a training example.
 
-Training batches are balanced over classes, and every clip of a batch is distorted by itself, as a
-waveform (:class:`fedl2p.data.audio.waveforms.Distort`). So a client holds its training clips
-twice: as features, for its profile and for evaluation, and as waveforms, from which the features
-of a batch are computed when it is drawn, on the device (:mod:`fedl2p.data.audio.filter_banks`).
+Training batches are balanced over classes, and every clip of a batch is distorted separately, as a
+waveform (:class:`fedl2p.data.audio.distortion.Distort`). So a client has its training clips twice:
+as features, for its profile and for evaluation, and as waveforms, from which the features of a
+batch are computed when it is drawn, on the device (:mod:`fedl2p.data.audio.filter_banks`).
 
-The clips of the chosen speakers are decoded, cut or padded with zeros to one second, and turned
-into features once; both lie in one memory-mapped file. So do the seconds of silence, the same under
+The clips of the chosen speakers are decoded, cut or padded with zeros to one second, and converted
+to features once; both are in one memory-mapped file. So are the seconds of silence, the same under
 every seed of a study: the seed decides the splits.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.audio.commands import CLASSES, Layout, class_of, problems, read_noise, scan
+from fedl2p.data.audio.clip_cache import open_clips
+from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.audio.filter_banks import FilterBank
-from fedl2p.data.audio.waveforms import CLIP, Distort, one_second, read_wav, to_float
-from fedl2p.data.files.archives import extract
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached
-from fedl2p.data.files.downloads import Remote, fetch
-from fedl2p.data.files.folders import Tell, root_of
+from fedl2p.data.audio.speech_commands import (
+    CLASSES,
+    Layout,
+    problems,
+    read_noise,
+    scan,
+)
+from fedl2p.data.files.archives import unpack
+from fedl2p.data.files.cache import DecodedExamples
+from fedl2p.data.files.downloads import RemoteFile, fetch
+from fedl2p.data.files.folders import ProgressCallback, remedy, root_of
 from fedl2p.data.pools.partition import label_entropy, stratified_split
 from fedl2p.data.population import Population
 from fedl2p.seeds import generator
 
-ARCHIVE = Remote(
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ARCHIVE = RemoteFile(
     url="https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
     name="speech_commands_v0.02.tar.gz",
     checksum="sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
 )
+MAX_BYTES = 6 << 30
+"""Most bytes that the archive may unpack to; the published one has 3.4 GB in 105,836 files."""
+
 CLIPS = "clips"
-"""Folder, in a data set's own, that has the layout of the archive."""
+"""Subfolder of a data set's folder, in the layout of the archive."""
 
 ABOUT = "speakers.json"
-"""File beside the word folders with what is known of speakers; only made archives have it."""
-
-SILENCE = CLASSES.index("silence")
-
-# Clips per call of the filter bank while a cache is built; more only need more memory.
-CHUNK = 128
+"""File beside the word folders that describes the speakers; only ``spoken`` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +73,10 @@ class Speech:
     Parameters
     ----------
     root
-        Folder that holds ``clips/``, which has the layout of the archive; None for
-        $FEDL2P_DATA/DATASET or data/DATASET.
+        Folder of ``clips/``, which has the layout of the archive; None for $FEDL2P_DATA/DATASET or
+        data/DATASET.
     dataset
-        speech, the archive of that name, or spoken, the one that `fedl2p data make spoken` makes.
+        speech, the published archive, or spoken, which `fedl2p data make spoken` makes.
     seen
         Number of clients: the training speakers with the most clips.
     unseen
@@ -129,16 +134,23 @@ class Speech:
             If the folder is incomplete, a clip damaged, or there are too few speakers.
         """
         root = root_of(self.dataset, self.root)
-        layout = scan(root / CLIPS, remedy=remedy(self.dataset, root))
-        seen = _first(layout, self.seen, held_out=False)
-        unseen = _first(layout, self.unseen, held_out=True)
+        layout = scan(root / CLIPS, remedy=clips_remedy(self.dataset, root))
+        seen = _most_clips(layout, self.seen, held_out=False)
+        unseen = _most_clips(layout, self.unseen, held_out=True)
         noises = {name: read_noise(layout.folder / name) for name in layout.noises}
-        clips = _decoded(root, layout, (*seen, *unseen), noises, self)
+        clips = open_clips(
+            root / "cache",
+            layout,
+            speakers=(*seen, *unseen),
+            noises=noises,
+            silence=self.silence,
+            features=self.features,
+        )
         return SpeechPopulation(self, seed, layout.folder, seen, unseen, clips, noises)
 
 
 class SpeechPopulation(Population):
-    """The clients of :class:`Speech`, called as their speakers, most clips first."""
+    """The clients of :class:`Speech`, named as their speakers, most clips first."""
 
     def __init__(
         self,
@@ -147,7 +159,7 @@ class SpeechPopulation(Population):
         folder: Path,
         seen: Sequence[str],
         unseen: Sequence[str],
-        clips: Cached,
+        clips: DecodedExamples,
         noises: Mapping[str, np.ndarray],
     ) -> None:
         self.source = source
@@ -187,17 +199,17 @@ class SpeechPopulation(Population):
         )
 
     def about(self, name: str) -> Mapping[str, str | float]:
-        """Return clips, entropy of the labels (nats), and what the archive says of the speaker."""
+        """Return number of clips, entropy of the labels (nats), and the speaker's description."""
         begin, end = self._span(name)
         entropy = label_entropy(self._labels[begin:end])
         return {
-            **self._known.get(name, {}),
+            **self._speakers.get(name, {}),
             "clips": end - begin,
             "label_entropy": round(entropy, 4),
         }
 
     def rows(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return which of the cached clips a speaker's training, validation and test parts hold.
+        """Return the positions of a speaker's training, validation and test clips in the cache.
 
         Raises
         ------
@@ -219,126 +231,52 @@ class SpeechPopulation(Population):
 
     def _span(self, name: str) -> tuple[int, int]:
         if name not in self._rows:
-            raise KeyError(f"there is no client {name!r}; a client is called as its speaker")
+            raise KeyError(f"there is no client {name!r}; a client has the name of its speaker")
         return self._rows[name]
 
     def _examples(self, rows: Tensor) -> Examples:
         return Examples(self._read("features", rows), self._labels[rows])
 
-    def _read(self, what: str, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self._clips.x[what][rows.numpy()])
+    def _read(self, field: str, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self._clips.x[field][rows.numpy()])
 
     @cached_property
-    def _known(self) -> Mapping[str, dict[str, str | float]]:
+    def _speakers(self) -> Mapping[str, dict[str, str | float]]:
         try:
-            told: Any = json.loads((self._folder / ABOUT).read_text(encoding="utf-8"))
-            return dict(told["speakers"])
+            content: Any = json.loads((self._folder / ABOUT).read_text(encoding="utf-8"))
+            return dict(content["speakers"])
         except (OSError, ValueError, KeyError, TypeError):
-            return {}  # only for reports: an archive does well without
+            return {}  # only reports use it, and the published archive has none
 
-    def _generator(self, *what: str) -> torch.Generator:
-        return generator(self.seed, "speech", *what)
-
-
-def remedy(dataset: str, root: Path) -> str:
-    """Return what to do about an incomplete folder."""
-    verb = "make" if dataset == "spoken" else "get"
-    return (
-        f"move {root / CLIPS} away, if it is there, and run `fedl2p data {verb} {dataset} --root "
-        f"{root}`"
-    )
+    def _generator(self, *parts: str) -> torch.Generator:
+        return generator(self.seed, "speech", *parts)
 
 
-def _first(layout: Layout, wanted: int, *, held_out: bool) -> list[str]:
-    speakers = layout.most(held_out=held_out)
-    if len(speakers) < wanted:
-        field, side = ("unseen", "validation and test") if held_out else ("seen", "training")
+def clips_remedy(dataset: str, root: Path) -> str:
+    """Return what to do about an incomplete ``clips/``."""
+    return remedy(root / CLIPS, dataset, verb="make" if dataset == "spoken" else "get")
+
+
+def _most_clips(layout: Layout, count: int, *, held_out: bool) -> list[str]:
+    """Return the speakers with the most clips."""
+    speakers = layout.ranked(held_out=held_out)
+    if len(speakers) < count:
+        field, kind = ("unseen", "validation and test") if held_out else ("seen", "training")
         raise ValueError(
-            f"{layout.folder} has {len(speakers)} {side} speakers, but {field} asks for {wanted}; "
+            f"{layout.folder} has {len(speakers)} {kind} speakers, but {field} asks for {count}; "
             "ask for fewer"
         )
-    return speakers[:wanted]
+    return speakers[:count]
 
 
-def _decoded(
-    root: Path,
-    layout: Layout,
-    speakers: Sequence[str],
-    noises: Mapping[str, np.ndarray],
-    source: Speech,
-) -> Cached:
-    """Return clips and features of the speakers, each speaker's rows after the previous one's."""
-    settings = dataclasses.asdict(source.features)
-    return cached(
-        root / "cache" / "-".join(f"{value:g}" for value in settings.values()),
-        key={
-            "speakers": list(speakers),
-            "silence": source.silence,
-            "features": settings,
-            "files": _fingerprint(layout, speakers),
-        },
-        build=lambda allocate: _decode(allocate, layout, speakers, noises, source),
-    )
-
-
-def _decode(
-    allocate: Allocate,
-    layout: Layout,
-    speakers: Sequence[str],
-    noises: Mapping[str, np.ndarray],
-    source: Speech,
-) -> Columns:
-    """Fill the cache: per speaker the clips in the order of their names, then the silence."""
-    counts = {s: len(layout.clips[s]) for s in speakers}
-    silences = {s: round(source.silence * count) for s, count in counts.items()}
-    features = source.features
-    shape = tuple(features(torch.zeros(CLIP)).shape)
-    record = np.dtype([("waveform", "<i2", (CLIP,)), ("features", "<f4", shape)])
-    out = allocate((sum(counts.values()) + sum(silences.values()),), record)
-    labels: list[int] = []
-    for speaker in speakers:
-        begin = len(labels)
-        for clip in layout.clips[speaker]:
-            out["waveform"][len(labels)] = one_second(read_wav(layout.folder / clip))
-            labels.append(class_of(clip))
-        for cut in _silence(speaker, silences[speaker], list(noises.values())):
-            out["waveform"][len(labels)] = cut
-            labels.append(SILENCE)
-        for first in range(begin, len(labels), CHUNK):
-            rows = slice(first, min(first + CHUNK, len(labels)))
-            clips = torch.from_numpy(np.array(out["waveform"][rows]))
-            out["features"][rows] = features(to_float(clips)).numpy()
-    return {"label": labels, "count": [counts[s] + silences[s] for s in speakers]}
-
-
-def _silence(speaker: str, count: int, noises: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Cut seconds of silence for a speaker; every second of all the noises is as likely."""
-    rng = generator("speech", "silence", speaker)
-    places = torch.tensor([float(len(noise) - CLIP + 1) for noise in noises])
-    cuts = []
-    for _ in range(count):
-        noise = noises[int(torch.multinomial(places, 1, generator=rng))]
-        begin = int(torch.randint(len(noise) - CLIP + 1, (), generator=rng))
-        cuts.append(noise[begin : begin + CLIP])
-    return cuts
-
-
-def _fingerprint(layout: Layout, speakers: Sequence[str]) -> str:
-    """Return a digest of name, size and time of change of all files that the cache is made of."""
-    digest = hashlib.sha256()
-    for name in [*layout.noises, *(clip for s in speakers for clip in layout.clips[s])]:
-        stat = (layout.folder / name).stat()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def get(root: Path, tell: Tell) -> list[str]:
+def get(root: Path, progress: ProgressCallback) -> list[str]:
     """Download the archive (2.3 GB), check it, and unpack it as ``clips/``."""
     if not (root / CLIPS).exists():
-        extract(fetch(ARCHIVE, root, tell), root / CLIPS, tell)
+        archive = fetch(ARCHIVE, root, progress)
+        unpack(archive, root / CLIPS, max_bytes=MAX_BYTES, max_files=200_000, progress=progress)
     return []
 
 
 def check(root: Path) -> list[str]:
     """Return what is missing or damaged among the clips; every file is read."""
-    return problems(root / CLIPS, remedy=remedy("speech", root))
+    return problems(root / CLIPS, remedy=clips_remedy("speech", root))

@@ -1,19 +1,17 @@
-"""Spoken commands without a download: the Speech Commands layout, filled by made speakers.
+"""Spoken commands without a download: synthesized speakers in the layout of Speech Commands.
 
-``fedl2p data make spoken`` lets espeak-ng speak the words of Speech Commands in 60 voices and
-writes ``clips/`` exactly as the archive is laid out (:mod:`fedl2p.data.audio.commands`), so that
-the reader of :mod:`fedl2p.data.speech` takes it for real. What makes its speakers differ, each
-drawn once per speaker:
+``fedl2p data make spoken`` synthesizes the words of Speech Commands with espeak-ng in 60 voices and
+writes ``clips/`` in the archive's layout (:mod:`fedl2p.data.audio.speech_commands`), which
+:mod:`fedl2p.data.speech` reads. Speakers differ in properties that are drawn once per speaker:
 
-- the voice: accent (8) and variant (75, each used once before any comes twice), with a pitch and a
-  speed of its own;
-- what they are recorded with: one of 8 kinds of device, with a severity (narrow or muffled bands,
-  a bare room, an echo, overdriven, coarse, ...; :data:`fedl2p.data.audio.recording.DEVICES`);
-- where they are: one of 7 kinds of noise, 5 to 30 dB below the speech, and their loudness, 26 dB
-  from the loudest to the quietest.
+- the voice: accent (8) and variant (75, each used once before any comes twice), pitch and speed;
+- the recording device: one of 8 kinds, with a severity (narrow or muffled bands, a bare room, an
+  echo, overdriven, coarse, ...; :data:`fedl2p.data.audio.recording_conditions.DEVICES`);
+- the background noise, one of 7 kinds, 5 to 30 dB below the speech, and the loudness, 26 dB from
+  the loudest to the quietest.
 
-Each clip varies the speaker's pitch and speed, its place in the second and its loudness. Unseen
-speakers are drawn by lot; half of them are in the validation list, half in the testing list. So
+Each clip varies the speaker's pitch and speed, its position in the second and its loudness. Unseen
+speakers are drawn at random; half of them are in the validation list, half in the testing list. So
 ``silence``, cut from the clean background noises, is easy, and everything else is not.
 
 The same settings give the same files under the same version of espeak-ng.
@@ -33,13 +31,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedl2p.data.audio.commands import COMMANDS, LISTS, NOISE, problems
+from fedl2p.data.audio.espeak import ACCENTS, VARIANTS, Espeak, Speak, Utterance
 from fedl2p.data.audio.filter_banks import SAMPLE_RATE
-from fedl2p.data.audio.recording import DEVICES, NOISES, hear, noise
-from fedl2p.data.audio.voices import ACCENTS, VARIANTS, Espeak, Speak, Utterance
-from fedl2p.data.audio.waveforms import CLIP, write_wav
-from fedl2p.data.files.folders import Tell
-from fedl2p.data.speech import ABOUT, CLIPS, remedy
+from fedl2p.data.audio.recording_conditions import DEVICES, NOISES, apply_device, make_noise
+from fedl2p.data.audio.speech_commands import COMMANDS, LISTS, NOISE, problems
+from fedl2p.data.audio.wav_files import CLIP, write_wav
+from fedl2p.data.files.folders import ProgressCallback
+from fedl2p.data.speech import ABOUT, CLIPS, clips_remedy
 from fedl2p.seeds import derive_seed
 
 OTHERS = (
@@ -51,19 +49,19 @@ OTHERS = (
 
 NOISE_SECONDS = 20
 LONGEST = 0.95
-"""Seconds of a clip that a word may fill; a longer one is cut."""
+"""Most seconds of a word in a clip; a longer one is cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Make:
-    """Let espeak-ng speak the commands.
+    """Synthesize the commands with espeak-ng.
 
     Parameters
     ----------
     speakers
-        Number of speakers, each with a voice of its own.
+        Number of speakers, each with a different voice.
     unseen
-        How many of them are in the validation and testing lists.
+        Number of speakers in the validation and testing lists.
     repeats
         Clips of each command per speaker.
     others
@@ -94,7 +92,7 @@ class Make:
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per processor) or more, got {self.workers}")
 
-    def run(self, root: Path, tell: Tell) -> None:
+    def run(self, root: Path, progress: ProgressCallback) -> None:
         """Write ``clips/`` into ``root``, completely or not at all.
 
         Raises
@@ -102,47 +100,47 @@ class Make:
         ValueError
             If espeak-ng is missing, or the folder holds clips of other settings.
         """
-        if not self._is_there(root):
+        if not self._exists(root):
             espeak = Espeak()
-            cast = speakers(self)
-            espeak.check({s.accent for s in cast}, {s.variant for s in cast})
-            write_archive(self, root, espeak, tell, made_by=espeak.version())
+            speakers = draw_speakers(self)
+            espeak.check({s.accent for s in speakers}, {s.variant for s in speakers})
+            write_archive(self, root, espeak, progress, made_by=espeak.version())
 
-    def _is_there(self, root: Path) -> bool:
+    def _exists(self, root: Path) -> bool:
         if not (root / CLIPS).exists():
             return False
         try:
-            told = json.loads((root / CLIPS / ABOUT).read_text(encoding="utf-8"))["settings"]
+            settings = json.loads((root / CLIPS / ABOUT).read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError, TypeError):
-            told = "unknown"
-        if told != _settings(self):
+            settings = "unknown"
+        if settings != _settings(self):
             raise ValueError(
-                f"{root / CLIPS} is there already, made with other settings ({told}); move it away "
-                "or name another folder by --root"
+                f"{root / CLIPS} is there already, made with other settings ({settings}); move it "
+                "away or name another folder by --root"
             )
         return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
-    """Who speaks, and how they are recorded.
+    """A speaker's voice and recording conditions.
 
     Parameters
     ----------
     name
         As in the files' names.
     accent, variant
-        The voice, see :mod:`fedl2p.data.audio.voices`.
+        The voice, see :mod:`fedl2p.data.audio.espeak`.
     pitch, speed
-        Their own, around which clips vary.
+        Centres of the range of the clips' pitch and speed.
     device, severity
-        What they are recorded with.
+        Kind of recording device, and its severity.
     noise, snr
-        Kind of noise around them, and how far below the speech it lies, dB.
+        Kind of background noise, and the signal-to-noise ratio, dB.
     loudness
-        Peak of their clips, dB below full scale (negative).
+        Peak of the clips, dB below full scale (negative).
     held_out
-        Whether they are unseen.
+        Whether the speaker is unseen.
     """
 
     name: str
@@ -158,12 +156,12 @@ class Speaker:
     held_out: bool
 
 
-def speakers(make: Make) -> list[Speaker]:
-    """Return the speakers: voices, devices and noises go round among them in random order."""
+def draw_speakers(make: Make) -> list[Speaker]:
+    """Draw the speakers: every voice, device and noise equally often."""
     rng = np.random.default_rng(derive_seed(make.seed, "spoken", "speakers"))
     count = make.speakers
-    accents, variants = _round(ACCENTS, count, rng), _round(VARIANTS, count, rng)
-    devices, noises = _round(tuple(DEVICES), count, rng), _round(tuple(NOISES), count, rng)
+    accents, variants = _balanced(ACCENTS, count, rng), _balanced(VARIANTS, count, rng)
+    devices, noises = _balanced(tuple(DEVICES), count, rng), _balanced(tuple(NOISES), count, rng)
     held_out = set(rng.permutation(count)[: make.unseen].tolist())
     width = max(2, len(str(count - 1)))
     return [
@@ -185,14 +183,14 @@ def speakers(make: Make) -> list[Speaker]:
 
 
 def write_archive(
-    make: Make, root: Path, speak: Speak, tell: Tell, *, made_by: str = "unknown"
+    make: Make, root: Path, speak: Speak, progress: ProgressCallback, *, made_by: str = "unknown"
 ) -> None:
-    """Write the folder ``clips/`` with clips spoken by ``speak``; rename it into place at the end.
+    """Write the folder ``clips/`` with words from the synthesizer ``speak``, completely or not.
 
     Raises
     ------
     ValueError
-        If the folder cannot be written. What ``speak`` raises is passed on; nothing is left then.
+        If the folder cannot be written. Errors of ``speak`` are passed on. Nothing is left then.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -202,11 +200,11 @@ def write_archive(
             f"cannot write into {root} ({problem.strerror}); name another folder by --root"
         ) from None
     try:
-        cast = speakers(make)
-        _write_clips(make, temporary, cast, speak, tell)
+        speakers = draw_speakers(make)
+        _write_clips(make, temporary, speakers, speak, progress)
         _write_noises(make, temporary)
-        _write_lists(make, temporary, cast)
-        _write_about(make, temporary, cast, made_by)
+        _write_lists(make, temporary, speakers)
+        _write_about(make, temporary, speakers, made_by)
         temporary.chmod(0o755)  # mkdtemp makes it private
         os.rename(temporary, root / CLIPS)
     except OSError as problem:
@@ -220,18 +218,18 @@ def write_archive(
 
 def check(root: Path) -> list[str]:
     """Return what is missing or damaged among the clips; every file is read."""
-    return problems(root / CLIPS, remedy=remedy("spoken", root))
+    return problems(root / CLIPS, remedy=clips_remedy("spoken", root))
 
 
 def words_of(make: Make, speaker: Speaker) -> list[tuple[str, int]]:
-    """Return the words that a speaker says, and how often."""
+    """Return a speaker's words and the number of clips of each."""
     rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, "words"))
     others = sorted(rng.permutation(len(OTHERS))[: make.others].tolist())
     return [(word, make.repeats) for word in COMMANDS] + [(OTHERS[i], 1) for i in others]
 
 
 def _write_clips(
-    make: Make, folder: Path, cast: Sequence[Speaker], speak: Speak, tell: Tell
+    make: Make, folder: Path, speakers: Sequence[Speaker], speak: Speak, progress: ProgressCallback
 ) -> None:
     for word in (*COMMANDS, *OTHERS):
         (folder / word).mkdir()
@@ -239,14 +237,14 @@ def _write_clips(
     try:
         jobs: list[Future[None]] = [
             pool.submit(_write_word, make, folder, speaker, word, times, speak)
-            for speaker in cast
+            for speaker in speakers
             for word, times in words_of(make, speaker)
         ]
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
-            tell("speaking", done, len(jobs))
+            progress("speaking", done, len(jobs))
     finally:
-        # After an error or an interrupt the words that are not begun are not begun any more.
+        # After an error or an interrupt no further word is begun.
         pool.shutdown(cancel_futures=True)
     for word in OTHERS:
         if not any((folder / word).iterdir()):
@@ -257,10 +255,10 @@ def _write_word(
     make: Make, folder: Path, speaker: Speaker, word: str, times: int, speak: Speak
 ) -> None:
     """Write all clips of one word by one speaker."""
-    plain = []
+    clips = []
     for i in range(times):
         rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, word, i))
-        said = speak(
+        sound = speak(
             Utterance(
                 word=word,
                 accent=speaker.accent,
@@ -269,23 +267,23 @@ def _write_word(
                 pitch=int(np.clip(speaker.pitch + rng.integers(-12, 13), 0, 99)),
             )
         )
-        plain.append(_placed(said, speaker, rng))
-    # The device's own draws are the speaker's: it is one and the same device.
-    own = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, "device"))
-    heard = hear(speaker.device, np.stack(plain), severity=speaker.severity, rng=own)
-    for i, clip in enumerate(heard):
+        clips.append(_place(sound, speaker, rng))
+    # The same draws for all words: a speaker has one device.
+    rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, "device"))
+    recorded = apply_device(speaker.device, np.stack(clips), severity=speaker.severity, rng=rng)
+    for i, clip in enumerate(recorded):
         rng = np.random.default_rng(derive_seed(make.seed, "spoken", speaker.name, word, i, "gain"))
         peak = 10 ** ((speaker.loudness + rng.uniform(-3, 3)) / 20)
         write_wav(folder / word / f"{speaker.name}_nohash_{i}.wav", _int16(clip, peak))
 
 
-def _placed(said: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
-    """Return a second with the word somewhere in it, and the speaker's noise throughout."""
-    said = said[: int(LONGEST * SAMPLE_RATE)]
-    begin = int(rng.integers(0, CLIP - len(said) + 1))
-    level = np.sqrt(np.mean(said**2)) * 10 ** (-speaker.snr / 20)
-    clip = level * noise(speaker.noise, CLIP, rng)
-    clip[begin : begin + len(said)] += said
+def _place(word: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
+    """Return a second of the speaker's noise with the word at a random position."""
+    word = word[: int(LONGEST * SAMPLE_RATE)]
+    begin = int(rng.integers(0, CLIP - len(word) + 1))
+    level = np.sqrt(np.mean(word**2)) * 10 ** (-speaker.snr / 20)
+    clip = level * make_noise(speaker.noise, CLIP, rng)
+    clip[begin : begin + len(word)] += word
     return np.asarray(clip)
 
 
@@ -299,13 +297,13 @@ def _write_noises(make: Make, folder: Path) -> None:
     (folder / NOISE).mkdir()
     for kind in NOISES:
         rng = np.random.default_rng(derive_seed(make.seed, "spoken", "noise", kind))
-        long = noise(kind, NOISE_SECONDS * SAMPLE_RATE, rng)
-        write_wav(folder / NOISE / f"{kind}.wav", _int16(long, 0.5))
+        noise = make_noise(kind, NOISE_SECONDS * SAMPLE_RATE, rng)
+        write_wav(folder / NOISE / f"{kind}.wav", _int16(noise, 0.5))
 
 
-def _write_lists(make: Make, folder: Path, cast: Sequence[Speaker]) -> None:
-    """Name the clips of the held-out speakers, one half of them in either list."""
-    held_out = [speaker for speaker in cast if speaker.held_out]
+def _write_lists(make: Make, folder: Path, speakers: Sequence[Speaker]) -> None:
+    """List the clips of the held-out speakers, one half of these in either list."""
+    held_out = [speaker for speaker in speakers if speaker.held_out]
     for i, name in enumerate(LISTS):
         lines = [line for s in held_out[i::2] for line in _clip_names(make, s)]
         (folder / name).write_text("".join(f"{line}\n" for line in sorted(lines)), "utf-8")
@@ -316,13 +314,14 @@ def _clip_names(make: Make, speaker: Speaker) -> Iterator[str]:
         yield from (f"{word}/{speaker.name}_nohash_{i}.wav" for i in range(times))
 
 
-def _write_about(make: Make, folder: Path, cast: Sequence[Speaker], made_by: str) -> None:
-    """Write who the speakers are; no part of the archive's layout, and its reader's choice."""
+def _write_about(make: Make, folder: Path, speakers: Sequence[Speaker], made_by: str) -> None:
+    """Write the settings and the description of every speaker, beside the archive's layout."""
     hidden = ("name", "held_out")
-    told = {
-        s.name: {k: v for k, v in dataclasses.asdict(s).items() if k not in hidden} for s in cast
+    described = {
+        s.name: {k: v for k, v in dataclasses.asdict(s).items() if k not in hidden}
+        for s in speakers
     }
-    content = {"settings": _settings(make), "made_by": made_by, "speakers": told}
+    content = {"settings": _settings(make), "made_by": made_by, "speakers": described}
     (folder / ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -330,8 +329,8 @@ def _settings(make: Make) -> dict[str, int]:
     return {k: v for k, v in dataclasses.asdict(make).items() if k not in ("workers", "root")}
 
 
-def _round(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Return ``count`` kinds, each as often as any other to within one, in random order."""
+def _balanced(kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Return ``count`` kinds in random order, each as often as any other to within one."""
     order = [kinds[i] for i in rng.permutation(len(kinds))]
-    dealt = [order[i % len(order)] for i in range(count)]
-    return [dealt[i] for i in rng.permutation(count)]
+    repeated = [order[i % len(order)] for i in range(count)]
+    return [repeated[i] for i in rng.permutation(count)]

@@ -17,19 +17,20 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
 from fedl2p.core.metanets import MetaNets
-from fedl2p.data.remote import OwnFile, Remote, RemotePopulation
+from fedl2p.data.remote import NodePopulation, Remote, RemotePopulation
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.method import Outcome, State
-from fedl2p.runs.layout import RunDir
+from fedl2p.runs import layout
+from fedl2p.runs.client_files import ClientHyperparams, write_personal_files
+from fedl2p.runs.folder import RunWriter
+from fedl2p.runs.population import PopulationInfo
 from fedl2p.study.engines import find_device, node_of
-from fedl2p.study.new_client import write_personal_files
 from fedl2p.study.settings import Study
 
 RECEIVED = "received"
@@ -123,11 +124,11 @@ class Node:
             nets = methods.build(method, study.settings).final_metanets(model, state)
             if nets is not None:
                 self._keep_received(study, model, nets)
-            write_personal_files(self.out / quote(method, safe=" "), outcome)
+            _write_personal_files(self.out / layout.as_file_name(method), method, outcome)
 
         return node_of(
             study,
-            OwnFile(
+            NodePopulation(
                 self.client, self.data, shape=source.shape, classes=source.classes, split=split
             ),
             device=find_device(self.device or study.device),
@@ -142,15 +143,24 @@ class Node:
         place = self.out / RECEIVED
         unfinished = self.out / f".{RECEIVED}.{os.getpid()}.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
-        folder = RunDir(unfinished)
-        folder.claim(study, resume=False)
-        folder.describe_population(
-            RemotePopulation((), shape=study.data.shape, classes=study.data.classes)
-        )
-        write_tensors(folder.file("global.safetensors"), model.state_dict())
-        nets.save(folder.file("metanets"))
+        population = RemotePopulation((), shape=study.data.shape, classes=study.data.classes)
+        RunWriter(unfinished).describe(study, PopulationInfo.of(population))
+        write_tensors(unfinished / layout.GLOBAL_MODEL, model.state_dict())
+        nets.save(unfinished / layout.METANETS)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(unfinished, place)
+
+
+def _write_personal_files(out: Path, method: str, outcome: Outcome) -> None:
+    """Write a client's personalized model, and its hyperparameters and scores if it has such."""
+    assert outcome.model is not None, "clients on nodes ask for the personalized model"
+    hyperparams = None
+    if outcome.hyperparams is not None:
+        hyperparams = ClientHyperparams.of(
+            outcome.client, method, outcome.hyperparams, outcome.profile
+        )
+    scores = outcome if outcome.num_test else None
+    write_personal_files(out, outcome.model, hyperparams, scores)
 
 
 def _find_file(data: Path, client: str | None) -> Path:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedl2p import recipes
-from fedl2p.runs.config import from_plain, to_plain
+from fedl2p.runs.validation import from_plain, to_plain
+from fedl2p.study.preparation import build_methods
 from fedl2p.study.settings import Study
 
 Scalar = bool | int | float | str
@@ -117,7 +118,9 @@ def read(config: Mapping[str, Scalar]) -> RunConfig:
         else:
             raise ValueError(_unknown(key, paths))
     try:
-        return _build(own, from_plain(Study, plain))
+        study = from_plain(Study, plain)
+        build_methods(study)  # before anybody waits for clients
+        return from_plain(RunConfig, {"study": to_plain(study), **own})
     except ValueError as problem:
         raise ValueError(f"the run's configuration cannot be used: {problem}") from None
 
@@ -137,14 +140,6 @@ def fields_of(study: Study) -> Iterator[tuple[str, str]]:
                 yield inner.replace("_", "-"), inner
 
     return walk(study, "")
-
-
-def _build(own: Mapping[str, Any], study: Study) -> RunConfig:
-    """Check the types of the fields beside the study as those of a study are checked."""
-    kinds = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if name in _OWN}
-    fields = [(name, kind, dataclasses.field(default=None)) for name, kind in kinds.items()]
-    checked: Any = from_plain(dataclasses.make_dataclass("Run", fields), own)
-    return RunConfig(study=study, **{name: getattr(checked, name) for name in own})
 
 
 def _hint_of(study: Study, path: str) -> Any:

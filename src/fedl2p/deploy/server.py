@@ -13,10 +13,12 @@ from fedl2p import methods
 from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
+from fedl2p.runs import layout
 from fedl2p.runs.config import differences
-from fedl2p.runs.files import read_json
+from fedl2p.runs.population import PopulationInfo
 from fedl2p.runs.results import Report, Row
 from fedl2p.study.new_client import load_run
 from fedl2p.study.run import run_study
@@ -74,10 +76,10 @@ def serve_latecomers(config: RunConfig, clients: OnFlower) -> None:
     assert config.run is not None
     study, model, metanets = load_run(config.run, model=config.study.model)
     _refuse_other(config, study, config.run)
-    if config.out is not None and (config.out / "results.json").exists():
-        raise ValueError(f"{config.out} already holds results.json; give another folder")
+    if config.out is not None and (config.out / layout.RESULTS).exists():
+        raise ValueError(f"{config.out} already holds {layout.RESULTS}; give another folder")
     method = methods.build(methods.METANETS, study.settings)
-    took_part = set(read_json(config.run / "population.json")["clients"])
+    took_part = set(PopulationInfo.read(config.run).clients)
     names = gather(clients, config, without=took_part)
     assert isinstance(config.study.data, Remote)
     source = dataclasses.replace(config.study.data, clients=names)
@@ -155,10 +157,10 @@ def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:
             "clients on nodes, with the recipe 'federation'"
         )
     here.data.check()
-    world = read_json(run / "population.json")
+    population = PopulationInfo.read(run)
     there = dataclasses.replace(here, model=study.model, settings=study.settings)
     different = differences(there, here)
-    for name, value in (("shape", tuple(world["shape"])), ("classes", world["classes"])):
+    for name, value in (("shape", population.shape), ("classes", population.classes)):
         if getattr(here.data, name) != value:
             different.append(f"data.{name} is {value!r} and {getattr(here.data, name)!r}")
     if different:
@@ -168,7 +170,7 @@ def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:
         )
 
 
-class LogListener:
+class LogListener(Listener):
     """Writes each round to the log."""
 
     def on_start(self, stage: str, rounds: int, records: Sequence[RoundRecord]) -> None:

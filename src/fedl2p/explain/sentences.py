@@ -90,19 +90,25 @@ def sentences(explanation: Explanation) -> list[str]:
 
 
 def because(one: Explained, attribution: Attribution, *, numbers: bool = False) -> str:
-    """Return the largest attributions; with ``numbers`` the values of their entries too."""
+    """Return the largest attributions in the direction of the change, and a larger one against it.
+
+    With ``numbers`` the values of their entries are said too.
+    """
     parts = one.attributions
-    order = sorted(range(len(parts)), key=lambda i: -abs(parts[i]))
     small = 1e-6 if one.log or one.kind == "mix" else 1e-6 * abs(one.typical)
     if one.movement <= small:
         return "no profile entry"
-    said = []
-    for i in order[:MOST_REASONS]:
-        if abs(parts[i]) >= SMALL_REASON * abs(parts[order[0]]):
-            entry = attribution.entries[i]
-            value = f" ({entry_numbers(entry)})" if numbers else ""
-            said.append(f"{entry.name}{value} {amount(one, parts[i])}")
-    return ", ".join(said)
+
+    def said(i: int) -> str:
+        entry = attribution.entries[i]
+        value = f" ({entry_numbers(entry)})" if numbers else ""
+        return f"{entry.name}{value} {amount(one, parts[i])}"
+
+    order = sorted(range(len(parts)), key=lambda i: -abs(parts[i]))
+    toward = [i for i in order if parts[i] * one.change > 0] or order
+    named = [i for i in toward if abs(parts[i]) >= SMALL_REASON * abs(parts[toward[0]])]
+    words = ", ".join(map(said, named[:MOST_REASONS]))
+    return words if toward[0] == order[0] else f"{words}, against {said(order[0])}"
 
 
 def row(one: Explained, attribution: Attribution) -> tuple[str, ...]:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
-from io import StringIO
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from fedl2p.atomic_files import write_text
-from fedl2p.federation.round_records import COLUMNS, FAILURE_COLUMNS, RoundRecord
+from fedl2p.atomic_files import open_to_append, write_text
+from fedl2p.federation.round_records import RoundRecord
+from fedl2p.runs.columns import (
+    FAILURE_COLUMNS,
+    ROUND_COLUMNS,
+    FailureLine,
+    RoundLine,
+    names_of,
+    to_csv,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
 
-class Listener(Protocol):
-    """Is called at a stage's start, after every round, and at its end, also if interrupted."""
+class Listener:
+    """Is called at a stage's start, after every round, and at its end, also if interrupted.
+
+    Each method does nothing unless a subclass overrides it.
+    """
 
     def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
         """Begin a stage.
@@ -36,11 +48,14 @@ class Listener(Protocol):
     def on_round(self, record: RoundRecord) -> None:
         """Take note of a finished round, whose checkpoint is written."""
 
+    def on_personalized(self, stage: str, failures: Mapping[str, str]) -> None:
+        """Take note of which clients could not be personalized, and why, in one line each."""
+
     def on_end(self, stage: str) -> None:
         """End a stage."""
 
 
-class _Table:
+class _Table(Listener):
     """A CSV file that grows with the rounds, and neither loses nor doubles a line."""
 
     columns: tuple[str, ...]
@@ -61,19 +76,19 @@ class _Table:
         # A full disk may have cut the last line off anywhere; its stage writes it again.
         others = [row for row in others if len(row) == len(self.columns) and row[0] != stage]
         lines = (line for record in done for line in self.lines(record))
-        write_text(self.path, _as_csv([self.columns, *others, *lines]))
+        write_text(self.path, to_csv([self.columns, *others, *lines]))
 
     def on_round(self, record: RoundRecord) -> None:
         """Append the lines of a round."""
-        text = _as_csv(self.lines(record))
+        self._append(self.lines(record))
+
+    def _append(self, lines: Sequence[tuple[Any, ...]]) -> None:
+        text = to_csv(lines)
         try:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with open_to_append(self.path) as file:
                 file.write(text)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def on_end(self, stage: str) -> None:
-        """Do nothing: the file is complete after every round."""
 
 
 class CsvListener(_Table):
@@ -86,11 +101,11 @@ class CsvListener(_Table):
         has done so far, so that a resumed run leaves no line out and none double.
     """
 
-    columns = COLUMNS
+    columns = ROUND_COLUMNS
 
     def lines(self, record: RoundRecord) -> list[tuple[Any, ...]]:
         """Return the round's one line."""
-        return [record.line()]
+        return [tuple(values_of(record, ROUND_COLUMNS))]
 
 
 class FailuresListener(_Table):
@@ -105,19 +120,21 @@ class FailuresListener(_Table):
 
     columns = FAILURE_COLUMNS
 
+    def on_personalized(self, stage: str, failures: Mapping[str, str]) -> None:
+        """Add one line per client that could not be personalized, with round 0."""
+        lines = [FailureLine(stage, 0, name, reason) for name, reason in sorted(failures.items())]
+        self._append([tuple(values_of(line, FAILURE_COLUMNS)) for line in lines])
+
     def lines(self, record: RoundRecord) -> list[tuple[Any, ...]]:
         """Return one line per failed client, sorted by name."""
-        reasons = sorted(record.reasons.items())
-        return [(record.stage, record.round, client, reason) for client, reason in reasons]
+        lines = (
+            FailureLine(record.stage, record.round, client, reason)
+            for client, reason in sorted(record.reasons.items())
+        )
+        return [tuple(values_of(line, FAILURE_COLUMNS)) for line in lines]
 
 
-def _as_csv(lines: Iterable[Sequence[Any]]) -> str:
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
-
-
-class ProgressListener:
+class ProgressListener(Listener):
     """Two bars on the terminal: the stages of the study, and the rounds of the current one.
 
     Use it as a context manager, so that the terminal is tidy again after an error.
@@ -188,7 +205,12 @@ class ProgressListener:
         self._bars.advance(self._stages)
 
 
-class TensorBoardListener:
+_CURVES = tuple(
+    name for name in names_of(RoundLine) if name not in ("stage", "round", "clients", "seconds")
+)
+
+
+class TensorBoardListener(Listener):
     """Writes loss, accuracy and bytes of each round for TensorBoard.
 
     Parameters
@@ -209,7 +231,12 @@ class TensorBoardListener:
             raise ModuleNotFoundError(
                 "TensorBoard is not installed; `pip install tensorboard`, or do not ask for it"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._make_writer = functools.partial(SummaryWriter, str(folder))
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        # Not before the first stage: until then a run may be refused, and leaves no folder.
+        return self._make_writer()
 
     def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
         """Write the rounds before a resumption again: TensorBoard shows the last value."""
@@ -218,7 +245,7 @@ class TensorBoardListener:
 
     def on_round(self, record: RoundRecord) -> None:
         """Write one point per curve."""
-        for name in ("loss", "accuracy", "bytes_down", "bytes_up", "failures"):
+        for name in _CURVES:
             self._writer.add_scalar(f"{record.stage}/{name}", getattr(record, name), record.round)
 
     def on_end(self, stage: str) -> None:

@@ -19,17 +19,12 @@ import torch
 from torch import nn
 
 from fedl2p.method import Outcome, State, Update
+from fedl2p.runs.columns import SCORES
 
 Action = Literal["train", "validate", "personalize"]
 
 WEIGHT = "num-examples"
 """Name of an update's weight among the numbers that travel, as Flower's strategies expect it."""
-
-OUTCOME_NUMBERS = (
-    *("num_train", "num_test", "accuracy_before", "accuracy"),
-    *("loss_before", "loss", "seconds"),
-)
-"""What of an :class:`~fedl2p.method.Outcome` travels, besides the failure."""
 
 HALF = (torch.float16, torch.bfloat16)
 """Dtypes that travel as float32: NumPy has no bfloat16, and sums of halves lose digits."""
@@ -225,7 +220,7 @@ def question_bytes(question: Question) -> int:
 def answer_bytes(answer: Answer) -> int:
     """Return the encoded size of an answer; a failure of a round travels without content."""
     if answer.outcome is not None:
-        return numbers_bytes(OUTCOME_NUMBERS)
+        return numbers_bytes(SCORES)
     if answer.update is None:
         return 0
     numbers = numbers_bytes((WEIGHT, *answer.update.metrics))

@@ -10,12 +10,11 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from math import nan
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,19 +23,12 @@ from fedl2p.data.population import Population
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.listeners import Listener
-from fedl2p.federation.messages import (
-    Answer,
-    Clients,
-    FederationError,
-    FrozenModel,
-    Question,
-    one_line,
-)
+from fedl2p.federation.messages import Clients, FederationError, FrozenModel, Question
 from fedl2p.federation.privacy import accounting
-from fedl2p.federation.privacy.noise import Gaussian, PrivateMean, sample, seeded, system
+from fedl2p.federation.privacy.noise import Gaussian, PrivateMean, seeded, system
 from fedl2p.federation.progress import Progress, refuse_other_job
 from fedl2p.federation.round_records import Federated, RoundRecord
-from fedl2p.federation.sampling import draw_cohort
+from fedl2p.federation.sampling import draw_cohort, draw_independently
 from fedl2p.federation.server.aggregation import (
     Mean,
     Rule,
@@ -45,15 +37,17 @@ from fedl2p.federation.server.aggregation import (
     WeightedMean,
     norm_clipping,
 )
-from fedl2p.federation.server.answer_checks import objection, overweight
+from fedl2p.federation.server.tally import Tally
 from fedl2p.federation.settings import Rounds
-from fedl2p.method import Method, State, Update
+from fedl2p.method import Method, State
 from fedl2p.seeds import derive_seed
 from fedl2p.version import __version__
 
 log = logging.getLogger("fedl2p")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def federate(
     method: Method,
     model: nn.Module,
@@ -67,7 +61,7 @@ def federate(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> Federated:
-    """Run the federated rounds of one method.
+    """Run the federated rounds of one method. Gradients are on in here, whatever the caller has.
 
     Parameters
     ----------
@@ -108,7 +102,9 @@ def federate(
         is not installed, or the checkpoints are of another run, all damaged, or there although
         ``resume`` is False.
     FederationError
-        If ``rounds.give_up`` rounds in a row had too few good answers; resumable.
+        If ``rounds.give_up`` rounds in a row had too few good answers; resumable. If no round
+        brought a new state. If, on this machine, all clients of the first round fail in the same
+        way: then it is the model or the data, and further rounds would fail too.
     """
     if not len(names := population.seen):
         raise ValueError("the population has no seen client, so nobody can take part in rounds")
@@ -124,7 +120,7 @@ def federate(
         buffers=[name for name, _ in model.named_buffers()],
         variances=_variances(model),
     )
-    new_mean = mean_of(rounds, size)
+    cohort_of, new_mean = _cohorts(rounds, names, seed, from_seed), mean_of(rounds, size)
     job = _job(stage, method, seed, rounds, names, frozen)
     progress = None
     if checkpoint is not None and resume:
@@ -146,14 +142,6 @@ def federate(
             progress.round += 1
             judging = progress.round > rounds.rounds
             averaging = judging and rounds.keep == "average"
-            if privacy.central:
-                share = size / len(names)
-                cohort = sample(
-                    names, share=share, seed=seed, round=progress.round, from_seed=from_seed
-                )
-            else:
-                size_ = rounds.clients_per_round
-                cohort = draw_cohort(names, size=size_, seed=seed, round=progress.round)
             question = Question(
                 action="validate" if judging else "train",
                 method=method.name,
@@ -161,10 +149,12 @@ def federate(
                 round=progress.round,
                 state=progress.result(rounds).state if averaging else progress.state,
                 model=frozen,
-                seeds={name: derive_seed(seed, stage, progress.round, name) for name in cohort},
+                seeds={
+                    name: derive_seed(seed, stage, progress.round, name)
+                    for name in cohort_of(progress.round)
+                },
             )
-            step = optimizer.steps
-            draw = seeded(seed, stage, "privacy", step) if from_seed else system
+            draw = seeded(seed, stage, "privacy", optimizer.steps) if from_seed else system
             tally = Tally(
                 question,
                 rounds,
@@ -174,6 +164,8 @@ def federate(
             for answer in clients.ask(question):
                 tally.add(answer)
             tally.close()
+            if progress.round == 1 and clients.simulated:
+                refuse_common_failure(stage, tally.failures, asked=tally.asked)
             if not averaging:  # the loss of an average says nothing about the last state
                 progress.judge(tally.loss, patience=0 if judging else rounds.patience)
             if judging:
@@ -196,138 +188,35 @@ def federate(
                 listener.on_round(progress.records[-1])
             if gave_up:
                 raise FederationError(_why_given_up(progress.records[-1], rounds))
+        if rounds.rounds and not optimizer.steps:
+            raise FederationError(_why_nothing_came(progress.records))
     finally:
         for listener in listeners:
             listener.on_end(stage)
     return progress.result(rounds)
 
 
-class Tally:
-    """The answers of one round: checked and added in the order of the clients' names.
+def refuse_common_failure(stage: str, failures: Mapping[str, str], *, asked: int) -> None:
+    """Raise if every client that was asked failed for the same reason.
 
-    An answer that comes before its turn waits. The weights that clients elsewhere state are
-    compared with one another, so there all answers wait until the last has come.
-
-    Parameters
-    ----------
-    question
-        What was asked.
-    rounds
-        The stage's settings.
-    mean
-        What becomes of the updates; None where none come back.
-    trusted
-        Whether the answers are those of this package's own nodes, which have checked them.
-
-    Attributes
-    ----------
-    failures
-        Clients without a usable answer, and why.
+    Raises
+    ------
+    FederationError
+        With that reason, and the name of the first client.
     """
-
-    def __init__(
-        self, question: Question, rounds: Rounds, mean: Mean | None, *, trusted: bool
-    ) -> None:
-        self._question, self._rounds, self.mean, self._trusted = question, rounds, mean, trusted
-        self._sent = question.state if question.action == "train" else {}
-        # No weight counts under these, so none can be too large.
-        unweighted = rounds.privacy.central or rounds.robust != "none"
-        self._compares = not (trusted or unweighted)
-        self._order = iter(sorted(question.seeds))
-        self._next = next(self._order, None)
-        self._waiting: dict[str, Answer] = {}
-        self._compared: list[Update] = []
-        self._good: list[tuple[float, dict[str, float]]] = []
-        self.failures: dict[str, str] = {}
-        self._bytes = dict.fromkeys(("bytes_down", "bytes_up", "bytes_model"), 0)
-
-    def add(self, answer: Answer) -> None:
-        """Take an answer, and with it those that have waited for it."""
-        for name in self._bytes:
-            self._bytes[name] += getattr(answer, name)
-        self._waiting[answer.client] = answer
-        while self._next is not None and self._next in self._waiting:
-            self._check(self._waiting.pop(self._next))
-            self._next = next(self._order, None)
-
-    def close(self) -> None:
-        """Add the updates that have waited for the last one."""
-        assert self._next is None
-        assert not self._waiting
-        heavy = overweight({update.client: update.weight for update in self._compared})
-        self._fail(heavy)
-        compared, self._compared = self._compared, []
-        for update in compared:
-            if update.client not in heavy:
-                self._count(update)
-
-    @property
-    def good(self) -> int:
-        """How many updates were added."""
-        return len(self._good)
-
-    @property
-    def asked(self) -> int:
-        """How many clients were asked."""
-        return len(self._question.seeds)
-
-    @property
-    def loss(self) -> float:
-        """Loss of the state that was sent: weighted mean or, under a robust rule, median."""
-        return self._typical("loss")
-
-    def record(self, *, seconds: float) -> RoundRecord:
-        """Return the round's record."""
-        return RoundRecord(
-            stage=self._question.stage,
-            round=self._question.round,
-            clients=self.asked,
-            loss=self.loss,
-            accuracy=self._typical("accuracy"),
-            seconds=seconds,
-            failures=len(self.failures),
-            reasons=dict(sorted(self.failures.items())),
-            **self._bytes,
+    if asked and len(failures) == asked and len(set(failures.values())) == 1:
+        client, reason = min(failures.items())
+        others = "" if asked == 1 else f", and all {asked} clients fail in the same way"
+        raise FederationError(
+            f"{stage}: client {client!r} failed{others}: {reason}; mend the model or the data"
         )
 
-    def _check(self, answer: Answer) -> None:
-        update, reason = answer.update, answer.failure
-        if reason is None:
-            assert update is not None
-            if not self._trusted:
-                reason = objection(update, sent=self._sent)
-            if self._rounds.privacy.mechanism == "local" and update.metrics:
-                reason = "its answer has metrics, so it was not made under local privacy"
-        if reason is not None or update is None:
-            self._fail({answer.client: one_line(reason or "")})
-        elif self._compares:
-            self._compared.append(update)
-        else:
-            self._count(update)
 
-    def _count(self, update: Update) -> None:
-        self._good.append((update.weight, update.metrics))
-        if self.mean is not None:
-            self.mean.add(update)
-
-    def _fail(self, reasons: dict[str, str]) -> None:
-        self.failures |= reasons
-        for name, reason in reasons.items():
-            stage, number = self._question.stage, self._question.round
-            log.warning("%s, round %d: client %s failed: %s", stage, number, name, reason)
-
-    def _typical(self, metric: str) -> float:
-        """Return the mean of a metric over the answers that have it; NaN if none has.
-
-        A client may state any loss, and the choice of the best round must not be its own: under a
-        robust rule it is the median, whatever the weights.
-        """
-        pairs = [(weight, metrics[metric]) for weight, metrics in self._good if metric in metrics]
-        if not pairs:
-            return nan
-        if self._rounds.robust != "none":
-            return median(value for _, value in pairs)
-        return sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs)
+def _why_nothing_came(records: Sequence[RoundRecord]) -> str:
+    """Return in one line that no round of a stage brought a new state, with one client's reason."""
+    reasons = [item for record in records for item in sorted(record.reasons.items())]
+    example = f", e.g. client {reasons[0][0]!r}: {reasons[0][1]}" if reasons else ""
+    return f"{records[0].stage}: no round brought a new state, so nothing was learned{example}"
 
 
 def spending(
@@ -364,6 +253,19 @@ def spending(
         population=len(names),
         count=count,
         travels=travels,
+    )
+
+
+def _cohorts(
+    rounds: Rounds, names: Sequence[str], seed: int, from_seed: bool
+) -> Callable[[int], list[str]]:
+    """Return what draws the clients of a round, sorted, from its number."""
+    if not rounds.privacy.central:
+        size = rounds.clients_per_round
+        return lambda round: draw_cohort(names, size=size, seed=seed, round=round)
+    share = rounds.cohort(len(names)) / len(names)
+    return lambda round: draw_independently(
+        names, share=share, seed=seed, round=round, from_seed=from_seed
     )
 
 
@@ -414,8 +316,7 @@ def _combine(progress: Progress, tally: Tally, optimizer: ServerOptimizer, round
     else:
         progress.dry += 1
         what = "stays as it was" if state is None else "moves by noise"
-        stage = tally.record(seconds=0.0).stage
-        log.warning("%s, round %d: %s, the state %s", stage, progress.round, why, what)
+        log.warning("%s, round %d: %s, the state %s", tally.stage, progress.round, why, what)
     # A method without a travelling state has nothing to judge after its last round.
     progress.finished = progress.round == rounds.rounds and not progress.state
 
@@ -470,7 +371,7 @@ def _why_given_up(record: RoundRecord, rounds: Rounds) -> str:
     return (
         f"{record.stage}: {rounds.give_up} rounds in a row brought no new state, for lack of "
         f"{rounds.fewest} or more good answers, the last one round {record.round}{example}; "
-        "failures.csv and the log name all clients and reasons"
+        "{layout.FAILURES} and the log name all clients and reasons"
     )
 
 

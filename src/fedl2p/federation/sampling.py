@@ -1,8 +1,9 @@
-"""Which clients a round asks: a seeded draw without replacement."""
+"""Which clients a round asks: so many without replacement, or each independently."""
 
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Sequence
 
 import torch
@@ -36,3 +37,30 @@ def draw_cohort(names: Sequence[str], *, size: int, seed: int, round: int) -> li
         more = torch.randint(len(names), (size,), generator=source).tolist()
         drawn |= dict.fromkeys(more)
     return sorted(names[i] for i in itertools.islice(drawn, size))
+
+
+def draw_independently(
+    names: Sequence[str], *, share: float, seed: int, round: int, from_seed: bool
+) -> list[str]:
+    """Draw each client independently (Poisson sampling), as privacy accounting supposes; sorted.
+
+    The size of the sample varies and may be 0. The time is proportional to the registered clients.
+
+    Parameters
+    ----------
+    names
+        The seen clients.
+    share
+        Probability of each, in (0, 1].
+    seed, round
+        The draw depends on nothing else, if ``from_seed``; if not, the operating system draws.
+    """
+    random = secrets.SystemRandom()
+
+    def drawn(name: str) -> bool:
+        if not from_seed:
+            return random.random() < share
+        source = generator(seed, "cohort", round, name)
+        return float(torch.rand((), generator=source, dtype=torch.float64)) < share
+
+    return sorted(name for name in names if drawn(name))

@@ -1,21 +1,22 @@
-"""Every published method is one file, found by its file's name.
+"""The methods by name. Every published method is one file of this folder; ``base/`` is shared code.
 
-A file holds one subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the
-names that a study may use to functions ``settings -> method``. To add a method, add a file; or
-write it outside this package and name such a function as ``package.module:callable``.
-``base/`` holds what methods share.
+A file holds a subclass of :class:`fedl2p.method.Method` and a dictionary ``METHODS`` from the names
+that a study may use to functions ``settings -> method``. To add a method, write such a file and
+list it below; or write a function ``settings -> method`` outside this package and name it as
+``package.module:callable``. Names are listed here so that they are known without importing torch.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
-from collections.abc import Callable, Collection
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from fedl2p import user_code
-from fedl2p.method import Method
 from fedl2p.methods.base.settings import Settings
+
+if TYPE_CHECKING:
+    from fedl2p.method import Method
 
 PRETRAINING = "fedavg"
 """The method that trains the global model."""
@@ -23,60 +24,75 @@ PRETRAINING = "fedavg"
 METANETS = "fedl2p"
 """The method whose meta-nets a run keeps for later clients."""
 
+_FILES = {
+    "apfl": ("apfl",),
+    "ditto": ("ditto",),
+    "fedavg": ("fedavg",),
+    "fedbabu": ("fedbabu",),
+    "fedbn": ("fedbn", "fedbn-finetuning"),
+    "fedl2p": ("fedl2p", "fedl2p-constant"),
+    "fedper": ("fedper",),
+    "fedprox": ("fedprox", "fedprox-finetuning"),
+    "fedrep": ("fedrep",),
+    "finetuning": (
+        *("finetuning-global", "finetuning-half", "finetuning-client"),
+        *("finetuning-head", "finetuning-norms"),
+    ),
+    "gridsearch": ("gridsearch", "bestfixed"),
+    "l2p": ("l2p",),
+    "local": ("local",),
+    "perfedavg": ("perfedavg", "perfedavg-hf"),
+}
+"""The methods of each file, as in its ``METHODS``."""
 
-def _found() -> dict[str, Callable[[Settings], Method]]:
-    found: dict[str, Callable[[Settings], Method]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if not module.ispkg:
-            found.update(importlib.import_module(f"{__name__}.{module.name}").METHODS)
-    return found
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all methods, sorted."""
-    return tuple(sorted(_found()))
+    return tuple(sorted(_FILE_OF))
 
 
 def title(name: str, settings: Settings) -> str:
-    """Return what a method that a study may name is called in reports: its own ``name``.
+    """Return the name of a method in reports: for a user's method, its attribute ``name``.
 
     Raises
     ------
     ValueError
-        If there is no such method, or it is not one that can be used.
+        If there is no such method, or it cannot be used.
     """
-    if user_code.is_own(name):
+    if user_code.is_user_code(name):
         return build(name, settings).name
-    if name not in names():
+    if name not in _FILE_OF:
         raise _unknown(name)
     return name
 
 
 def build(name: str, settings: Settings) -> Method:
-    """Build a method by name, or by ``package.module:callable``, where that is imported.
+    """Build a method by name, or by ``package.module:callable``, which must be imported already.
 
     Raises
     ------
     ValueError
-        If there is no such method, or it is not one that can be used.
+        If there is no such method, or it cannot be used.
     """
-    known = _found()
-    if user_code.is_own(name):
-        return _own(name, settings, taken=known.keys())
-    if name not in known:
+    if user_code.is_user_code(name):
+        return _users(name, settings)
+    if name not in _FILE_OF:
         raise _unknown(name)
-    return known[name](settings)
+    method: Method = import_module(f"{__name__}.{_FILE_OF[name]}").METHODS[name](settings)
+    return method
 
 
-_WANTED = "a function of the settings that returns a fedl2p.Method"
+def _users(name: str, settings: Settings) -> Method:
+    """Build a user's method. Its ``name`` must be new and must serve as a file's name."""
+    from fedl2p.method import Method
 
-
-def _own(name: str, settings: Settings, *, taken: Collection[str]) -> Method:
-    """Build a user's method, whose own name must not be one of ours and must serve for files."""
-    built = user_code.find(name, what="method", wanted=_WANTED, takes=(settings,))(settings)
+    wanted = "a function of the settings that returns a fedl2p.Method"
+    built = user_code.find_callable(name, what="method", wanted=wanted, takes=(settings,))(settings)
     if not isinstance(built, Method):
-        raise ValueError(f"method {name!r} returned {type(built).__name__}; name {_WANTED}")
-    if built.name in (*taken, "pretrain", "learn", "outcomes"):
+        raise ValueError(f"method {name!r} returned {type(built).__name__}; name {wanted}")
+    if built.name in (*_FILE_OF, "pretrain", "learn", "outcomes"):
         raise ValueError(f"method {name!r} is called {built.name!r}, which is taken; rename it")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", built.name):
         raise ValueError(

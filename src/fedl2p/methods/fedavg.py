@@ -1,4 +1,4 @@
-"""FedAvg: one model for all by federated averaging; also what pre-trains the global model.
+"""FedAvg: one model for all clients by federated averaging; also the pre-training of studies.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
 2017, arXiv 1602.05629, algorithm 1. Clients take local epochs of plain SGD; the server averages all

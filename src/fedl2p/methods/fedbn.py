@@ -39,7 +39,7 @@ class FedBN(LocalSGD):
     Parameters
     ----------
     finetune
-        Whether every client fine-tunes all of its model; if not, unseen ones only make norms.
+        Whether every client fine-tunes all of its model; if not, unseen ones train norms alone.
     """
 
     finetune: bool
@@ -51,7 +51,7 @@ class FedBN(LocalSGD):
     def personalize_stack(
         self, net: FunctionalModel, state: State, clients: Sequence[Client]
     ) -> PersonalModels:
-        """Use a seen client's norms; make those of an unseen one."""
+        """Use a seen client's norms; train those of an unseen one."""
         start = client_states(net, state, clients)
         if self.finetune:
             return finetune_plain(net, start, clients, self.inner, self.rate)
@@ -59,8 +59,8 @@ class FedBN(LocalSGD):
         if not bool(without.any()):
             return PersonalModels(start, constant_mix(net, len(clients), 1.0))
         norms = self.kept_names(net)
-        made = finetune_plain(net, start, clients, self.inner, self.rate, only=norms)
-        return PersonalModels(where(without, made.state, start), made.mix)
+        trained = finetune_plain(net, start, clients, self.inner, self.rate, only=norms)
+        return PersonalModels(where(without, trained.state, start), trained.mix)
 
 
 def _fedbn(settings: Settings, name: str, *, finetune: bool) -> FedBN:

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are held near the global model.
+"""FedProx: FedAvg with a proximal term that keeps clients near the global model.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks",
 MLSys 2020, arXiv 1812.06127, algorithm 2. A client minimises its loss plus (mu / 2) ||w - w^t||^2,
@@ -41,7 +41,7 @@ class FedProx(LocalSGD):
 
     @property
     def unequal_sizes(self) -> bool:
-        """No: it goes down a gradient of its own."""
+        """No: it follows a gradient of its own."""
         return False
 
     def train_stack(

@@ -60,11 +60,11 @@ class FineTuning(WithoutRounds):
     head: str | None = None
 
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
-        """Return an empty state, once the model is seen to have the part."""
-        self._trains(working_copies(model).net)
+        """Return an empty state; refuse a model without the part that trains."""
+        self._trainable_names(working_copies(model).net)
         return {}
 
-    def _trains(self, net: FunctionalModel) -> frozenset[str] | None:
+    def _trainable_names(self, net: FunctionalModel) -> frozenset[str] | None:
         if self.only == "all":
             return None
         if self.only == "head":
@@ -77,7 +77,7 @@ class FineTuning(WithoutRounds):
         """Fine-tune every client with the same hyperparameters."""
         net = working_copies(model).net
         net.examine(clients[0].data.train.x)
-        choose = choose_constant(net, self.mix, self.rate, self._trains(net))
+        choose = choose_constant(net, self.mix, self.rate, self._trainable_names(net))
         return personalize_with(model, clients, self.inner, choose)
 
 

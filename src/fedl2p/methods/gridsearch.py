@@ -1,4 +1,4 @@
-"""Grid search: the expensive search that FedL2P replaces.
+"""Grid search over mixes and learning rates, per client or once for all.
 
 ``gridsearch`` searches for every client by itself: it fine-tunes once per grid point on the
 training part, takes the point with the lowest loss on the client's validation part, and keeps that

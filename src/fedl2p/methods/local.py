@@ -1,4 +1,4 @@
-"""Local: every client trains alone from the initial weights, on nothing but its own data.
+"""Local training: every client trains alone from the initial weights, on its own data.
 
 The floor that any federation must beat. Plain SGD and plain batch-norm, as in FedAvg's local
 training, for more epochs.

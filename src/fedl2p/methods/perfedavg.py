@@ -1,4 +1,4 @@
-"""Per-FedAvg: an initial model from which every client gets far in a few steps.
+"""Per-FedAvg (MAML): an initial model that a few steps adapt to a client.
 
 Fallah, Mokhtari, Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A
 Model-Agnostic Meta-Learning Approach", NeurIPS 2020, arXiv 2002.07948, algorithm 1. Clients
@@ -19,7 +19,7 @@ are as many as FedAvg's and each draw uses all data; running statistics follow t
 pass of a step, at w. The paper adapts with one step of rate alpha; here clients fine-tune as many
 steps as in all other methods, at the baselines' rate. alpha stays the paper's 0.01 in training: the
 Hessian's term helps where alpha is below about one over its largest eigenvalue, which in the small
-nets here is 50 to 200. Metrics of a round judge the model after the step that it was trained for.
+nets here is 50 to 200. Metrics of a round are those of the model after the look-ahead step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from fedl2p.methods.base.tensor_groups import client_states
 Variant = Literal["first-order", "hessian-free"]
 
 SMALLEST = 1e-30
-"""Below this a gradient counts as zero, which no move can be made of."""
+"""Lower bound of a gradient's norm in the finite difference."""
 
 
 def through_step(
@@ -58,16 +58,16 @@ def through_step(
     alpha: float,
     delta: float,
 ) -> Gradient:
-    """Return the gradient of the loss after a step.
+    """Return the gradient of the loss after one look-ahead step.
 
     Parameters
     ----------
     first, second, third
         Gradients on the batches D, D' and D''; without the third, that of first order.
     alpha
-        Rate of the step.
+        Rate of the look-ahead step.
     delta
-        Length of the moves to both sides that find the Hessian's product, over all parameters.
+        Length of the central difference for the Hessian product, over all parameters.
     """
 
     def gradient(
@@ -101,11 +101,11 @@ class PerFedAvg(LocalSGD):
     Parameters
     ----------
     variant
-        Whether the Hessian is left out or taken from finite differences.
+        first-order leaves the Hessian out, hessian-free takes it from finite differences.
     alpha
-        Rate of the step that is looked ahead.
+        Rate of the look-ahead step.
     delta
-        Length of the moves of the Hessian-free variant.
+        Length of the finite difference of the Hessian-free variant.
     """
 
     variant: Variant
@@ -114,13 +114,13 @@ class PerFedAvg(LocalSGD):
 
     @property
     def unequal_sizes(self) -> bool:
-        """No: it goes down a gradient of its own."""
+        """No: it follows a gradient of its own."""
         return False
 
     def train_stack(
         self, net: FunctionalModel, state: State, clients: Sequence[Client]
     ) -> RoundResult:
-        """Train clients of equal shapes for one round, down the gradient through a step."""
+        """Train clients of equal shapes for one round by the gradient through a look-ahead step."""
         loop = self.round_loop
         first = loss_gradient(net, clients, loop, "local")
         second = loss_gradient(net, clients, loop, "ahead")

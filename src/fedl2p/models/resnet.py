@@ -123,21 +123,21 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         model is unchanged then.
     """
     weights = _read(path)
-    own = model.state_dict()
+    current = model.state_dict()
     for name in HEAD:
-        if name in weights and name in own and weights[name].shape != own[name].shape:
-            weights[name] = own[name]
-    fits = {name: tuple(t.shape) for name, t in own.items()}
-    brings = {name: tuple(t.shape) for name, t in weights.items()}
+        if name in weights and name in current and weights[name].shape != current[name].shape:
+            weights[name] = current[name]
+    expected = {name: tuple(t.shape) for name, t in current.items()}
+    given = {name: tuple(t.shape) for name, t in weights.items()}
     # Checkpoints from before torch 0.4.1 have no counts of batches, and nothing needs them.
-    counts = {name for name in fits if name.endswith("num_batches_tracked")}
-    for name in sorted((fits.keys() | brings.keys()) - counts):
-        if fits.get(name) != brings.get(name):
+    counts = {name for name in expected if name.endswith("num_batches_tracked")}
+    for name in sorted((expected.keys() | given.keys()) - counts):
+        if expected.get(name) != given.get(name):
             raise ValueError(
-                f"{path} does not fit the model: {name} is {_said(brings.get(name))} in the file "
-                f"and {_said(fits.get(name))} in the model; give a checkpoint of the same model"
+                f"{path} does not fit the model: {name} is {_shape(given.get(name))} in the file "
+                f"and {_shape(expected.get(name))} in the model; give a checkpoint of that model"
             )
-    model.load_state_dict({**own, **weights})
+    model.load_state_dict({**current, **weights})
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -165,5 +165,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _said(shape: tuple[int, ...] | None) -> str:
+def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else f"of shape {shape}"

@@ -47,7 +47,7 @@ class SmallConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch-norm around a shortcut, which has its own where shapes change."""
+    """Two convolutions with batch-norm around a shortcut, projected where shapes change."""
 
     def __init__(self, channels: int, width: int, *, stride: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A stem and two residual blocks, the second with a strided shortcut of its own.
+    """A stem and two residual blocks, the second with a strided shortcut.
 
     SiLU makes it smooth everywhere, so that finite differences through many steps mean something.
 

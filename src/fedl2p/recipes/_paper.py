@@ -1,4 +1,4 @@
-"""What the recipes of the paper's tables share: its settings, ours in their place, a miniature.
+"""Shared by the recipes of the paper: published settings, ours in their place, a miniature.
 
 R. Lee et al., "FedL2P: Federated Learning to Personalize", NeurIPS 2023, arXiv 2310.02420; the
 numbers are those of the configuration files of its public code, https://github.com/royson/fedl2p.
@@ -10,7 +10,7 @@ import dataclasses
 
 from fedl2p.core.settings import DataParts, InnerLoop, MetaNetsConfig
 from fedl2p.methods.base.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
-from fedl2p.recipes import digits
+from fedl2p.recipes.digits import digits
 from fedl2p.study.settings import Source, Study
 
 ALPHAS = (1000.0, 1.0, 0.5, 0.1)
@@ -20,7 +20,10 @@ METHODS = (
     *("fedavg", "finetuning-global", "finetuning-client", "local"),
     *("fedbabu", "perfedavg", "fedl2p"),
 )
-"""Rows of a table whose global model FedAvg trains; searches and l2p cost many times as much."""
+"""Rows of a table whose global model is pre-trained by FedAvg.
+
+Without the grid searches and l2p, which take many times as long.
+"""
 
 
 def settings(
@@ -40,8 +43,8 @@ def settings(
     epochs
         Of the inner loop.
     turns
-        Rounds of learning that a client takes part in, on average; l2p takes as many outer steps,
-        reckoned with one batch of validation data.
+        Rounds of learning per client, on average: rounds x clients per round / clients. l2p takes
+        that many times the outer epochs as outer steps, one batch of validation data each.
     local
         Local training of a round; None for one epoch at rate 0.1.
     final
@@ -61,17 +64,17 @@ def settings(
 
 
 def ours(published: Study) -> Study:
-    """Return the study with our way of learning to personalize, and all else as published.
+    """Return the study with our settings of FedL2P; data, global model and baselines stay.
 
-    Meta-nets, hypergradient, server and its schedule, and early stopping are those of the digits
-    recipe; the rates begin at the published one.
+    Meta-nets, hypergradient, server optimizer and its schedule, and early stopping are those of the
+    digits recipe; learned rates start at the published rate.
     """
     theirs, learn = published.settings, published.learn
     turns = theirs.alone_steps / theirs.meta.outer_epochs
     return dataclasses.replace(
         published,
         learn=dataclasses.replace(
-            digits.recipe().learn,
+            digits().learn,
             rounds=learn.rounds,
             clients_per_round=learn.clients_per_round,
         ),
@@ -80,7 +83,7 @@ def ours(published: Study) -> Study:
             finetune=dataclasses.replace(
                 theirs.finetune,
                 statistics=InnerLoop.statistics,
-                # where the last fine-tuning reads the validation part, nothing is left to judge on
+                # needs validation data that the final fine-tuning does not train on
                 early_stopping=theirs.finetune.final == "train",
             ),
             meta=MetaLearning(nets=MetaNetsConfig(base_rate=theirs.finetune_rate)),
@@ -92,9 +95,9 @@ def ours(published: Study) -> Study:
 
 
 def miniature(study: Study, data: Source) -> Study:
-    """Return the study with its stages and methods, on less data, in few short rounds.
+    """Return the study with the same stages and methods on less data, in few short rounds.
 
-    The model sees its input coarsely.
+    The model downsamples its input first.
     """
     full = study.settings
     return dataclasses.replace(

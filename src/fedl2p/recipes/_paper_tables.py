@@ -1,11 +1,6 @@
-"""Tables of the paper: all cells of one, under several seeds, each a run in a folder of its own.
+"""Tables of the paper: one run per cell and seed, each in its folder.
 
-A table is a recipe, under its name. The recipe's file may have two things besides its function:
-
-``CELLS``
-    Columns by label, and what the function takes for each; without it the table has one.
-``global_model(...) -> Study``
-    Takes the same; the study whose global model this one starts from. It runs first.
+Any recipe is a table, with one cell unless it is listed here.
 """
 
 from __future__ import annotations
@@ -15,18 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedl2p import recipes
 from fedl2p.federation.listeners import Listener
+from fedl2p.recipes import _paper
+from fedl2p.recipes.cifar10c import global_model
 from fedl2p.reporting.paper_table import PaperTable, paper_table
-from fedl2p.runs.layout import RunDir
+from fedl2p.runs import layout
+from fedl2p.runs.folder import RunWriter
+from fedl2p.study.preparation import build_methods, check_pretrained
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
-from fedl2p.study.stages import check_pretrained
+
+CELLS: dict[str, dict[str, dict[str, Any]]] = {
+    name: {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
+    for name in ("cifar10", "cifar10c", "domainnet")
+}
+"""The cells of a recipe's table by label, from left to right, with the arguments of each."""
+
+GLOBAL_MODELS: dict[str, Callable[..., Study]] = {"cifar10c": global_model}
+"""Functions like the recipe's, of the study whose global model it starts from. That runs first."""
 
 Watch = Callable[[str, Study], AbstractContextManager[Sequence[Listener]]]
-"""``watch(what, study)`` is entered while a study runs and yields who is told of its rounds."""
+"""``watch(folder, study)`` is entered while a study runs and yields its listeners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +43,11 @@ class Cell:
     Parameters
     ----------
     label
-        Its name in the table; empty if it is the only one.
+        Name in the table; empty if it is the only one.
     study
         The study, seed 0.
     before
-        The study that makes its global model; None if it needs none.
+        The study that trains the global model; None if the study does so itself.
     """
 
     label: str
@@ -56,15 +63,15 @@ def cells(name: str) -> tuple[Cell, ...]:
     ValueError
         If there is no such recipe.
     """
-    recipe, sets = recipes.find(name)
-    before = getattr(recipe, "global_model", None)
+    recipe = recipes.find(name)
+    before = GLOBAL_MODELS.get(recipe.base)
     return tuple(
         Cell(
             label=label,
-            study=recipe(**takes, **sets),
-            before=None if before is None else before(**takes, **sets),
+            study=recipe(**takes),
+            before=None if before is None else before(**takes, **recipe.sets),
         )
-        for label, takes in getattr(recipe, "CELLS", {"": {}}).items()
+        for label, takes in CELLS.get(recipe.base, {"": {}}).items()
     )
 
 
@@ -77,14 +84,14 @@ def run_table(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     watch: Watch = lambda what, study: nullcontext(()),
 ) -> PaperTable:
-    """Run what is still to be run of a table, write table.md and table.json, and return it.
+    """Run the unfinished runs of a table, write table.md and table.json, and return it.
 
     Parameters
     ----------
     name
         A recipe, or a variant of one.
     out
-        Folder of the runs. What is finished there is not run again, what was interrupted goes on.
+        Folder of the runs. Finished runs are kept, interrupted ones are resumed.
     seeds
         Number of seeds; they are 0, 1, ...
     methods
@@ -92,13 +99,12 @@ def run_table(
     device
         Where to compute.
     watch
-        Who is told of what goes on.
+        Gives the listeners of each run.
 
     Raises
     ------
     ValueError
-        If there is no such recipe, or a study cannot be run; or a folder holds a run of other
-        settings.
+        If there is no such recipe, a study cannot be run, or a folder holds another run.
     """
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}, but must be 1 or more")
@@ -108,15 +114,15 @@ def run_table(
         for cell in cells(name)
         for run in _planned(cell, folder, seeds=seeds, methods=methods, device=device)
     ]
-    # What a later run lacks is said now, not after the hours that the earlier ones take.
+    # Missing data is an error now, not after the hours that the earlier runs take.
     _check(planned)
     runs: dict[str, list[Path]] = {}
     for run in planned:
         _finish(run, watch)
         if run.reported:
             runs.setdefault(run.label, []).append(run.folder)
-    recipe, sets = recipes.find(name)
-    published = None if sets.get("smoke") else recipe.title
+    recipe = recipes.find(name)
+    published = None if recipe.sets.get("smoke") else recipe.base
     table = paper_table(name, runs, published=published)
     table.save(folder)
     return table
@@ -124,7 +130,7 @@ def run_table(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One run of a table, and whether it stands in the table or makes a model for the next one."""
+    """One run of a table; ``reported`` is False if it only makes the model of another."""
 
     label: str
     study: Study
@@ -150,26 +156,26 @@ def _planned(
             first = dataclasses.replace(cell.before, seed=seed, device=device)
             made = place / f"model-seed-{seed}"
             yield _Run(label=cell.label, study=first, folder=made, reported=False)
-            study = dataclasses.replace(study, pretrained=made / "global.safetensors")
+            study = dataclasses.replace(study, pretrained=made / layout.GLOBAL_MODEL)
         yield _Run(label=cell.label, study=study, folder=place / f"seed-{seed}")
 
 
 def _check(planned: Sequence[_Run]) -> None:
     """Raise if data or a model is missing, or if a folder holds a run of other settings."""
-    made = {run.folder / "global.safetensors" for run in planned if not run.reported}
+    made = {run.folder / layout.GLOBAL_MODEL for run in planned if not run.reported}
     for run in planned:
-        held = RunDir(run.folder)
-        if held.holds_run():
-            held.claim(run.study, resume=True)
-        elif run.study.seed == 0:  # the same files under every seed
+        build_methods(run.study)
+        folder = RunWriter(run.folder)
+        folder.check(run.study, resume=True)
+        if not folder.holds_run() and run.study.seed == 0:  # the same files under every seed
             run.study.data.open(0)
             if run.study.pretrained not in made:
                 check_pretrained(run.study)
 
 
 def _finish(run: _Run, watch: Watch) -> None:
-    """Run what is still to be run of one run."""
-    if (run.folder / "results.json").exists():
+    """Start or resume a run, unless it is finished."""
+    if (run.folder / layout.RESULTS).exists():
         return
     with watch(str(run.folder), run.study) as listeners:
         run_study(run.study, run.folder, resume=True, listeners=tuple(listeners))

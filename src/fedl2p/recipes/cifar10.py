@@ -6,24 +6,23 @@ from fedl2p.data.cifar10 import Cifar10
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
-CELLS = {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
-"""The columns of the paper's table, and what the recipe's function takes for each."""
 
-
-def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
+@recipe
+def cifar10(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
     """Return the study.
 
     Parameters
     ----------
     alpha
-        Concentration of the Dirichlet distribution that clients' classes come from; published are
-        1000, 1.0, 0.5 and 0.1.
+        Concentration of the Dirichlet distribution of clients' classes; published are 1000, 1.0,
+        0.5 and 0.1.
     as_published
-        Whether FedL2P learns as its authors had it; otherwise our way.
+        Whether FedL2P learns with the paper's settings; otherwise with ours.
     smoke
-        Whether to make it small, to try it out.
+        Whether to shrink the study to seconds, to try it out.
     """
     published = Study(
         data=Cifar10(seen=1000, alpha=alpha, train=40, validation=10, test=10),
@@ -35,7 +34,7 @@ def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fals
             rate=1e-3,
             epochs=15,
             turns=500 * 100 / 1000,
-            # A client's training file is split for learning to personalize only.
+            # The published code splits off validation data only to learn to personalize.
             local=LocalTraining(
                 epochs=1,
                 batch_size=32,

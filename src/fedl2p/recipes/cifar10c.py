@@ -7,30 +7,31 @@ from pathlib import Path
 
 from fedl2p.data.cifar10c import CORRUPTIONS, Cifar10C
 from fedl2p.federation.settings import Rounds
-from fedl2p.recipes import _paper, cifar10
+from fedl2p.recipes import _paper
+from fedl2p.recipes.cifar10 import cifar10
+from fedl2p.recipes.registry import recipe
+from fedl2p.runs import layout
 from fedl2p.study.settings import Study
 
-CELLS = cifar10.CELLS
-"""The columns of the paper's table, and what the recipe's function takes for each."""
 
-
-def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
-    """Return the study; its global model is that of CIFAR-10 under the same label skew.
+@recipe
+def cifar10c(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
+    """Return the study. Its global model is that of CIFAR-10 under the same label skew.
 
     Parameters
     ----------
     alpha
-        Concentration of the Dirichlet distribution that clients' classes come from.
+        Concentration of the Dirichlet distribution of clients' classes.
     as_published
-        Whether FedL2P learns as its authors had it; otherwise our way.
+        Whether FedL2P learns with the paper's settings; otherwise with ours.
     smoke
-        Whether to make it small, to try it out: two corruptions.
+        Whether to shrink the study to seconds, to try it out: two corruptions.
     """
     folder = Path("runs", f"cifar10-alpha-{alpha:g}")
     published = Study(
         data=Cifar10C(seen=25, alpha=alpha, severity=2),
         model="fedl2p.models:resnet18_cifar",
-        pretrained=folder / "global.safetensors",
+        pretrained=folder / layout.GLOBAL_MODEL,
         pretrained_by=(
             f"fedl2p run {_model(smoke)} --data.alpha {alpha:g} --methods fedavg --out {folder}"
         ),
@@ -46,10 +47,11 @@ def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fals
 
 
 def global_model(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
-    """Return the study that trains the global model, which is the same either way, and no more."""
-    return dataclasses.replace(
-        cifar10.recipe(alpha, smoke=smoke), recipe=_model(smoke), methods=("fedavg",)
-    )
+    """Return the study that trains the global model and nothing else.
+
+    Arguments are those of :func:`cifar10c`; the model is the same with either settings.
+    """
+    return dataclasses.replace(cifar10(alpha, smoke=smoke), methods=("fedavg",))
 
 
 def _model(smoke: bool) -> str:

@@ -8,23 +8,22 @@ from fedl2p.data.files.folders import root_of
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
-CELLS = {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
-"""The columns of the paper's table, and what the recipe's function takes for each."""
 
-
-def recipe(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
-    """Return the study. The methods are those that start from a given model.
+@recipe
+def domainnet(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
+    """Return the study. Its methods are those that start from a given model.
 
     Parameters
     ----------
     alpha
-        Concentration of the Dirichlet distribution that clients' classes come from.
+        Concentration of the Dirichlet distribution of clients' classes.
     as_published
-        Whether FedL2P learns as its authors had it; otherwise our way.
+        Whether FedL2P learns with the paper's settings; otherwise with ours.
     smoke
-        Whether to make it small, to try it out: one client per domain.
+        Whether to shrink the study to seconds, to try it out: one client per domain.
     """
     published = Study(
         data=DomainNet(seen=25, alpha=alpha),

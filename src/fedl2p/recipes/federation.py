@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from fedl2p.data.remote import Remote
-from fedl2p.recipes import npz
+from fedl2p.recipes.npz import npz
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe() -> Study:
-    """Return the npz study with FedL2P alone, for clients that a SuperLink reaches.
+@recipe
+def federation() -> Study:
+    """Return the npz study with FedL2P alone.
 
-    What it is compared with, the global model before fine-tuning, every personalization says.
+    Its baseline is the global model before fine-tuning, whose accuracy every client reports too.
     """
-    return dataclasses.replace(npz.recipe(), data=Remote(), methods=("fedl2p",))
+    return dataclasses.replace(npz(), data=Remote(), methods=("fedl2p",))

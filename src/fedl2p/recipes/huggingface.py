@@ -5,30 +5,32 @@ from __future__ import annotations
 import dataclasses
 
 from fedl2p.data.huggingface import HuggingFace
-from fedl2p.recipes import digits
+from fedl2p.recipes.digits import digits
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe(
+@recipe
+def huggingface(
     dataset: str = "",
     image: str = "image",
     label: str = "label",
     partitioner: str = HuggingFace.partitioner,
 ) -> Study:
-    """Return the digits study on another data set, all seen clients a round.
+    """Return the digits study on that data set, with all seen clients in every round.
 
     Parameters
     ----------
     dataset
-        Name on the hub, or path of a folder of Parquet files; it may be named later, by
+        Name on the hub, or path of a folder of Parquet files; may be given later, by
         ``--data.dataset``.
     image, label
         Its columns.
     partitioner
-        How it is dealt out to clients: a partitioner of flwr_datasets, as in Python, e.g.
+        How it is split over clients: a partitioner of flwr_datasets, as in Python, e.g.
         ``DirichletPartitioner(num_partitions=20, partition_by='label', alpha=0.5)``.
     """
-    usual = digits.recipe()
+    usual = digits()
     return dataclasses.replace(
         usual,
         data=HuggingFace(dataset=dataset, image=image, label=label, partitioner=partitioner),

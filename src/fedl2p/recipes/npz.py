@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 from fedl2p.data.npz import NpzFolder
-from fedl2p.recipes import digits
+from fedl2p.recipes.digits import digits
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe() -> Study:
-    """Return the digits study on a folder that is still to be named, all seen clients a round.
+@recipe
+def npz() -> Study:
+    """Return the digits study on a folder of files, with all seen clients in every round.
 
-    The number of clients is not known before the folder is; who has many names fewer per round.
+    Their number is not known beforehand; set ``clients_per_round`` where they are many.
     """
-    usual = digits.recipe()
+    usual = digits()
     return dataclasses.replace(
         usual,
         data=NpzFolder(),

@@ -8,18 +8,20 @@ from fedl2p.data.office10 import Office10
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe(*, as_published: bool = False, smoke: bool = False) -> Study:
-    """Return the study. The methods are those that start from a given model.
+@recipe
+def office10(*, as_published: bool = False, smoke: bool = False) -> Study:
+    """Return the study. Its methods are those that start from a given model.
 
     Parameters
     ----------
     as_published
-        Whether FedL2P learns as its authors had it; otherwise our way.
+        Whether FedL2P learns with the paper's settings; otherwise with ours.
     smoke
-        Whether to make it small, to try it out.
+        Whether to shrink the study to seconds, to try it out.
     """
     published = Study(
         data=Office10(),

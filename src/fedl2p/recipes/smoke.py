@@ -7,13 +7,15 @@ import dataclasses
 from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.methods.base.settings import Grid
-from fedl2p.recipes import digits
+from fedl2p.recipes.digits import digits
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe() -> Study:
+@recipe
+def smoke() -> Study:
     """Return the digits study with few clients, few rounds and little data."""
-    full = digits.recipe()
+    full = digits()
     return dataclasses.replace(
         full,
         data=Digits(seen=6, unseen=4, train=48, validation=24, test=32),

@@ -7,20 +7,22 @@ from fedl2p.data.speech import Speech
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.recipes import _paper
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe(unseen: int = 50, *, as_published: bool = False, smoke: bool = False) -> Study:
+@recipe
+def speech(unseen: int = 50, *, as_published: bool = False, smoke: bool = False) -> Study:
     """Return the study.
 
     Parameters
     ----------
     unseen
-        Speakers that only come afterwards; published are 50.
+        Speakers that take no part in training; published are 50.
     as_published
-        Whether FedL2P learns as its authors had it; otherwise our way.
+        Whether FedL2P learns with the paper's settings; otherwise with ours.
     smoke
-        Whether to make it small, to try it out.
+        Whether to shrink the study to seconds, to try it out.
     """
     published = Study(
         data=Speech(

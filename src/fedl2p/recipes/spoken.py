@@ -7,10 +7,12 @@ from fedl2p.data.audio.filter_banks import FilterBank
 from fedl2p.data.speech import Speech
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining, MetaLearning, Settings
+from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
-def recipe() -> Study:
+@recipe
+def spoken() -> Study:
     """Return the offline counterpart of the paper's study of unseen speakers."""
     return Study(
         data=Speech(

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedl2p.reporting.method_names import method_name
-from fedl2p.runs.reading import RunFolder, Strategy
+from fedl2p.runs.client_files import ClientHyperparams
+from fedl2p.runs.reading import RunFolder
 from fedl2p.runs.results import Pool, Row
 
 MOST_KINDS = 16
@@ -27,7 +28,7 @@ class ClientView:
     row: Row
     gain: float
     over_baseline: float | None
-    strategy: Strategy | None
+    strategy: ClientHyperparams | None
 
     @property
     def distance(self) -> float | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedl2p.reporting.intervals import Interval, mean_interval
-from fedl2p.runs.files import read_config
-from fedl2p.runs.results import POOLS, Pool, Report, Summary
+from fedl2p.runs import layout
+from fedl2p.runs.config import read_config
+from fedl2p.runs.results import POOLS, WORST_DECILE, Pool, Report, Summary
 from fedl2p.runs.text_table import columns
 
 
@@ -62,7 +63,7 @@ class Comparison:
                     "method": line.method,
                     "pool": line.pool,
                     **_plain("accuracy", line.accuracy),
-                    **_plain("accuracy_worst_decile", line.worst_decile),
+                    **_plain(WORST_DECILE, line.worst_decile),
                     **_plain("difference", line.difference),
                     "seeds_above": line.above,
                 }
@@ -128,7 +129,7 @@ def compare(
     if not folders:
         raise ValueError("no run folder to compare; name at least one")
     paths = [Path(folder) for folder in folders]
-    configs = [read_config(path / "config.json")[0] for path in paths]
+    configs = [read_config(path / layout.CONFIG)[0] for path in paths]
     reports = [Report.load(path) for path in paths]
     for path, config, report in zip(paths[1:], configs[1:], reports[1:], strict=True):
         _check_same_study(

@@ -22,9 +22,11 @@ from fedl2p.reporting.client_views import (
 from fedl2p.reporting.comparison import flatten
 from fedl2p.reporting.figures import gain_strips, learning_curve, strategy_maps
 from fedl2p.reporting.method_names import method_name
+from fedl2p.runs import layout
+from fedl2p.runs.columns import RoundLine
 from fedl2p.runs.files import damaged, write_atomically
 from fedl2p.runs.privacy_spent import epsilon_words
-from fedl2p.runs.reading import RoundLine, RunFolder, read_run
+from fedl2p.runs.reading import RunFolder, read_run
 from fedl2p.runs.results import POOLS, Pool, Summary
 
 
@@ -50,10 +52,10 @@ def write_page(folder: str | Path) -> Path:
     """
     run = read_run(folder)
     if not run.report.methods:
-        raise damaged(run.path / "clients.csv", "it has no client with a result")
-    path = run.path / "report.html"
+        raise damaged(run.path / layout.CLIENTS, "it has no client with a result")
+    path = run.path / layout.PAGE
     try:
-        page = render("report.html", page_content(run))
+        page = render(layout.PAGE, page_content(run))
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} needs {error.name}, which is not installed; run pip install 'fedl2p[report]'",

@@ -1,1 +1,1 @@
-"""The run folder: its files, their columns and their readers."""
+"""The folder of a run: names of its files, their columns and fields, their writers and readers."""

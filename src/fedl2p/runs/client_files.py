@@ -1,56 +1,190 @@
-"""What a client writes down for itself: how it was personalized. These files never travel."""
+"""Files of one client: how it was personalized, and its personalized model. They never travel."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
-from fedl2p.atomic_files import write_text
-from fedl2p.method import Outcome
+from fedl2p.atomic_files import write_tensors, write_text
+from fedl2p.runs import layout
+from fedl2p.runs.columns import SCORES, values_of
+from fedl2p.runs.files import (
+    damaged,
+    read_json,
+    with_number,
+    without_infinities,
+    write_atomically,
+)
+from fedl2p.runs.validation import from_plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedl2p.core.hyperparams import Hyperparams
+    from fedl2p.core.profiles import Profile
+    from fedl2p.core.sites import Sites
+    from fedl2p.method import Outcome
 
 
-def write_strategy(folder: Path, method: str, outcome: Outcome) -> None:
-    """Write one client's hyperparameters and profile to ``clients/<method>/<client>.json``.
+@dataclass(frozen=True, kw_only=True)
+class ClientHyperparams:
+    """A client's hyperparameters and profile, the content of its JSON file.
+
+    Parameters
+    ----------
+    client, method
+        Names.
+    mix
+        Mix in [0, 1] by norm layer.
+    rate
+        Learning rate by parameter tensor.
+    divergence
+        Of the profile, in nats by norm layer; None without a profile.
+    moments
+        Of the profile, mean and standard deviation by layer; None without a profile.
+    """
+
+    client: str
+    method: str
+    mix: Mapping[str, float]
+    rate: Mapping[str, float]
+    divergence: Mapping[str, float] | None
+    moments: Mapping[str, tuple[float, float]] | None
+
+    @classmethod
+    def of(
+        cls, client: str, method: str, hyperparams: Hyperparams, profile: Profile | None
+    ) -> ClientHyperparams:
+        """Return what the file of a client holds."""
+        divergence = moments = None
+        if profile is not None:
+            divergence = dict(zip(profile.sites.norms, profile.divergence.tolist(), strict=True))
+            pairs = [(mean, deviation) for mean, deviation in profile.moments.tolist()]
+            moments = dict(zip(profile.sites.layers, pairs, strict=True))
+        values = hyperparams.by_name()
+        return cls(
+            client=client,
+            method=method,
+            mix=values["mix"],
+            rate=values["rate"],
+            divergence=divergence,
+            moments=moments,
+        )
+
+    def to_json(self) -> str:
+        """Return the content of the file; a number that is not finite is null."""
+        return json.dumps(without_infinities(asdict(self)), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> ClientHyperparams:
+        """Read a client's file.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing or damaged.
+        """
+        content = read_json(path)
+        values = {key: value for key, value in content.items() if isinstance(value, dict)}
+        try:
+            return from_plain(cls, {**content, **with_number(math.nan, values)})
+        except ValueError as error:
+            raise damaged(path, str(error)) from None
+
+    def profile(self, sites: Sites, path: Path) -> Profile:
+        """Return the profile, in the order of a model's sites; ``path`` is for messages.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it lacks a layer, or a number is not finite.
+        """
+        import torch
+
+        from fedl2p.core.profiles import Profile
+
+        divergence, moments = self.divergence or {}, self.moments or {}
+        nats = [divergence.get(name, math.nan) for name in sites.norms]
+        pairs = [moments.get(name, (math.nan, math.nan)) for name in sites.layers]
+        profile = Profile(
+            torch.tensor(nats, dtype=torch.float64),
+            torch.tensor(pairs, dtype=torch.float64).reshape(len(sites.layers), 2),
+            0,  # how many examples it was made of is not recorded, and its readers do not need it
+            sites,
+        )
+        if not all(bool(t.isfinite().all()) for t in (profile.divergence, profile.moments)):
+            raise damaged(path, "it lacks the profile, or a part of it, of the run's model")
+        return profile
+
+
+def write_hyperparams(run: Path, method: str, outcome: Outcome) -> None:
+    """Write a client's hyperparameters and profile to ``clients/<method>/<client>.json``.
 
     Nothing is written for a method that has no hyperparameters.
 
     Parameters
     ----------
-    folder
+    run
         The run's folder.
     method
         Name of the method that personalized the client.
     outcome
-        The client's outcome. Mixes are in [0, 1], rates absolute, divergences in nats, moments
-        a layer's ``[mean, standard deviation]``; a value that is not finite is written as null.
+        The client's outcome.
     """
     if outcome.hyperparams is None:
         return
-    profile = outcome.profile
-    content = {
-        "client": outcome.client,
-        "method": method,
-        **outcome.hyperparams.by_name(),
-        "divergence": None
-        if profile is None
-        else dict(zip(profile.sites.norms, profile.divergence.tolist(), strict=True)),
-        "moments": None
-        if profile is None
-        else dict(zip(profile.sites.layers, profile.moments.tolist(), strict=True)),
-    }
-    # A client may be called anything; its file stays inside the folder.
-    path = folder / "clients" / quote(method, safe=" ") / f"{quote(outcome.client, safe=' ')}.json"
+    content = ClientHyperparams.of(outcome.client, method, outcome.hyperparams, outcome.profile)
+    path = layout.client_file(run, method, outcome.client)
     path.parent.mkdir(parents=True, exist_ok=True)
     # One file per client and method: waiting for the disk each time would take longest.
-    write_text(path, json.dumps(_finite(content), indent=1), sync=False)
+    write_text(path, content.to_json(), sync=False)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def write_personal_files(
+    out: Path,
+    model: nn.Module,
+    hyperparams: ClientHyperparams | None = None,
+    scores: object | None = None,
+) -> None:
+    """Write a client's personalized model into a folder of its own, with what is known of it.
+
+    Parameters
+    ----------
+    out
+        The folder; made if there is none. What an earlier call wrote is replaced or removed.
+    model
+        The personalized model.
+    hyperparams
+        What it was fine-tuned with; None where the method has no hyperparameters.
+    scores
+        The numbers of a :class:`fedl2p.method.Scores`; None without test examples.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(
+            f"cannot write into {out} ({problem.strerror}); give another folder"
+        ) from None
+    write_tensors(out / layout.MODEL, model.state_dict())
+    numbers = [name for name in SCORES if name != "seconds"]
+    texts = {
+        layout.HYPERPARAMS: None if hyperparams is None else hyperparams.to_json(),
+        layout.OUTCOME: None
+        if scores is None
+        else json.dumps(dict(zip(numbers, values_of(scores, numbers), strict=True)), indent=1)
+        + "\n",
+    }
+    for name, text in texts.items():
+        if text is None:
+            (out / name).unlink(missing_ok=True)
+        else:
+            write_atomically(out / name, text)

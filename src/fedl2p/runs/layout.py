@@ -1,199 +1,95 @@
-"""The folder that a run writes: whose it is, its log, its tensors."""
+"""Names of the files of a run's folder. No other module spells one."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+CONFIG = "config.json"
+"""The study's settings, and the versions that started the run."""
 
-from fedl2p.atomic_files import remove_unfinished
-from fedl2p.data.population import Population
-from fedl2p.runs.config import differences, from_plain, to_plain
-from fedl2p.runs.files import MADE_BY, read_config, write_atomically
-from fedl2p.version import __version__
+POPULATION = "population.json"
+"""Names and pools of the clients, the shape of an example, the number of classes."""
 
-log = logging.getLogger(__name__)
+RESULTS = "results.json"
+"""The summary of a finished run."""
 
-OURS = (
-    "config.json",
-    "population.json",
-    "results.json",
-    "clients.csv",
-    "rounds.csv",
-    "failures.csv",
-    "report.html",
-    "global.safetensors",
-    "metanets.safetensors",
-    "metanets.json",
-    "checkpoint",
-    "clients",
+CLIENTS = "clients.csv"
+"""One line per method and client."""
+
+ROUNDS = "rounds.csv"
+"""One line per round."""
+
+FAILURES = "failures.csv"
+"""One line per failed client and round."""
+
+PAGE = "report.html"
+"""The report."""
+
+GLOBAL_MODEL = "global.safetensors"
+"""Weights of the pre-trained model."""
+
+METANETS = "metanets"
+"""The meta-nets, without the suffixes that :meth:`fedl2p.MetaNets.save` adds."""
+
+METANETS_FILES = (f"{METANETS}.safetensors", f"{METANETS}.json")
+
+LOG = "log.txt"
+"""What the package logged."""
+
+LOCK = ".run.lock"
+"""Locked by the process that runs."""
+
+CHECKPOINT = "checkpoint"
+"""Folder of a stopped run's state: one folder per stage, one file per personalized method."""
+
+CLIENT_FOLDER = "clients"
+"""Folder of the clients' hyperparameters, ``clients/<method>/<client>.json``."""
+
+EXPLAIN = "explain"
+"""Folder of explanations."""
+
+TENSORBOARD = "tensorboard"
+"""Folder of the rounds for TensorBoard."""
+
+CONTENT = (
+    *(CONFIG, POPULATION, RESULTS, CLIENTS, ROUNDS, FAILURES, PAGE, GLOBAL_MODEL),
+    *(*METANETS_FILES, CHECKPOINT, CLIENT_FOLDER),
 )
-"""Names in a run folder, but for log.txt: a folder that holds one of them holds a run."""
+"""A folder that holds one of these names holds a run."""
+
+MODEL = "model.safetensors"
+"""A client's personalized model, in a folder of its own."""
+
+HYPERPARAMS = "hyperparams.json"
+"""Beside it: what it was fine-tuned with, and the profile behind that."""
+
+OUTCOME = "outcome.json"
+"""Beside it: numbers of examples, accuracy and loss before and after."""
+
+PERSONAL = (MODEL, HYPERPARAMS, OUTCOME)
 
 
-@dataclass(frozen=True)
-class RunDir:
-    """One run's folder. Other tools read its files: their names and fields stay as they are."""
-
-    path: Path
-
-    def file(self, name: str) -> Path:
-        """Return the path of one of its files."""
-        return self.path / name
-
-    def claim(self, study: object, *, resume: bool) -> None:
-        """Make the folder, or check that it holds this very study, and write config.json.
-
-        Parameters
-        ----------
-        study
-            The resolved study, a dataclass of settings.
-        resume
-            Whether the folder may already hold this study; if it holds nothing, the run starts.
-
-        Raises
-        ------
-        ValueError
-            If it holds a run and ``resume`` is not set, or holds a run of another study or of
-            another version of this package, or cannot be written. Nothing is changed then.
-        """
-        if self.holds_run():
-            if not resume:
-                raise ValueError(
-                    f"{self.path} already holds a run; give another folder, or go on with that one "
-                    "by --resume"
-                )
-            self._check_same(study)
-            remove_unfinished(self.path)
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            content = {MADE_BY: versions(), **to_plain(study)}
-            write_atomically(self.file("config.json"), json.dumps(content, indent=2) + "\n")
-        except OSError as problem:
-            raise ValueError(
-                f"cannot write into {self.path} ({problem.strerror}); give another folder"
-            ) from None
-
-    def holds_run(self) -> bool:
-        """Tell whether any file of a run is there."""
-        return any(self.file(name).exists() for name in OURS)
-
-    def log_other_versions(self) -> None:
-        """Say in the log which packages have changed since the run was started."""
-        _, there = read_config(self.file("config.json"))
-        for package, here in versions().items():
-            if there.get(package, here) != here:
-                log.warning(
-                    "the run was started with %s %s and goes on with %s; last digits may differ",
-                    *(package, there[package], here),
-                )
-
-    def describe_population(self, population: Population) -> None:
-        """Write population.json: who the clients are and what is known of each."""
-        clients = {
-            name: {
-                "pool": "seen" if name in population.seen else "unseen",
-                "about": dict(population.about(name)),
-            }
-            for name in population.names
-        }
-        content = {
-            "classes": population.classes,
-            "shape": list(population.shape),
-            "clients": clients,
-        }
-        write_atomically(
-            self.file("population.json"), json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        )
-
-    @contextlib.contextmanager
-    def logging(self) -> Iterator[None]:
-        """Append what the package logs to log.txt while the block runs."""
-        logger = logging.getLogger("fedl2p")
-        handler = _LogFile(self.file("log.txt"), encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        level = logger.level
-        logger.addHandler(handler)
-        logger.setLevel(min(level or logging.INFO, logging.INFO))
-        try:
-            yield
-        except BaseException:
-            logger.exception("stopped")
-            raise
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            handler.close()
-
-    def _check_same(self, study: object) -> None:
-        plain, made_by = read_config(self.file("config.json"))
-        there = made_by.get("fedl2p", "of a version before 0.1")
-        if there != __version__:
-            raise ValueError(
-                f"{self.path} holds a run that fedl2p {there} started, and this is {__version__}; "
-                "resume with that version, or give another folder"
-            )
-        stored = from_plain(type(study), plain)
-        different = differences(stored, study)
-        if different:
-            more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
-            raise ValueError(
-                f"{self.path} holds a run of other settings (there and here): "
-                f"{'; '.join(different[:3])}{more}; resume with the same settings, or give another "
-                "folder"
-            )
+def as_file_name(name: str) -> str:
+    """Return a name of a method or client as that of a file: it cannot leave its folder."""
+    return quote(name, safe=" ")
 
 
-class _LogFile(logging.FileHandler):
-    """A log that a full disk leaves incomplete; what fails for the same reason says so."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Do nothing: the usual traceback on stderr would bury the error itself."""
-
-    def close(self) -> None:
-        """Close the file, with what there is room for."""
-        with contextlib.suppress(OSError):
-            super().close()
+def client_file(run: Path, method: str, client: str) -> Path:
+    """Return the file of a client's hyperparameters under a method."""
+    return run / CLIENT_FOLDER / as_file_name(method) / f"{as_file_name(client)}.json"
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of this package, Python, and the packages that results depend on."""
-    found = {"fedl2p": __version__, "python": platform.python_version()}
-    for package in ("torch", "flwr", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+def client_files(run: Path) -> list[Path]:
+    """Return all files of clients' hyperparameters, sorted."""
+    return sorted((run / CLIENT_FOLDER).glob("*/*.json"))
 
 
-def load_tensors(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read a safetensors file.
+def stage_checkpoint(run: Path, stage: str) -> Path:
+    """Return the folder of a stage's checkpoints."""
+    return run / CHECKPOINT / stage
 
-    Raises
-    ------
-    ValueError
-        If the file is missing or damaged, or a tensor holds NaN or infinity.
-    """
-    try:
-        tensors = load_file(path, device=str(device))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; give a safetensors file of weights") from None
-    # A name for a dtype or a device that torch does not have raises what it likes.
-    except (OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError) as problem:
-        raise ValueError(f"{path} is not a readable safetensors file ({problem})") from None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"{path}: tensor {name!r} holds NaN or infinity; give weights that are finite"
-            )
-    return tensors
+
+def outcomes_file(run: Path, method: str) -> Path:
+    """Return the file of a method's rows, written when its clients are personalized."""
+    return run / CHECKPOINT / "outcomes" / f"{method}.json"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,58 +65,7 @@ class PrivacySpent:
     stages: tuple[StageSpent, ...] = ()
     methods: tuple[MethodSpent, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what ``results.json`` holds: an epsilon of infinity is null."""
-        return {
-            "stages": [_with_null(asdict(stage)) for stage in self.stages],
-            "methods": [_with_null(asdict(method)) for method in self.methods],
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> PrivacySpent:
-        """Read what :meth:`to_json` returned.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If a field is missing or of a wrong type.
-        """
-        stages = tuple(
-            StageSpent(
-                stage=str(line["stage"]),
-                mechanism=str(line["mechanism"]),
-                randomness=str(line["randomness"]),
-                noise=float(line["noise"]),
-                clip=float(line["clip"]),
-                cohort=int(line["cohort"]),
-                population=int(line["population"]),
-                releases=int(line["releases"]),
-                epsilon=_number(line["epsilon"]),
-                delta=float(line["delta"]),
-            )
-            for line in content.get("stages", ())
-        )
-        methods = tuple(
-            MethodSpent(
-                method=str(line["method"]),
-                epsilon=_number(line["epsilon"]),
-                delta=float(line["delta"]),
-                open=tuple(map(str, line["open"])),
-            )
-            for line in content.get("methods", ())
-        )
-        return cls(stages, methods)
-
 
 def epsilon_words(value: float) -> str:
     """Return an epsilon as a person writes it."""
     return f"{value:.3g}" if math.isfinite(value) else "no bound"
-
-
-def _number(value: Any) -> float:
-    return math.inf if value is None else float(value)
-
-
-def _with_null(line: dict[str, Any]) -> dict[str, Any]:
-    epsilon = line["epsilon"]
-    return {**line, "epsilon": epsilon if math.isfinite(epsilon) else None}

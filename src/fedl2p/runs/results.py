@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from fedl2p.runs.files import damaged, number, read_csv, read_json, write_atomically
+from fedl2p.method import Scores
+from fedl2p.runs import layout
+from fedl2p.runs.columns import ACCURACIES, CLIENT_COLUMNS, SCORES, names_of, to_csv, values_of
+from fedl2p.runs.files import (
+    damaged,
+    read_json,
+    read_table,
+    with_number,
+    without_infinities,
+    write_atomically,
+)
 from fedl2p.runs.privacy_spent import PrivacySpent, epsilon_words
 from fedl2p.runs.text_table import columns
+from fedl2p.runs.validation import from_plain
 
 if TYPE_CHECKING:
     from fedl2p.method import Outcome
 
 Pool = Literal["seen", "unseen"]
 POOLS: tuple[Pool, ...] = ("seen", "unseen")
-CLIENT_COLUMNS = (
-    "method",
-    "client",
-    "pool",
-    "num_train",
-    "num_test",
-    "accuracy_before",
-    "accuracy",
-    "loss_before",
-    "loss",
-    "seconds",
-)
+"""Clients that took part in training, and clients that did not."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Scores):
     """One client under one method, on its own test part.
+
+    A client without test examples has NaN accuracies and losses and counts in no accuracy.
 
     Parameters
     ----------
@@ -45,15 +45,6 @@ class Row:
         Names.
     pool
         ``"seen"`` if the client took part in training, else ``"unseen"``.
-    num_train, num_test
-        Numbers of examples. A client without test examples has NaN accuracies and losses and
-        counts in no accuracy.
-    accuracy_before, loss_before
-        Of the starting model without fine-tuning: fraction in [0, 1], and nats.
-    accuracy, loss
-        Of the personalized model.
-    seconds
-        Wall-clock time to personalize this client, evaluation not counted.
     failure
         None, or one line that says why this client has no result; then the other numbers are void.
     """
@@ -61,13 +52,6 @@ class Row:
     method: str
     client: str
     pool: Pool
-    num_train: int
-    num_test: int
-    accuracy_before: float
-    accuracy: float
-    loss_before: float
-    loss: float
-    seconds: float
     failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +61,7 @@ class Row:
         if self.num_train < 0 or self.num_test < 0:
             raise ValueError(f"{where} has a negative number of examples; give counts >= 0")
         if self.failure is None:
-            for name in ("accuracy_before", "accuracy"):
+            for name in ACCURACIES:
                 value = getattr(self, name)
                 if not (0.0 <= value <= 1.0 or (math.isnan(value) and self.num_test == 0)):
                     raise ValueError(f"{where} has {name} {value}; give a fraction in [0, 1]")
@@ -85,18 +69,9 @@ class Row:
     @classmethod
     def of(cls, method: str, pool: Pool, outcome: Outcome) -> Row:
         """Take the numbers of an outcome; its hyperparameters and profile stay where they are."""
+        scores = {name: getattr(outcome, name) for name in SCORES}
         return cls(
-            method=method,
-            client=outcome.client,
-            pool=pool,
-            num_train=outcome.num_train,
-            num_test=outcome.num_test,
-            accuracy_before=outcome.accuracy_before,
-            accuracy=outcome.accuracy,
-            loss_before=outcome.loss_before,
-            loss=outcome.loss,
-            seconds=outcome.seconds,
-            failure=outcome.failure,
+            method=method, client=outcome.client, pool=pool, failure=outcome.failure, **scores
         )
 
 
@@ -129,6 +104,10 @@ class Summary:
     seconds_per_client: float
 
 
+WORST_DECILE = "accuracy_worst_decile"
+"""The field of a summary that comparisons over seeds report too."""
+
+
 def summarise(rows: Iterable[Row]) -> tuple[Summary, ...]:
     """Sum up rows per method, in order of first appearance, and pool, seen before unseen."""
     groups: dict[tuple[str, Pool], list[Row]] = {}
@@ -142,8 +121,8 @@ def summarise(rows: Iterable[Row]) -> tuple[Summary, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything that a run found out.
+class RunInfo:
+    """What a report says of its run as a whole.
 
     Parameters
     ----------
@@ -155,25 +134,63 @@ class Report:
         Wall-clock seconds by stage: ``pretrain``, ``learn``, ``personalize``, ``total``.
     bytes_per_client_round
         Stage to ``{"down": bytes, "up": bytes}``, for one client in one round: what every round
-        costs. The global model's one journey to each client is not part of it.
+        costs. The global model, sent to each client once, is not part of it.
     bytes_model
-        Bytes of that journey, for one client; 0 if not known.
+        Bytes of the global model, for one client; 0 if not known.
     privacy
         What differential privacy its stages gave.
-    rows
-        One per method and client.
     """
 
     recipe: str
     seed: int
     engine: str
     device: str
-    rows: tuple[Row, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes_per_client_round: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     bytes_model: int = 0
     privacy: PrivacySpent = field(default_factory=PrivacySpent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedClient:
+    """A client without a result, as results.json names it."""
+
+    method: str
+    client: str
+    pool: Pool
+    num_train: int
+    num_test: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsFile(RunInfo):
+    """The content of results.json.
+
+    Parameters
+    ----------
+    methods
+        One summary per method and pool.
+    failures
+        Clients without a result.
+    """
+
+    methods: tuple[Summary, ...]
+    failures: tuple[FailedClient, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(RunInfo):
+    """Everything that a run found out.
+
+    Parameters
+    ----------
+    rows
+        One per method and client.
+    """
+
+    rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
         seen: set[tuple[str, str]] = set()
@@ -198,7 +215,7 @@ class Report:
                 blocks.append("\n".join([f"{pool} clients", *columns(_text_rows(table))]))
         if self.failures:
             names = ", ".join(dict.fromkeys(row.client for row in self.failures))
-            blocks.append(f"without a result: {names} (reasons in results.json)")
+            blocks.append(f"without a result: {names} (reasons in {layout.RESULTS})")
         if self.privacy.methods:
             spent = [f"{m.method} {epsilon_words(m.epsilon)}" for m in self.privacy.methods]
             delta = self.privacy.methods[0].delta
@@ -223,32 +240,18 @@ class Report:
             If the folder does not exist.
         """
         folder = Path(folder)
-        write_atomically(folder / "clients.csv", _clients_csv(self.rows))
-        content = {
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "engine": self.engine,
-            "device": self.device,
-            "versions": dict(self.versions),
-            "seconds": dict(self.seconds),
-            "bytes_per_client_round": {k: dict(v) for k, v in self.bytes_per_client_round.items()},
-            "bytes_model": self.bytes_model,
-            "privacy": self.privacy.to_json(),
-            "methods": [_finite(asdict(summary)) for summary in self.methods],
-            "failures": [
-                {
-                    "method": row.method,
-                    "client": row.client,
-                    "pool": row.pool,
-                    "num_train": row.num_train,
-                    "num_test": row.num_test,
-                    "reason": row.failure,
-                }
-                for row in self.failures
-            ],
-        }
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(folder / "results.json", text)
+        results = [row for row in self.rows if row.failure is None]
+        lines = [CLIENT_COLUMNS, *(values_of(row, CLIENT_COLUMNS) for row in results)]
+        write_atomically(folder / layout.CLIENTS, to_csv(lines))
+        info = {name: getattr(self, name) for name in names_of(RunInfo)}
+        content = ResultsFile(
+            **info,
+            methods=self.methods,
+            failures=tuple(_failed_client(row) for row in self.failures),
+        )
+        plain = without_infinities(asdict(content))
+        text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(folder / layout.RESULTS, text)
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
@@ -259,38 +262,39 @@ class Report:
         ValueError
             If a file is missing or damaged, or if the two files are not of the same run.
         """
-        path = Path(folder) / "results.json"
-        content = read_json(path)
-        rows = _rows(Path(folder) / "clients.csv")
+        folder = Path(folder)
+        stored = _read_results(folder / layout.RESULTS)
+        rows = read_table(folder / layout.CLIENTS, Row, CLIENT_COLUMNS)
         try:
             report = cls(
-                recipe=str(content["recipe"]),
-                seed=int(content["seed"]),
-                engine=str(content["engine"]),
-                device=str(content["device"]),
-                versions={str(k): str(v) for k, v in content["versions"].items()},
-                seconds={str(k): float(v) for k, v in content["seconds"].items()},
-                bytes_per_client_round={
-                    str(stage): {str(way): float(count) for way, count in ways.items()}
-                    for stage, ways in content["bytes_per_client_round"].items()
-                },
-                bytes_model=int(content.get("bytes_model", 0)),
-                privacy=PrivacySpent.from_json(content.get("privacy", {})),
-                rows=rows + _failed_rows(content.get("failures", [])),
+                **{name: getattr(stored, name) for name in names_of(RunInfo)},
+                rows=(*rows, *map(_failed_row, stored.failures)),
             )
-            told = {
-                (str(line["method"]), str(line["pool"])): (
-                    int(line["clients"]),
-                    None if line["accuracy"] is None else float(line["accuracy"]),
-                )
-                for line in content["methods"]
-            }
-        except KeyError as error:
-            raise damaged(path, f"it has no field {error}") from None
-        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-            raise damaged(path, f"a field has a wrong type or value ({error})") from None
-        _check_same_run(path, told, report.methods)
+        except ValueError as error:
+            raise damaged(folder / layout.CLIENTS, str(error)) from None
+        _check_same_run(folder / layout.RESULTS, stored.methods, report.methods)
         return report
+
+
+def _failed_client(row: Row) -> FailedClient:
+    shared = {name: getattr(row, name) for name in names_of(FailedClient) if name != "reason"}
+    return FailedClient(reason=row.failure or "", **shared)
+
+
+def _failed_row(failed: FailedClient) -> Row:
+    void = dict.fromkeys(SCORES, math.nan)
+    values = {**void, **asdict(failed), "failure": failed.reason}
+    del values["reason"]
+    return Row(**values)
+
+
+def _read_results(path: Path) -> ResultsFile:
+    content = read_json(path)
+    privacy = {"privacy": with_number(math.inf, content["privacy"])} if "privacy" in content else {}
+    try:
+        return from_plain(ResultsFile, {**with_number(math.nan, content), **privacy})
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
 
 
 def _summary(method: str, pool: Pool, rows: Sequence[Row]) -> Summary:
@@ -330,80 +334,16 @@ def _weighted(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
     return sum(row.num_test * value(row) for row in rows) / total if total else math.nan
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-
-
-def _clients_csv(rows: Iterable[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CLIENT_COLUMNS)
-    for row in rows:
-        if row.failure is None:
-            writer.writerow([getattr(row, column) for column in CLIENT_COLUMNS])
-    return text.getvalue()
-
-
-def _rows(path: Path) -> tuple[Row, ...]:
-    rows = []
-    for line in read_csv(path, CLIENT_COLUMNS):
-        pool: Pool = "seen" if line["pool"] == "seen" else "unseen"
-        if pool != line["pool"]:
-            raise damaged(path, f"column pool holds {line['pool']!r}, not 'seen' or 'unseen'")
-        try:
-            row = Row(
-                method=line["method"],
-                client=line["client"],
-                pool=pool,
-                num_train=int(line["num_train"]),
-                num_test=int(line["num_test"]),
-                accuracy_before=number(path, line, "accuracy_before"),
-                accuracy=number(path, line, "accuracy"),
-                loss_before=number(path, line, "loss_before"),
-                loss=number(path, line, "loss"),
-                seconds=number(path, line, "seconds"),
-            )
-        except ValueError as error:
-            if str(path) in str(error):
-                raise
-            raise damaged(path, str(error)) from None
-        rows.append(row)
-    return tuple(rows)
-
-
-def _failed_rows(failures: Iterable[Mapping[str, Any]]) -> tuple[Row, ...]:
-    return tuple(
-        Row(
-            method=str(failure["method"]),
-            client=str(failure["client"]),
-            pool=failure["pool"],
-            num_train=int(failure["num_train"]),
-            num_test=int(failure["num_test"]),
-            accuracy_before=math.nan,
-            accuracy=math.nan,
-            loss_before=math.nan,
-            loss=math.nan,
-            seconds=math.nan,
-            failure=str(failure["reason"]),
-        )
-        for failure in failures
-    )
-
-
-def _check_same_run(
-    path: Path,
-    told: Mapping[tuple[str, str], tuple[int, float | None]],
-    summaries: Sequence[Summary],
-) -> None:
-    found = {(s.method, s.pool): (s.clients, s.accuracy) for s in summaries}
-    for key in dict.fromkeys([*told, *found]):
-        if key not in told or key not in found:
-            where = "clients.csv" if key in found else "results.json"
+def _check_same_run(path: Path, stored: Sequence[Summary], computed: Sequence[Summary]) -> None:
+    before = {(summary.method, summary.pool): summary for summary in stored}
+    after = {(summary.method, summary.pool): summary for summary in computed}
+    for key in dict.fromkeys([*before, *after]):
+        if key not in before or key not in after:
+            where = layout.CLIENTS if key in after else layout.RESULTS
             raise damaged(path, f"{key[0]} on {key[1]} clients is in {where} only")
-        clients, accuracy = found[key]
-        same = told[key][1] is None or math.isclose(told[key][1] or 0.0, accuracy, abs_tol=1e-9)
-        if told[key][0] != clients or not same:
-            raise damaged(path, f"{key[0]} on {key[1]} clients is not what clients.csv adds up to")
+        old, new = before[key], after[key]
+        same = math.isnan(old.accuracy) or math.isclose(old.accuracy, new.accuracy, abs_tol=1e-9)
+        if old.clients != new.clients or not same:
+            raise damaged(
+                path, f"{key[0]} on {key[1]} clients is not what {layout.CLIENTS} adds up to"
+            )

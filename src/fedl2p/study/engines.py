@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode, OnPersonalized
 from fedl2p.federation.messages import Clients
 from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.method import Method, Outcome, State
-from fedl2p.runs.client_files import write_strategy
+from fedl2p.runs.client_files import write_hyperparams
 
 if TYPE_CHECKING:
     from fedl2p.study.settings import Study
@@ -97,10 +97,10 @@ def node_of(
 
     def write(method: str, model: nn.Module, state: State, outcome: Outcome) -> None:
         assert folder is not None
-        write_strategy(folder, method, outcome)
+        write_hyperparams(folder, method, outcome)
 
     return ClientNode(
-        build=lambda: computing(
+        build=lambda: with_compute(
             models.build(study.model, shape=opened.shape, classes=opened.classes, seed=study.seed),
             study.compute,
         ),

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-import torch
 from torch import nn
 
 from fedl2p import methods
+from fedl2p.atomic_files import refuse_special_files
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.sites import Sites
-from fedl2p.data.npz import read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.data.population import Population
 from fedl2p.explain.attribution import attribute, median_profile
 from fedl2p.explain.explanation import Explanation
 from fedl2p.explain.page import render_explanation
 from fedl2p.explain.sentences import text
-from fedl2p.runs.files import damaged, read_json, write_atomically
+from fedl2p.runs import layout
+from fedl2p.runs.client_files import ClientHyperparams
+from fedl2p.runs.files import damaged, write_atomically
+from fedl2p.runs.population import PopulationInfo
 from fedl2p.study.engines import find_device
 from fedl2p.study.new_client import load_run
 from fedl2p.study.settings import Study
 
 METHOD = methods.METANETS
-FOLDER = "explain"
 BATCH = 256
 
 
@@ -70,7 +69,7 @@ def explain_client(
     client
         Name of one of its clients, or:
     data
-        A new client's .npz file (see :mod:`fedl2p.data.npz`); all of ``x_train`` is profiled.
+        A new client's file (:mod:`fedl2p.data.files.npz_client`); all of ``x_train`` is profiled.
     out
         Folder to write into; made if there is none. By default the folder explain of the run, for
         a new client explain/new. An explanation of the same client is replaced.
@@ -112,8 +111,10 @@ def explain_client(
     name = client if client is not None else Path(str(data)).stem
     explanation = _explain(world, metanets, profile, name, client is None)
     # A new client may be called like one of the run.
-    usual = run / FOLDER if client is not None else run / FOLDER / "new"
-    return _write(explanation, usual if out is None else Path(out))
+    if out is None:
+        refuse_special_files(run / layout.EXPLAIN)
+        out = run / layout.EXPLAIN if client is not None else run / layout.EXPLAIN / "new"
+    return _write(explanation, Path(out))
 
 
 class _World:
@@ -121,17 +122,10 @@ class _World:
 
     def __init__(self, run: Path, study: Study, model: nn.Module, sites: Sites) -> None:
         self.run, self.study, self.model, self.sites = run, study, model, sites
-        path = run / "population.json"
-        content = read_json(path)
-        try:
-            self.shape = tuple(int(n) for n in content["shape"])
-            self.classes = int(content["classes"])
-            self.pools = {n: str(c["pool"]) for n, c in content["clients"].items()}
-            self.about: dict[str, Mapping[str, Any]] = {
-                n: dict(c.get("about", {})) for n, c in content["clients"].items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise damaged(path, f"it lacks or misstates a field ({problem!r})") from None
+        info = PopulationInfo.read(run)
+        self.shape, self.classes = info.shape, info.classes
+        self.pools = {name: known.pool for name, known in info.clients.items()}
+        self.about = {name: known.about for name, known in info.clients.items()}
 
     @property
     def seen(self) -> list[str]:
@@ -153,9 +147,9 @@ class _World:
 
         The run's folder has no record where clients live on machines of their own.
         """
-        path = self.run / "clients" / METHOD / f"{quote(name, safe=' ')}.json"
+        path = layout.client_file(self.run, METHOD, name)
         if path.exists():
-            return _recorded(path, self.sites)
+            return ClientHyperparams.read(path).profile(self.sites, path)
         try:
             data = self.population.open(name)
         except KeyError:
@@ -181,27 +175,12 @@ class _World:
         return Profiler(self.model)
 
 
-def _recorded(path: Path, sites: Sites) -> Profile:
-    content = read_json(path)
-    try:
-        nats = [float(content["divergence"][name]) for name in sites.norms]
-        pairs = [[float(x) for x in content["moments"][name]] for name in sites.layers]
-        divergence = torch.tensor(nats, dtype=torch.float64)
-        moments = torch.tensor(pairs, dtype=torch.float64).reshape(len(sites.layers), 2)
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
-        raise damaged(
-            path, f"it lacks the profile, or a part of it, of the run's model ({problem!r})"
-        ) from None
-    # How many examples the profile was made of was not recorded, and nothing here depends on it.
-    return Profile(divergence, moments, 0, sites)
-
-
 def _explain(
     world: _World, metanets: MetaNets, profile: Profile, name: str, new: bool
 ) -> Explanation:
     seen = world.seen
     if not seen:
-        raise damaged(world.run / "population.json", "it names no seen client to compare with")
+        raise damaged(world.run / layout.POPULATION, "it names no seen client to compare with")
     typical = median_profile([world.profile(one) for one in seen])
     return Explanation(
         client=name,
@@ -216,7 +195,7 @@ def _explain(
 
 def _write(explanation: Explanation, out: Path) -> ClientExplanation:
     # A client may be called anything; its files stay inside the folder.
-    stem = quote(explanation.client, safe=" ")
+    stem = layout.as_file_name(explanation.client)
     done = ClientExplanation(explanation, out / f"{stem}.html", out / f"{stem}.json")
     # Both are made before either is written.
     page = render_explanation(explanation)

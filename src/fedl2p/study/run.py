@@ -1,4 +1,4 @@
-"""The main job: a global model, every method's learning, every client personalized."""
+"""run_study: pre-train a global model, learn every method, personalize every client, report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Clients
 from fedl2p.runs.results import Report
 from fedl2p.study import stages
+from fedl2p.study.preparation import prepare
 from fedl2p.study.settings import Study
 
 
@@ -22,7 +23,7 @@ def run_study(
     listeners: Sequence[Listener] = (),
     clients: Clients | None = None,
 ) -> Report:
-    """Do the main job: a global model, every method's learning, every client personalized.
+    """Run a study: pre-train a global model, learn every method, personalize every client.
 
     Parameters
     ----------
@@ -54,17 +55,17 @@ def run_study(
             out = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedl2p-"))
             resume = False
         # Everything that can be refused is refused here, before anything is written.
-        job = stages.prepare(study, Path(out), resume=resume, listeners=listeners, clients=clients)
-        stack.callback(job.close)
-        stack.enter_context(job.folder.logging())
+        run = prepare(study, Path(out), resume=resume, listeners=listeners, clients=clients)
+        stack.callback(run.close)
+        stack.enter_context(run.folder.running(study, run.info))
         # The global model, the same for all methods and frozen from here on.
-        pretrained = stages.pretrain(job)
-        learned, outcomes = [], []
-        for method in job.methods:
+        pretrained = stages.pretrain(run)
+        learned, personalized = [], []
+        for method in run.methods:
             # A method learns from the seen clients, then personalizes every client, also unseen.
-            model = job.initial if method.starts_from == "scratch" else pretrained.model
-            learned.append(stages.learn(job, method, model, pretrained))
-            outcomes.append(stages.personalize(job, method, model, learned[-1].state))
-        report = stages.report(job, pretrained, learned, outcomes)
-        report.save(job.folder.path)
+            model = run.initial if method.starts_from == "scratch" else pretrained.model
+            learned.append(stages.learn(run, method, model, pretrained))
+            personalized.append(stages.personalize(run, method, model, learned[-1].state))
+        report = stages.report(run, pretrained, learned, personalized)
+        report.save(run.folder.path)
     return report

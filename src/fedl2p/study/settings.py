@@ -1,19 +1,25 @@
-"""The main job: what a study is made of, and how it is run."""
+"""The settings of a study: all that its results depend on.
+
+Without torch, so that the command line can describe them before it is loaded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
-from fedl2p import methods
+from fedl2p import user_code
 from fedl2p.core.settings import Compute
-from fedl2p.data.population import Population
 from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.methods.base.settings import Settings
-from fedl2p.runs.config import from_plain
-from fedl2p.runs.files import read_config
+from fedl2p.runs import layout
+from fedl2p.runs.config import AnyKind, read_config
+from fedl2p.runs.validation import from_plain
 from fedl2p.version import __version__
+
+if TYPE_CHECKING:
+    from fedl2p.data.population import Population
 
 METHODS = (
     "fedavg",
@@ -25,12 +31,12 @@ METHODS = (
     "l2p",
     "fedl2p",
 )
-"""What a study runs unless it says otherwise, in this order."""
+"""The methods that a study compares by default, in this order."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where clients come from: settings (a frozen dataclass) that open a population."""
+    """A data set of clients: settings, a frozen dataclass, that open a population."""
 
     def open(self, seed: int) -> Population:
         """Return the population under a seed; the same one at every call."""
@@ -38,7 +44,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One main job, completely: equal studies give equal results.
+    """Settings of one run: equal studies give equal results.
+
+    Names of methods, and what a model needs of them, are checked where a run is prepared.
 
     Parameters
     ----------
@@ -77,7 +85,7 @@ class Study:
         What each of Ray's workers may use; for engine ray.
     """
 
-    data: Source
+    data: Annotated[Source, AnyKind()]
     recipe: str = "custom"
     model: str = "fedl2p.models:small_conv"
     pretrained: Path | None = None
@@ -96,20 +104,7 @@ class Study:
         if not self.seed >= 0:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if not self.methods:
-            raise ValueError(
-                f"there is no method to run; name some of {', '.join(methods.names())}"
-            )
-        titles = [methods.title(name, self.settings) for name in self.methods]
-        for title in titles:
-            if titles.count(title) > 1:
-                raise ValueError(f"method {title!r} is named twice; name each once")
-
-    @property
-    def stages(self) -> int:
-        """How many stages the run has: rounds of pre-training and methods, personalizations."""
-        built = [methods.build(name, self.settings) for name in self.methods]
-        rounds = [m for m in built if m.rounds != "none" and not m.trained_by_pretraining]
-        return (self.pretrained is None) + len(rounds) + len(built)
+            raise ValueError("there is no method to run; name at least one, e.g. fedl2p")
 
     @classmethod
     def load(cls, folder: str | Path) -> Study:
@@ -120,12 +115,15 @@ class Study:
         ValueError
             If the file is missing or does not fit.
         """
-        path = Path(folder) / "config.json"
+        path = Path(folder) / layout.CONFIG
         plain, made_by = read_config(path)
         try:
-            return from_plain(cls, plain)
+            study = from_plain(cls, plain)
+            for name in filter(user_code.is_user_code, study.methods):  # no file has code imported
+                wanted = "the function that the run was made with"
+                user_code.find_callable(name, what="method", wanted=wanted, takes=(study.settings,))
         except ValueError as problem:
-            there = made_by.get("fedl2p", __version__)
-            which = f"a study of fedl2p {__version__}, but of {there}"
-            which = "a study" if there == __version__ else which
-            raise ValueError(f"{path} does not describe {which}: {problem}") from None
+            version = made_by.get("fedl2p", __version__)
+            other = "" if version == __version__ else f" of fedl2p {__version__}, but of {version}"
+            raise ValueError(f"{path} does not describe a study{other}: {problem}") from None
+        return study

@@ -17,7 +17,7 @@ from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
 from fedl2p.core.finetuning.stacking import cut_into_stacks, map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES
 from fedl2p.core.hyperparams import Hyperparams
@@ -198,14 +198,14 @@ def test_early_stopping_in_a_stack_of_unequal_sizes(net: FunctionalModel) -> Non
 def test_a_copy_of_the_state_stays_as_it_was(net: FunctionalModel) -> None:
     hyper = uneven(net, len(SIZES))
     batches = inner_batches(net, PEOPLE, list(range(len(SIZES))), INNER)
-    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as way:
+    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as sgd:
         copied: list[ModelState] = []
         before: list[dict[str, Tensor]] = []
         for step in range(len(batches)):
-            copied.append(way.copy())
+            copied.append(sgd.copy())
             before.append({k: v.clone() for k, v in vars_of(copied[-1]).items()})
             for part in batches.step_batches(step):
-                way.step(part)
+                sgd.step(part)
     for state, values in zip(copied, before, strict=True):
         for name, value in values.items():
             assert torch.equal(vars_of(state)[name], value), name
@@ -321,7 +321,7 @@ def test_a_stack_of_unequal_sizes_is_sorted_within_its_chunk_of_clients() -> Non
 
 @pytest.mark.parametrize("unequal_sizes", [False, True])
 def test_the_cut_does_not_depend_on_how_many_clients_are_in_a_call(unequal_sizes: bool) -> None:
-    net = FunctionalModel(computing(settled(ConvNet(2)), Compute(stack_size=4)))
+    net = FunctionalModel(with_compute(settled(ConvNet(2)), Compute(stack_size=4)))
     sizes = torch.randint(6, 9, (18,), generator=torch.Generator().manual_seed(0)).tolist()
     people = [data(n, i) for i, n in enumerate(sizes)]
     whole = list(cut_into_stacks(net, people, unequal_sizes=unequal_sizes))
@@ -367,7 +367,7 @@ def test_large_inputs_and_models_are_not_stacked() -> None:
 
 
 def test_results_come_in_the_order_of_the_clients() -> None:
-    net = FunctionalModel(computing(settled(ConvNet(2)), Compute(stack_size=3)))
+    net = FunctionalModel(with_compute(settled(ConvNet(2)), Compute(stack_size=3)))
     results = map_stacks(lambda own: own, net, PEOPLE, range(len(PEOPLE)), unequal_sizes=True)
     assert results == list(range(len(PEOPLE)))
 

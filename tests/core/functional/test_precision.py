@@ -16,7 +16,7 @@ from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.precision import compute_of, computing
+from fedl2p.core.functional.precision import compute_of, with_compute
 from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
@@ -27,7 +27,7 @@ from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.personalizing import kept_profile, profile_of
 from fedl2p.methods.base.settings import Settings
-from fedl2p.study.engines import handler_of
+from fedl2p.study.engines import node_of
 from fedl2p.study.settings import Study
 from support.core_nets import ConvNet, examples, settled
 
@@ -36,7 +36,7 @@ LAST = Compute(channels_last=True)
 
 
 def net_of(compute: Compute) -> nn.Module:
-    return computing(settled(ConvNet(2), dtype=torch.float32), compute)
+    return with_compute(settled(ConvNet(2), dtype=torch.float32), compute)
 
 
 def clients(count: int) -> list[Client]:
@@ -96,11 +96,11 @@ def test_statistics_of_norms_do_not_lose_digits_to_bfloat16() -> None:
     x, y = examples(32, 2, 6, 6, dtype=torch.float32)
     net = FunctionalModel(net_of(BFLOAT16))
     hyper = Hyperparams.stack([Hyperparams.constant(net.sites, mix=0.5, rate=0.01)])
-    with watched(nn.Conv2d) as seen, InPlaceSGD(net, net.start(1), hyper.mix, hyper.rate) as way:
-        way.step(StackBatch(x[None], y[None]))
+    with watched(nn.Conv2d) as seen, InPlaceSGD(net, net.start(1), hyper.mix, hyper.rate) as sgd:
+        sgd.step(StackBatch(x[None], y[None]))
     activations = seen[0].detach().double()
     mean, var = activations.mean((0, 2, 3)), activations.var((0, 2, 3))
-    stats = way.state.stats
+    stats = sgd.state.stats
     torch.testing.assert_close(
         stats["norm1.client_mean"][0].double(), 0.1 * mean, rtol=1e-5, atol=1e-7
     )
@@ -149,16 +149,16 @@ def test_channels_last_changes_the_layout_and_nothing_else() -> None:
 
 
 def test_models_with_3d_convolutions_take_channels_last() -> None:
-    model = computing(ConvNet(3), LAST)
+    model = with_compute(ConvNet(3), LAST)
     assert compute_of(model) == LAST
 
 
 def test_the_note_is_copied_with_a_model_and_personal_models_are_without_it() -> None:
     plain = settled(ConvNet(2), dtype=torch.float32)
-    model = computing(plain, BFLOAT16)
+    model = with_compute(plain, BFLOAT16)
     assert compute_of(plain) == Compute()
     assert compute_of(copy.deepcopy(model)) == BFLOAT16
-    assert compute_of(computing(model, Compute())) == Compute()
+    assert compute_of(with_compute(model, Compute())) == Compute()
     assert list(model.state_dict()) == list(plain.state_dict())
     hyper = Hyperparams.constant(FunctionalModel(model).sites, mix=0.5, rate=0.01)
     x, y = examples(8, 2, 6, 6, dtype=torch.float32)
@@ -169,8 +169,8 @@ def test_a_study_says_how_its_nodes_compute() -> None:
     study = Study(
         data=Digits(seen=2, unseen=1), compute=Compute(precision="bfloat16", channels_last=True)
     )
-    assert compute_of(handler_of(study).model) == study.compute
-    assert compute_of(working_copies(handler_of(study).model).net.plain) == study.compute
+    assert compute_of(node_of(study).model) == study.compute
+    assert compute_of(working_copies(node_of(study).model).net.plain) == study.compute
 
 
 def test_a_stack_in_bfloat16_is_refused() -> None:

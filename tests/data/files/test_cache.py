@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.pools.opened import Opened, size_of
+from fedl2p.data.files.cache import Allocate, Columns, DecodedExamples, fingerprint, open_cache
 
 
 class Builder:
@@ -28,8 +25,8 @@ class Builder:
         return {"label": [0, 1, 2, 1], "class": ["a", "b", "c"]}
 
 
-def open_it(place: Path, build: Builder, key: object = "k") -> Cached:
-    return cached(place, key={"of": key}, build=build)
+def open_it(place: Path, build: Builder, key: object = "k") -> DecodedExamples:
+    return open_cache(place, key={"of": key}, build=build)
 
 
 def test_it_is_built_once_and_mapped(tmp_path: Path) -> None:
@@ -83,11 +80,11 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
     place = tmp_path / "all"
     with pytest.raises(ValueError, match="image 2 is broken"):
-        cached(place, key={}, build=fails)
+        open_cache(place, key={}, build=fails)
     assert list(tmp_path.iterdir()) == []
     open_it(place, Builder())
     with pytest.raises(ValueError, match="image 2 is broken"):
-        cached(place, key={"of": "other"}, build=fails)
+        open_cache(place, key={"of": "other"}, build=fails)
     assert json.loads((place / "columns.json").read_text())["key"]["of"] == "k"
     assert [p.name for p in tmp_path.iterdir()] == ["all"]
 
@@ -107,35 +104,6 @@ def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     assert fingerprint([file]) != before
 
 
-def client(rows: int) -> ClientData:
-    return ClientData(Examples(torch.zeros(rows, 4), torch.zeros(rows, dtype=torch.int64)))
-
-
-def test_opened_clients_are_kept_up_to_a_number_of_bytes() -> None:
-    made: list[str] = []
-
-    def make(name: str) -> ClientData:
-        made.append(name)
-        return client(int(name[1:]))
-
-    each = size_of(client(10))
-    assert each == 10 * (4 * 4 + 8)
-    opened = Opened(make, keep_bytes=2 * each)
-    a = opened("a10")
-    opened("b10")
-    assert opened("a10") is a  # and b is now the one longest not asked for
-    opened("c10")
-    opened("a10")
-    assert made == ["a10", "b10", "c10"]
-    opened("b10")
-    assert made[-1] == "b10"
-    for _ in range(2):
-        assert len(opened("d100").train.x) == 100
-    assert made[-2:] == ["d100", "d100"]
-    opened("a10")
-    assert opened("a10") is opened("a10")
-
-
 def test_two_processes_that_build_at_a_time(tmp_path: Path) -> None:
     """The second finds the first one's cache in its place and both go on with a whole one."""
     place, slow = tmp_path / "all", Builder(3)
@@ -144,5 +112,5 @@ def test_two_processes_that_build_at_a_time(tmp_path: Path) -> None:
         open_it(place, Builder(3))
         return slow(allocate)
 
-    assert (cached(place, key={"of": "k"}, build=builds_while_another_finishes).x == 3).all()
+    assert (open_cache(place, key={"of": "k"}, build=builds_while_another_finishes).x == 3).all()
     assert [p.name for p in tmp_path.iterdir()] == ["all"]

@@ -21,11 +21,12 @@ from safetensors.torch import save, save_file
 
 from fedl2p import MetaNets, MetaNetsConfig, models
 from fedl2p.core.sites import find_sites
-from fedl2p.data.npz import NpzFolder, read_npz_client
+from fedl2p.data.files.npz_client import read_npz_client
+from fedl2p.data.npz import NpzFolder
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.progress import Checkpoint
 from fedl2p.reporting.page import write_page
-from fedl2p.runs.layout import load_tensors
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.new_client import load_run
 from support.fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, mutated, refused
 
@@ -139,6 +140,7 @@ def _back(content: bytes) -> bytes:
     return content[::-1]
 
 
+@pytest.mark.slow
 @fuzz(80)
 @given(data=st.data())
 def test_client_files_at_the_command_line(
@@ -241,6 +243,7 @@ def tensor_files(draw: st.DrawFn, base: bytes = WEIGHTS) -> bytes:
     return len(header).to_bytes(8, "little") + header + base[end:]
 
 
+@pytest.mark.slow
 @fuzz(300)
 @given(content=tensor_files())
 def test_weights(content: bytes, place: Path) -> None:
@@ -251,6 +254,7 @@ def test_weights(content: bytes, place: Path) -> None:
         assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
+@pytest.mark.slow
 @fuzz(40)
 @given(content=tensor_files())
 def test_weights_at_the_command_line(
@@ -313,6 +317,7 @@ def checkpoint(place: Path) -> bytes:
     return (place / "one" / "round-000001.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @fuzz(250)
 @given(data=st.data())
 def test_checkpoints_fall_back(

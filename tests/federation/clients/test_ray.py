@@ -20,17 +20,19 @@ import torch
 from torch import nn
 
 from fedl2p import recipes
-from fedl2p.core.functional.precision import computing
+from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.clients.ray import OnRay
+from fedl2p.federation.flower.encoded import Encoded
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Clients, FederationError
 from fedl2p.federation.progress import load_newest
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.method import Client, State, Update
-from fedl2p.runs.layout import load_tensors
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study import engines
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
@@ -65,7 +67,7 @@ def make_node(
         with made.open("a") as file:
             file.write(f"{os.getpid()}\n")
     return ClientNode(
-        build=lambda: computing(model(), Compute(stack_size=stack_size)),
+        build=lambda: with_compute(model(), Compute(stack_size=stack_size)),
         population=population,
         methods={m.name: m for m in methods},
     )
@@ -111,6 +113,7 @@ def timeless(records: Sequence[Any]) -> list[Any]:
     return [dataclasses.replace(record, seconds=0.0) for record in records]
 
 
+@pytest.mark.slow
 def test_rounds_and_what_clients_keep_are_those_of_the_process(on_ray: Any, tmp_path: Path) -> None:
     population, method = Line(seen=7), Toward(noise=0.5, use_kept=True)
     made = tmp_path / "made"
@@ -129,6 +132,7 @@ def test_rounds_and_what_clients_keep_are_those_of_the_process(on_ray: Any, tmp_
     assert str(os.getpid()) not in workers
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_clients_and_is_replaced(
     on_ray: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,6 +148,7 @@ def test_a_worker_that_dies_fails_its_clients_and_is_replaced(
     assert len(made.read_text().split()) == 4, "two, and again after each of two deaths"
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_run(ray_runs: None) -> None:
     factory = functools.partial(make_node, Line(), [], 1, Path("/no/such/folder/made"))
     clients = OnRay(factory, Line().names, resources=Ray(cpus_per_worker=0.5, workers=1))
@@ -215,7 +220,7 @@ class Interrupted(BaseException):
     """Stands for Ctrl-C."""
 
 
-class StopIn:
+class StopIn(Listener):
     def __init__(self, stage: str) -> None:
         self.stage = stage
 
@@ -228,6 +233,7 @@ class StopIn:
     def on_end(self, stage: str) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_study_interrupted_and_resumed_under_ray_equals_one_in_process(
     ray_runs: None, in_process: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +250,7 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_the_command_is_quiet_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Once interrupted like by Ctrl-C, once to the end: one line on stderr, then none."""
     mark = f"fedl2p-{tmp_path}"
@@ -342,6 +349,7 @@ def test_nothing_is_written_where_no_worker_fits(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ray_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
@@ -354,3 +362,22 @@ def test_ray_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
         "fedl2p: error: ray is not installed; install it with: pip install 'fedl2p[ray]'\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_engines_give_the_same_bits_by_default(tmp_path: Path) -> None:
+    """At the defaults of ``run smoke --seed 5``: stacks of ten, two threads here and one there."""
+    study = dataclasses.replace(
+        recipes.get("smoke"), seed=5, methods=("finetuning-client", "bestfixed", "l2p", "fedl2p")
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_study(study, tmp_path / "here")
+    finally:
+        torch.set_num_threads(threads)
+    run_study(dataclasses.replace(study, engine="ray"), tmp_path / "ray")
+    node = engines.node_of(study, folder=(tmp_path / "encoded").absolute(), simulated=True)
+    run_study(study, tmp_path / "encoded", clients=Encoded(InProcess(node)))
+    for other in ("ray", "encoded"):
+        assert_same_run(tmp_path / "here", tmp_path / other)

@@ -28,7 +28,7 @@ from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.sampling import draw_cohort
 from fedl2p.federation.settings import Rounds
-from fedl2p.runs.client_files import write_strategy
+from fedl2p.runs.client_files import write_hyperparams
 from support.federation_toys import Line, Toward, model, same
 from support.flower_grid import NodeGrid
 
@@ -312,7 +312,7 @@ def test_hyperparams_and_profile_go_to_the_clients_file_and_never_travel(tmp_pat
             return super().open(name.removeprefix("../"))
 
     population, method = Odd(), Telling()
-    write = lambda method, model, state, outcome: write_strategy(tmp_path, method, outcome)  # noqa: E731
+    write = lambda method, model, state, outcome: write_hyperparams(tmp_path, method, outcome)  # noqa: E731
     clients = here(population, method, on_personalized=write)
     outcomes = personalize_all(
         method, model(), method.start(model()), population, seed=0, clients=clients

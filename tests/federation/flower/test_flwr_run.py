@@ -20,7 +20,7 @@ from flwr.app import Context, RecordDict
 
 from fedl2p import app, recipes
 from fedl2p.core.settings import Compute
-from fedl2p.runs.layout import load_tensors
+from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.run import run_study
 from support.federation_toys import same
 from support.leftovers import marked, wait_until_gone
@@ -101,6 +101,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], *, seconds: float
     raise AssertionError("the SuperLink does not listen")
 
 
+@pytest.mark.slow
 def test_flower_s_command_gives_the_numbers_of_this_process(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

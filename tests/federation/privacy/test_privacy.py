@@ -21,6 +21,7 @@ from torch import nn
 from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Answer, Question
 from fedl2p.federation.privacy.accounting import Releases, epsilon, most_asked
 from fedl2p.federation.privacy.noise import (
@@ -28,12 +29,12 @@ from fedl2p.federation.privacy.noise import (
     PrivateMean,
     local_deviation,
     privatised,
-    sample,
     seeded,
     system,
 )
 from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.federation.rounds import federate
+from fedl2p.federation.sampling import draw_independently
 from fedl2p.federation.settings import Rounds
 from fedl2p.federation.updates import difference, norm
 from fedl2p.method import Client, State, Update
@@ -127,7 +128,7 @@ def test_each_client_is_drawn_for_itself() -> None:
     names = [f"c{i}" for i in range(100)]
 
     def draw(round: int, names: Sequence[str] = names) -> list[str]:
-        return sample(names, share=0.3, seed=1, round=round, from_seed=True)
+        return draw_independently(names, share=0.3, seed=1, round=round, from_seed=True)
 
     sizes = [len(draw(r)) for r in range(200)]
     assert np.mean(sizes) == pytest.approx(30, abs=4 * math.sqrt(21 / 200))
@@ -135,8 +136,8 @@ def test_each_client_is_drawn_for_itself() -> None:
     assert draw(3) == draw(3) != draw(4)
     # Whether one is in does not depend on the others: that is what the accounting supposes.
     assert set(draw(3, names[:50])) == set(draw(3)) & set(names[:50])
-    assert len(sample(names, share=1.0, seed=1, round=1, from_seed=True)) == 100
-    by_system = sample(names, share=0.3, seed=1, round=3, from_seed=False)
+    assert len(draw_independently(names, share=1.0, seed=1, round=1, from_seed=True)) == 100
+    by_system = draw_independently(names, share=0.3, seed=1, round=3, from_seed=False)
     assert 0 < len(by_system) < 100
 
 
@@ -272,7 +273,7 @@ def test_the_same_seed_gives_the_same_rounds_and_system_randomness_does_not(
     class Stop(Exception):
         pass
 
-    class Stopper:
+    class Stopper(Listener):
         def on_start(self, *_: object) -> None: ...
         def on_end(self, *_: object) -> None: ...
         def on_round(self, record: Any) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedl2p.federation.messages import Answer, FrozenModel, Question
 from fedl2p.federation.round_records import RoundRecord
-from fedl2p.federation.rounds import Tally, federate
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.server.tally import Tally
 from fedl2p.federation.settings import Robust, Rounds
 from fedl2p.federation.updates import clip, difference, norm
 from fedl2p.method import State, Update

@@ -70,13 +70,18 @@ def map_stacks(
     """
     stacks = list(cut_into_stacks(net, data, unequal_sizes=unequal_sizes))
     calls = [[[entry[i] for i in members] for entry in entries] for members in stacks]
-    threads = min(torch.get_num_threads(), len(stacks)) if _may_run_in_threads(net, data) else 1
+    before, small = torch.get_num_threads(), _may_run_in_threads(net, data)
     done: list[Sequence[T]] = []
-    if threads > 1:
-        done = _in_threads(work, calls, threads)
+    if small and min(before, len(calls)) > 1:
+        done = _in_threads(work, calls, min(before, len(calls)))
     else:
-        for call in calls:
-            done.append(work(*call))
+        try:
+            if small:  # one thread here too: the sums of several differ in the last bits
+                torch.set_num_threads(1)
+            for call in calls:
+                done.append(work(*call))
+        finally:
+            torch.set_num_threads(before)
     results: dict[int, T] = {}
     for members, of_stack in zip(stacks, done, strict=True):
         results.update(zip(members, of_stack, strict=True))

@@ -18,7 +18,7 @@ from fedl2p.core.settings import Compute
 _ATTRIBUTE = "_fedl2p_compute"
 
 
-def computing(model: nn.Module, compute: Compute) -> nn.Module:
+def with_compute(model: nn.Module, compute: Compute) -> nn.Module:
     """Return a copy of a model that this package trains and evaluates under these settings."""
     copied = duplicate(model)
     if compute == Compute():

@@ -1,1 +1,1 @@
-"""Reading and making speech: waveforms, filter banks, recordings."""
+"""Speech: WAV files, filter banks, the layout of Speech Commands, synthesized speakers."""

@@ -1,4 +1,4 @@
-"""Log-mel filter banks: how speech becomes an image, as Kaldi computes it with HTK's mel scale.
+"""Log-mel filter banks: speech as an image, computed as by Kaldi with HTK's mel scale.
 
 Per frame of 25 ms: the mean is taken off, x[t] - 0.97 x[t-1] flattens the spectrum, a Hann window
 (``hanning`` in Kaldi: symmetric, ends at 0), the power of a discrete Fourier transform zero-padded
@@ -9,20 +9,23 @@ Povey et al., "The Kaldi Speech Recognition Toolkit", ASRU 2011, ``feat/feature-
 
 Written as batched tensor operations, because the published augmentation acts on the waveform: the
 features of a training batch are computed in every inner step, on the device. kaldi-native-fbank
-computes the same, clip by clip on the CPU, where it takes three times as long; the tests hold the
-two together to 1e-3 (noise in 40 filters to 1e-4). It cannot be used itself for the published
-setting: of 128 filters at 16 kHz the lowest are narrower than the 31.25 Hz between two frequencies
-of the transform, some hold none of these, and it refuses that. Such a filter gives log(2^-23) here
-whatever the sound, as in the toolkits that admit it.
+computes the same, clip by clip on the CPU, where it takes three times as long; in the tests the two
+agree to 1e-3 (noise in 40 filters to 1e-4). It cannot be used for the published setting: of 128
+filters at 16 kHz the lowest are narrower than the 31.25 Hz between two frequencies of the
+transform, some contain no frequency, and it refuses these. Such a filter gives log(2^-23) here for
+every sound, as in the toolkits that admit it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE_RATE = 16_000
 """Samples per second of every clip."""
@@ -85,7 +88,7 @@ class FilterBank:
         window, mel = _tables(self.bins, waveforms.device, waveforms.dtype)
         frames = waveforms.unfold(-1, length, hop)
         frames = frames - frames.mean(-1, keepdim=True)
-        # pre-emphasis and window in one; the first sample's predecessor is itself
+        # Pre-emphasis and window in one; the first sample is its own predecessor.
         x = frames * window
         x[..., 1:].addcmul_(frames[..., :-1], window[1:], value=-PREEMPHASIS)
         x[..., 0] *= 1 - PREEMPHASIS
@@ -96,7 +99,7 @@ class FilterBank:
 
 
 def mel_of(hertz: Tensor) -> Tensor:
-    """Return frequencies in mel, on HTK's scale."""
+    """Convert frequencies from Hz to mel, on HTK's scale."""
     return 1127.0 * torch.log1p(hertz / 700.0)
 
 

@@ -1,1 +1,1 @@
-"""Files: cache, downloads, archives, readers."""
+"""Readers of files: archives, images, pickles; downloads, and the cache of decoded data."""

@@ -1,9 +1,9 @@
 """Decoded examples of a data set in one memory-mapped file, shared by all its clients.
 
-A cache is a folder with ``x.npy`` (all examples, first dimension) and ``columns.json`` (the key it
-was made for, and one list per column, e.g. the labels). It is built in a temporary folder beside
-its place and renamed, so that it is there completely or not at all. Processes that open it share
-the pages of the file; a client copies only its own rows.
+A cache is a folder with ``x.npy`` (all examples, first dimension) and ``columns.json`` (its key and
+one list per column, e.g. the labels). It is built in a temporary folder and renamed, so that it is
+either complete or absent. Processes that open it share the pages of the file; a client copies only
+its rows.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.lib.format import open_memmap
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 FORMAT = 1
 """Raised when the layout of a cache changes: older ones are then built again."""
 
-Allocate = Callable[[tuple[int, ...], "np.typing.DTypeLike"], np.ndarray]
+# Text, so that sources can be imported without loading numpy.
+Allocate: TypeAlias = "Callable[[tuple[int, ...], DTypeLike], np.ndarray]"
 """``allocate(shape, dtype)``: the array of all examples, to be filled in place; call it once."""
 
 Columns = dict[str, list[Any]]
-"""Plain values (numbers or text), one list per column, as many as it needs."""
+"""Lists of numbers or text by name; they need not be equally long."""
 
 
 @dataclass(frozen=True)
-class Cached:
+class DecodedExamples:
     """A data set's decoded examples.
 
     Parameters
@@ -40,7 +43,7 @@ class Cached:
     x
         All examples, memory-mapped, read-only.
     columns
-        What was stored beside them: lists of plain values.
+        The lists that are stored beside them, by name.
     """
 
     x: np.ndarray
@@ -52,41 +55,38 @@ class Cached:
 
 
 def fingerprint(files: Sequence[Path]) -> list[list[Any]]:
-    """Return name, size and time of change of the files that a cache is made from.
+    """Return name, size and modification time of the source files of a cache.
 
     Part of a cache's key: a file that is replaced makes the cache old.
     """
-    found = [(file, file.stat()) for file in files]
-    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in found]
+    stats = [(file, file.stat()) for file in files]
+    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
-def cached(place: Path, *, key: Mapping[str, Any], build: Callable[[Allocate], Columns]) -> Cached:
-    """Open a cache, and build it first if there is none for this key.
+def open_cache(
+    place: Path, *, key: Mapping[str, Any], build: Callable[[Allocate], Columns]
+) -> DecodedExamples:
+    """Open a cache; build it first if there is none for this key.
 
     Parameters
     ----------
     place
         The cache's folder, e.g. ``data/cifar10/cache/all``.
     key
-        Plain values that say what it is made from and how; usually with a :func:`fingerprint`.
-        A cache with another key is replaced.
+        Plain values on which the content depends; usually with a :func:`fingerprint`. A cache with
+        another key is replaced.
     build
         Gets ``allocate``, fills the array it returns, and returns the columns.
-
-    Returns
-    -------
-    Cached
-        The examples and their columns.
 
     Raises
     ------
     ValueError
-        If the folder cannot be written. What ``build`` raises is passed on; nothing is left then.
+        If the folder cannot be written. Errors of ``build`` are passed on. Nothing is left then.
     """
-    wanted = json.loads(json.dumps({"format": FORMAT, **key}))
-    found = _open(place, wanted)
-    if found is not None:
-        return found
+    key = json.loads(json.dumps({"format": FORMAT, **key}))
+    cache = _open(place, key)
+    if cache is not None:
+        return cache
     new = [folder for folder in place.parents if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,8 @@ def cached(place: Path, *, key: Mapping[str, Any], build: Callable[[Allocate], C
             "make it writable, or name another root folder"
         ) from None
     try:
-        _build(temporary, wanted, build)
-        _put(temporary, place)
+        _build(temporary, key, build)
+        _rename(temporary, place)
     except OSError as problem:
         raise ValueError(
             f"cannot write the decoded data into {place} ({problem.strerror or problem}); free "
@@ -108,33 +108,34 @@ def cached(place: Path, *, key: Mapping[str, Any], build: Callable[[Allocate], C
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # those in which something lies by now stay
+        with contextlib.suppress(OSError):  # a new folder that is not empty stays
             for folder in new:
                 folder.rmdir()
-    built = _open(place, wanted)
-    if built is None:
+    cache = _open(place, key)
+    if cache is None:
         raise ValueError(f"{place} was changed while it was made; try again")
-    return built
+    return cache
 
 
-def _open(place: Path, wanted: Any) -> Cached | None:
-    """Return the cache if it is there, whole, and of this key."""
+def _open(place: Path, key: Mapping[str, Any]) -> DecodedExamples | None:
+    """Return the cache, or None if it is missing, damaged or of another key."""
     try:
         content = json.loads((place / "columns.json").read_text(encoding="utf-8"))
-        if content["key"] != wanted:
+        if content["key"] != key:
             return None
         x = np.load(place / "x.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None  # missing or damaged: it is built again
-    return Cached(x, content["columns"])
+        return None
+    return DecodedExamples(x, content["columns"])
 
 
-def _build(folder: Path, key: Any, build: Callable[[Allocate], Columns]) -> None:
+def _build(folder: Path, key: Mapping[str, Any], build: Callable[[Allocate], Columns]) -> None:
     arrays: list[np.memmap[Any, Any]] = []
 
-    def allocate(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+    def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         assert not arrays, "a cache holds one array"
-        arrays.append(open_memmap(folder / "x.npy", mode="w+", dtype=dtype, shape=shape))
+        place = folder / "x.npy"
+        arrays.append(np.lib.format.open_memmap(place, mode="w+", dtype=dtype, shape=shape))
         return arrays[0]
 
     columns = build(allocate)
@@ -147,14 +148,14 @@ def _build(folder: Path, key: Any, build: Callable[[Allocate], Columns]) -> None
     folder.chmod(0o755)  # mkdtemp makes it private
 
 
-def _put(made: Path, place: Path) -> None:
-    """Rename the finished folder into its place; an older cache there goes."""
+def _rename(temporary: Path, place: Path) -> None:
+    """Rename the finished folder to its place; an older cache there is removed."""
     if place.exists():
-        old = made.with_name(made.name + ".old")
+        old = temporary.with_name(temporary.name + ".old")
         place.rename(old)
         shutil.rmtree(old, ignore_errors=True)
     try:
-        made.rename(place)
+        temporary.rename(place)
     except OSError:
         if not place.exists():  # else another process was faster: its cache is as good
             raise

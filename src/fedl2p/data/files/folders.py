@@ -1,17 +1,16 @@
-"""Data that lies in a folder: where, and what can be fetched, checked or made there.
+"""Folders of data sets: their place, and how ``fedl2p data`` gets, checks and makes them.
 
-``fedl2p data get|check|make NAME`` finds a data set by its module in this room (``-`` in a name
-stands for ``_``). A module takes part by having some of these at its top level:
+``fedl2p data get|check|make NAME`` looks a data set up by its module in :mod:`fedl2p.data` (``-``
+in a name stands for ``_``). A module takes part by having some of these at its top level:
 
-``get(root, tell) -> list[str]``
-    Download into the folder ``root`` what can be downloaded; what is there already and in order is
-    left alone. Return what the user still has to do, one line each ("place X as Y"); empty if the
-    folder is complete.
+``get(root, progress) -> list[str]``
+    Download and unpack into the folder ``root`` what can be downloaded; what is there already and
+    in order is left alone. Return what the user still has to do, one line each ("place X as Y").
 ``check(root) -> list[str]``
     Return what is missing or damaged in the folder, one line each that names the file and the
-    remedy; empty if all is in order. Nothing is written.
+    remedy. Nothing is written.
 ``Make``
-    A frozen dataclass of options with a method ``run(root, tell) -> None`` that makes the data.
+    A frozen dataclass of options with a method ``run(root, progress) -> None`` that makes the data.
 
 All three raise ValueError, in one line, where they cannot do their work.
 """
@@ -21,25 +20,25 @@ from __future__ import annotations
 import contextlib
 import os
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-Tell = Callable[[str, int, int | None], None]
-"""``tell(what, done, total)``: progress of one thing, in its own unit; ``total`` None if unknown.
+ProgressCallback = Callable[[str, int, int | None], None]
+"""``progress(what, done, total)``: ``done`` of ``total`` units of one task; None if unknown.
 
-Called with growing ``done``, last with ``done == total``; a change of ``what`` begins another bar.
+Called with growing ``done``, last with ``done == total``; another ``what`` is another task.
 """
 
 EXTRAS = {
     "PIL": "data",
-    "requests": "data",
+    "pooch": "data",
     "datasets": "huggingface",
     "flwr_datasets": "huggingface",
 }
-"""Packages that only some data sets need, and the extra of this package that brings each."""
+"""The extra of this package that installs each package which only some data sets need."""
 
 Verb = Literal["get", "check", "make"]
 
@@ -47,8 +46,8 @@ ROOT_VARIABLE = "FEDL2P_DATA"
 """Environment variable that names the folder of all data sets; ``data`` if it is not set."""
 
 
-def silent(what: str, done: int, total: int | None) -> None:
-    """Tell nobody."""
+def no_progress(what: str, done: int, total: int | None) -> None:
+    """Ignore progress."""
 
 
 def root_of(name: str, given: Path | None = None) -> Path:
@@ -59,21 +58,20 @@ def root_of(name: str, given: Path | None = None) -> Path:
     name
         The data set's name, as on the command line.
     given
-        What the user named; None for the default.
+        The user's choice; None for the default.
     """
     return Path(given) if given is not None else Path(os.environ.get(ROOT_VARIABLE, "data")) / name
 
 
 def names(verb: Verb) -> tuple[str, ...]:
-    """Return the names of the data sets that can be got, checked or made, sorted."""
+    """Return the names of the data sets that have a verb, sorted."""
     attribute = "Make" if verb == "make" else verb
     package = import_module("fedl2p.data").__path__
-    found = (module.name for module in pkgutil.iter_modules(package))
     return tuple(
         sorted(
-            name.replace("_", "-")
-            for name in found
-            if hasattr(import_module(f"fedl2p.data.{name}"), attribute)
+            module.name.replace("_", "-")
+            for module in pkgutil.iter_modules(package)
+            if hasattr(import_module(f"fedl2p.data.{module.name}"), attribute)
         )
     )
 
@@ -93,16 +91,65 @@ def module_of(name: str, verb: Verb) -> ModuleType:
 
 
 def missing(path: Path, name: str) -> ValueError:
-    """Return the error for a file or folder that a data set needs and that is not there."""
+    """Return the error for a missing file or folder of a data set."""
     return ValueError(
         f"{path} is missing; get it with `fedl2p data get {name} --root {path.parent}`, which says "
         "what to place where if it cannot be downloaded"
     )
 
 
+def unpacked_files(folder: Path, files: Sequence[str], *, name: str) -> list[Path]:
+    """Return the paths of a data set's files in the folder that its archive unpacks to.
+
+    Raises
+    ------
+    ValueError
+        If the folder or a file is missing, with the command that gets data set ``name``.
+    """
+    if not folder.is_dir():
+        raise missing(folder, name)
+    paths = [folder / file for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; {remedy(folder, name)}")
+    return paths
+
+
+def problems_of(
+    folder: Path, files: Sequence[str], read: Callable[[Path], object], *, name: str
+) -> list[str]:
+    """Return what is wrong with the files of an unpacked archive, one line each.
+
+    ``read`` opens one file and raises ValueError if it is damaged.
+    """
+    if not folder.is_dir():
+        return [str(missing(folder, name))]
+    problems = []
+    for file in files:
+        try:
+            read(*unpacked_files(folder, [file], name=name))
+        except ValueError as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def remedy(folder: Path, name: str, *, verb: Verb = "get") -> str:
+    """Return what to do about a data set's folder that is incomplete or damaged."""
+    return (
+        f"move {folder} away, if it is there, and run `fedl2p data {verb} {name} --root "
+        f"{folder.parent}`"
+    )
+
+
 @contextlib.contextmanager
 def needs(package: str) -> Iterator[None]:
-    """Say which extra brings a package that is imported in the block, if it is not installed."""
+    """Turn a failed import of ``package`` in the block into a line with the pip command.
+
+    Raises
+    ------
+    ValueError
+        If it is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as problem:

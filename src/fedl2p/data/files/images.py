@@ -1,4 +1,4 @@
-"""Image files to bytes of one size: decoding for the cache."""
+"""Decoding of image files to uint8 pixels of one size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from fedl2p.data.files.folders import needs
 
-AHEAD = 64
-"""Files read and decoded at a time."""
+CHUNK = 64
+"""Files that are read and decoded at a time."""
 
 
 def decode(
@@ -30,7 +30,7 @@ def decode(
         Height and width that it is resized to (bilinear, the ratio of sides not kept); None to
         leave it as it is.
     source
-        What to call the file in messages.
+        Name of the file in messages.
     channels
         3 for colours, 1 for grey.
 
@@ -65,10 +65,10 @@ def decode(
 def decode_all(
     files: Iterable[tuple[str, bytes]], *, size: tuple[int, int] | None, channels: int = 3
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the pixels of (source, content) pairs in order; a few are decoded at a time."""
-    waiting = iter(files)
+    """Yield the pixels of (source, content) pairs in order, decoded by several threads."""
+    left = iter(files)
     with ThreadPoolExecutor() as pool:
-        while ahead := list(islice(waiting, AHEAD)):
+        while chunk := list(islice(left, CHUNK)):
             yield from pool.map(
-                lambda f: decode(f[1], size=size, source=f[0], channels=channels), ahead
+                lambda f: decode(f[1], size=size, source=f[0], channels=channels), chunk
             )

@@ -1,1 +1,1 @@
-"""Dealing one pool of examples to clients."""
+"""Clients over one pool of examples: partitioning, sensors, augmentation, opened clients."""

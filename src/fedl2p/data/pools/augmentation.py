@@ -1,19 +1,20 @@
-"""Random changes of training images, each image by a draw of its own.
+"""Augmentation of training images, with separate random draws for each image.
 
-An augmentation is called with one client's batch, on whatever device that is, and a generator on
-the CPU, of which every draw is taken; the images are changed by a few tensor operations for the
-whole batch. What comes into view from outside an image is black, as in the published pipelines,
-which change images before they normalise them.
+An augmentation is called with one client's batch, on any device, and a generator on the CPU, from
+which all draws are taken; a few tensor operations change the whole batch. Pixels from outside an
+image are black, as in the published pipelines, which augment images before they normalise them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class CropAndFlip:
         columns = torch.arange(width) + offsets[1]
         columns = torch.where(flipped[:, None], columns.flip(1), columns)
         black = _black(self.black, x)
-        padded = F.pad(x - black, (self.padding,) * 4)
+        padded = torch.nn.functional.pad(x - black, (self.padding,) * 4)
         cut = padded[
             torch.arange(count, device=x.device)[:, None, None],
             :,
@@ -77,8 +78,8 @@ class FlipAndRotate:
         sign = 1 - 2 * flipped.float()
         cos, sin = angle.cos(), angle.sin()
         zero = torch.zeros(count)
-        # From a place in the new image to that in the old one, in units of half height and width:
-        # an angle is one of pixels, hence the ratio of the sides.
+        # From a position in the new image to one in the old, in units of half height and width:
+        # the angle is one between pixels, hence the ratio of the sides.
         matrix = torch.stack(
             [
                 torch.stack([sign * cos, -sign * sin * height / width, zero], 1),
@@ -86,9 +87,12 @@ class FlipAndRotate:
             ],
             1,
         )
-        grid = F.affine_grid(matrix.to(x), list(x.shape), align_corners=False)
+        grid = torch.nn.functional.affine_grid(matrix.to(x), list(x.shape), align_corners=False)
         black = _black(self.black, x)
-        return F.grid_sample(x - black, grid, mode="nearest", align_corners=False) + black
+        moved = torch.nn.functional.grid_sample(
+            x - black, grid, mode="nearest", align_corners=False
+        )
+        return moved + black
 
 
 def _coin(count: int, generator: torch.Generator) -> Tensor:

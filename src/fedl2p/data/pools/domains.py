@@ -1,208 +1,31 @@
-"""Photographs of the same classes from several domains, by FedBN's lists of files.
-
-X. Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR
-2021, https://arxiv.org/abs/2102.07623, publish for Office-Caltech-10 and DomainNet one pickle per
-domain and part, ``DOMAIN_train.pkl`` and ``DOMAIN_test.pkl``: a pair (paths, names of classes).
-Images are decoded to three channels and resized to 256 x 256. Images that have no three channels
-are read in their colours; FedBN's own code makes these few grey.
-"""
+"""Clients of photographs from several domains, over the images of :mod:`..files.fedbn_images`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedl2p.data.files.archives import FileTree
-from fedl2p.data.files.cache import Allocate, Cached, Columns, cached, fingerprint
-from fedl2p.data.files.folders import missing
-from fedl2p.data.files.images import decode_all
-from fedl2p.data.files.plain_pickle import load_plain
+from fedl2p.data.files.cache import DecodedExamples
 from fedl2p.data.pools.augmentation import FlipAndRotate
-from fedl2p.data.pools.dealing import Holding
+from fedl2p.data.pools.client_indices import ClientIndices
 from fedl2p.data.pools.partition import stratified_split
 from fedl2p.data.pools.shared_pool import Normalise, SharedPool
 from fedl2p.seeds import generator
 
-SIZE = (256, 256)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMALISE = Normalise(mean=(0.485, 0.456, 0.406), sd=(0.229, 0.224, 0.225))
-"""ImageNet's, since the models come from there."""
+"""ImageNet's constants: the initial models were trained on it."""
 
 VALIDATION_SHARE = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Domains:
-    """A data set of this kind.
-
-    Parameters
-    ----------
-    name
-        As on the command line.
-    inner
-        The folder that its archives unpack to, with which the listed paths begin.
-    lists
-        The archive with the pickles.
-    images
-        Further archives with images.
-    domains
-        Names of the domains, in order.
-    classes
-        Names of the classes as they are listed, in order.
-    """
-
-    name: str
-    inner: str
-    lists: str
-    images: tuple[str, ...]
-    domains: tuple[str, ...]
-    classes: tuple[str, ...]
-
-    def tree(self, root: Path) -> FileTree:
-        """Return the files of the data set's folder.
-
-        Raises
-        ------
-        ValueError
-            If the lists are not there.
-        """
-        tree = FileTree(root, self.inner, (self.lists, *self.images))
-        if tree.find(f"{self.domains[0]}_train.pkl", source=root) is None:
-            tree.close()
-            raise missing(root / self.lists, self.name)
-        return tree
-
-    def load(self, root: Path) -> Cached:
-        """Return all listed images, with the columns ``label``, ``domain`` and ``test`` (0 or 1).
-
-        Raises
-        ------
-        ValueError
-            If something is missing, damaged, or not plain data.
-        """
-        with closing(self.tree(root)) as tree:
-            files = [*tree.archives, *self._list_files(tree)]
-
-            def build(allocate: Allocate) -> Columns:
-                listed = [row for rows in self.listed(tree).values() for row in rows]
-                x = allocate((len(listed), 3, *SIZE), np.uint8)
-                for i, image in enumerate(decode_all(contents(tree, listed), size=SIZE)):
-                    x[i] = image
-                return {
-                    "label": [row.label for row in listed],
-                    "domain": [row.domain for row in listed],
-                    "test": [int(row.part == "test") for row in listed],
-                }
-
-            key = {"files": fingerprint(files), "size": SIZE}
-            return cached(root / "cache" / "all", key=key, build=build)
-
-    def listed(self, tree: FileTree) -> dict[str, list[Listed]]:
-        """Return what each pickle lists, by the pickle's name.
-
-        Raises
-        ------
-        ValueError
-            If a pickle is missing, damaged or not plain data, or a training list lacks a class.
-        """
-        lists = {}
-        for number, domain in enumerate(self.domains):
-            for part in ("train", "test"):
-                pickle = f"{domain}_{part}.pkl"
-                source = f"{tree.root}: {pickle}"
-                pair = load_plain(tree.read(pickle, source=self.name), source=source)
-                rows = [
-                    Listed(path, label, number, part, source)
-                    for path, label in self._pairs(pair, source)
-                ]
-                if part == "train":
-                    self._check_classes({row.label for row in rows}, source)
-                lists[pickle] = rows
-        return lists
-
-    def _pairs(self, pair: object, source: str) -> Iterator[tuple[str, int]]:
-        columns = [list(c) for c in pair] if isinstance(pair, (list, tuple)) else []
-        if len(columns) != 2 or len(columns[0]) != len(columns[1]) or not columns[0]:
-            raise ValueError(
-                f"{source} is not a pair of paths and equally many names of classes; fetch "
-                f"{self.lists} again"
-            )
-        for path, label in zip(*columns, strict=True):
-            if not isinstance(path, str) or label not in self.classes:
-                raise ValueError(
-                    f"{source} lists {path!r} as {label!r}; wanted a path and one of "
-                    f"{', '.join(self.classes)}"
-                )
-            yield str(path), self.classes.index(label)
-
-    def _check_classes(self, labels: set[int], source: str) -> None:
-        for number, name in enumerate(self.classes):
-            if number not in labels:
-                raise ValueError(
-                    f"{source} lists no image of class {name}; fetch {self.lists} again"
-                )
-
-    def _list_files(self, tree: FileTree) -> list[Path]:
-        """Return the pickles that lie in folders."""
-        names = [f"{domain}_{part}.pkl" for domain in self.domains for part in ("train", "test")]
-        found = [tree.find(name, source=self.name) for name in names]
-        return [tree.root / at[1] for at in found if at is not None and at[0] is None]
-
-    def check(self, root: Path) -> list[str]:
-        """Return what is missing or damaged: every listed image is looked up and decoded."""
-        try:
-            tree = self.tree(root)
-        except ValueError as problem:
-            return [str(problem)]
-        with closing(tree):
-            try:
-                lists = self.listed(tree)
-            except ValueError as problem:
-                return [str(problem)]
-            problems = []
-            for pickle, rows in lists.items():
-                here = [row for row in rows if tree.find(row.path, source=pickle) is not None]
-                if len(here) < len(rows):
-                    there = set(here)
-                    gone = next(row.path for row in rows if row not in there)
-                    problems.append(
-                        f"{len(rows) - len(here)} of {len(rows)} images that {pickle} lists are "
-                        f"missing in {root}, e.g. {gone}; fedl2p data get {self.name} says where "
-                        "they come from"
-                    )
-                try:
-                    for _ in decode_all(contents(tree, here), size=None):
-                        pass
-                except ValueError as problem:
-                    problems.append(str(problem))
-            return problems
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of a list; ``label`` and ``domain`` are numbers, ``part`` is train or test."""
-
-    path: str
-    label: int
-    domain: int
-    part: str
-    source: str
-
-
-def contents(tree: FileTree, listed: list[Listed]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each listed file."""
-    for row in listed:
-        yield f"{tree.root}: {row.path}", tree.read(row.path, source=row.source)
-
-
 def split_domains(
-    pool: Cached, domains: tuple[str, ...], *, seed: int, name: str
+    pool: DecodedExamples, domains: tuple[str, ...], *, seed: int, name: str
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Return the positions of each domain's training, validation and test examples.
 
@@ -219,10 +42,10 @@ def split_domains(
     domain, is_test = pool.column("domain"), pool.column("test") == 1
     train = [np.flatnonzero((domain == d) & ~is_test) for d in range(len(domains))]
     smallest = min(map(len, train))
-    groups = {}
-    for number, (group, own) in enumerate(zip(domains, train, strict=True)):
-        order = torch.randperm(len(own), generator=generator(seed, name, group, "equal"))
-        kept = torch.from_numpy(own)[order[:smallest]]
+    parts = {}
+    for number, (group, positions) in enumerate(zip(domains, train, strict=True)):
+        order = torch.randperm(len(positions), generator=generator(seed, name, group, "equal"))
+        kept = torch.from_numpy(positions)[order[:smallest]]
         shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE)
         first, second = stratified_split(
             label[kept], shares, generator=generator(seed, name, group, "validation")
@@ -233,14 +56,17 @@ def split_domains(
                 f"{group} has {len(kept)} training and {len(tests)} test images, too few to split "
                 "into training, validation and test parts; fetch the published lists again"
             )
-        groups[group] = (kept[first], kept[second], tests)
-    return groups
+        parts[group] = (kept[first], kept[second], tests)
+    return parts
 
 
-def population(
-    pool: Cached, classes: int, seen: Mapping[str, Holding], unseen: Mapping[str, Holding]
+def make_population(
+    pool: DecodedExamples,
+    classes: int,
+    seen: Mapping[str, ClientIndices],
+    unseen: Mapping[str, ClientIndices],
 ) -> SharedPool:
-    """Return the clients over the decoded images."""
+    """Return the clients over the decoded images, normalised, flipped and rotated in training."""
     return SharedPool(
         pool.x,
         torch.from_numpy(pool.column("label")),

@@ -1,19 +1,22 @@
-"""Label skew: which examples go to which client.
+"""Label skew: partition of a pool of labelled examples among clients by Dirichlet distributions.
 
 The rule ("LDA", Hsu et al. 2019, https://arxiv.org/abs/1909.06335): every client gets the same
 number of examples; its class distribution is one draw from a symmetric Dirichlet(alpha), used for
 each of its parts; examples are taken without replacement, and a class that is used up is dropped
-while the others are renormalised. Nothing here draws until it happens to fit, so nothing can hang:
-every loop below ends after at most as many turns as there are classes (or fillings of the pool).
+while the others are renormalised. There is no rejection sampling: every loop below ends after at
+most as many turns as there are classes (or copies of the pool).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def class_distribution(classes: int, *, alpha: float, generator: torch.Generator) -> Tensor:
@@ -24,7 +27,7 @@ def class_distribution(classes: int, *, alpha: float, generator: torch.Generator
     classes
         Number of classes, at least 1.
     alpha
-        Concentration, > 0: towards 0 a client knows one class, at 1 every mixture is as likely as
+        Concentration, > 0: towards 0 a client has one class, at 1 every mixture is as likely as
         any other, at 1000 all clients are alike. ``inf`` gives the uniform distribution.
     generator
         Source of the draw.
@@ -58,16 +61,16 @@ def class_counts(
 ) -> Tensor:
     """Draw how many examples of each class a client gets.
 
-    The same law as drawing one example after the other: a draw that falls on a used-up class is
-    repeated among the classes that are left. Where those all have probability zero, they count
-    as equally likely.
+    The same distribution as drawing one example after the other: a draw of a used-up class is
+    repeated among the classes that are left. If those all have probability zero, they are equally
+    likely.
 
     Parameters
     ----------
     distribution
         Shape (classes,), >= 0, need not sum to 1.
     count
-        Number of examples wanted, at most ``available.sum()``.
+        Number of examples, at most ``available.sum()``.
     available
         Shape (classes,), number of examples left of each class.
     generator
@@ -99,10 +102,10 @@ def class_counts(
 
 
 def draw(labels: Tensor, distribution: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
-    """Draw one client's examples from a pool that it shares with others.
+    """Draw one client's examples from a pool that all clients draw from.
 
-    No example comes twice within the client, unless it wants more than the whole pool: then it
-    gets every example once and draws the rest from the full pool again.
+    Examples are drawn without replacement within the client. A client with more examples than the
+    pool gets every example once and draws the rest from the full pool again.
 
     Parameters
     ----------
@@ -129,23 +132,23 @@ def draw(labels: Tensor, distribution: Tensor, count: int, *, generator: torch.G
         raise ValueError("the pool is empty; give it at least one example")
     members = _members(labels, len(distribution))
     available = torch.tensor([len(m) for m in members])
-    picked = []
+    chosen = []
     while count > 0:
         turn = min(count, len(labels))
         counts = class_counts(distribution, turn, available, generator=generator)
-        picked += [_some(m, int(c), generator) for m, c in zip(members, counts, strict=True)]
+        chosen += [_some(m, int(c), generator) for m, c in zip(members, counts, strict=True)]
         count -= turn
-    if not picked:
+    if not chosen:
         return torch.empty(0, dtype=torch.int64)
-    return _shuffled(torch.cat(picked), generator)
+    return _shuffled(torch.cat(chosen), generator)
 
 
 def deal(
     labels: Tensor, distributions: Tensor, count: int, *, generator: torch.Generator
 ) -> list[Tensor]:
-    """Deal a pool out to clients so that no two of them share an example.
+    """Partition a pool among clients: no two of them share an example.
 
-    Clients choose one after the other, ``count`` examples each; the later ones take what is left.
+    Clients draw one after the other, ``count`` examples each; the last ones get what is left.
 
     Parameters
     ----------
@@ -174,7 +177,7 @@ def deal(
             f"{clients} clients x {count} examples cannot be dealt from a pool of {len(labels)}; "
             f"give each client between 1 and {len(labels) // max(clients, 1)}"
         )
-    # Each class is shuffled once and then dealt from the top.
+    # Each class is shuffled once; clients take its examples in this order.
     piles = [_some(m, len(m), generator) for m in _members(labels, classes)]
     dealt = torch.zeros(classes, dtype=torch.int64)
     sizes = torch.tensor([len(p) for p in piles])
@@ -182,8 +185,8 @@ def deal(
     for distribution in distributions:
         counts = class_counts(distribution, count, sizes - dealt, generator=generator)
         ends = dealt + counts
-        own = [p[a:b] for p, a, b in zip(piles, dealt.tolist(), ends.tolist(), strict=True)]
-        parts.append(_shuffled(torch.cat(own), generator))
+        taken = [p[a:b] for p, a, b in zip(piles, dealt.tolist(), ends.tolist(), strict=True)]
+        parts.append(_shuffled(torch.cat(taken), generator))
         dealt = ends
     return parts
 

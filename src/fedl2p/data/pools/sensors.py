@@ -1,25 +1,27 @@
-"""Feature shift: the sensors through which clients see the same images differently.
+"""Feature shift: simulated sensors, each of which changes images in its way.
 
 A sensor takes images of shape (n, 1, h, w) with values in [0, 1] (0 = background), a severity in
 [0, 1] (0 is the mildest form of its kind, not the absence of it) and a generator, and returns
-images of the same shape, again in [0, 1]. It acts on each image by itself; what belongs to the
-sensor and not to an image (a direction, the place of a dead spot) is drawn once per call.
+images of the same shape, again in [0, 1]. It acts on each image separately; a property of the
+sensor (a direction, the place of a dead spot) is drawn once per call.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-Sensor = Callable[[Tensor, float, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def see(kind: str, images: Tensor, *, severity: float, generator: torch.Generator) -> Tensor:
-    """Return the images as a sensor of this kind shows them.
+def apply_sensor(
+    kind: str, images: Tensor, *, severity: float, generator: torch.Generator
+) -> Tensor:
+    """Return the images as a sensor of this kind records them.
 
     Parameters
     ----------
@@ -30,7 +32,7 @@ def see(kind: str, images: Tensor, *, severity: float, generator: torch.Generato
     severity
         In [0, 1], from the mildest to the strongest form.
     generator
-        Source of the sensor's own draws and of its noise.
+        Source of the sensor's properties and of its noise.
 
     Returns
     -------
@@ -70,8 +72,10 @@ def warp(images: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
     theta[:, :, :2] = matrix
     if shift is not None:
         theta[:, :, 2] = shift * (2 / images.shape[-1])
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bicubic", align_corners=False).clamp(0, 1)
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
 
 
 def rotations(degrees: Tensor) -> Tensor:
@@ -114,19 +118,19 @@ def _blur(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
     sigma = 0.7 + 0.6 * severity
     taps = torch.exp(-0.5 * (torch.arange(-3.0, 4.0) / sigma) ** 2)
     kernel = (taps[:, None] * taps)[None, None] / taps.sum() ** 2
-    return F.conv2d(x, kernel, padding=3)
+    return torch.nn.functional.conv2d(x, kernel, padding=3)
 
 
 def _thick(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
     """Strokes swell: blend with the maximum over 3 x 3 pixels."""
-    return torch.lerp(x, F.max_pool2d(x, 3, 1, 1), 0.5 + 0.5 * severity)
+    return torch.lerp(x, torch.nn.functional.max_pool2d(x, 3, 1, 1), 0.5 + 0.5 * severity)
 
 
 def _thin(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
     """Strokes shrink: blend with the minimum over the four neighbours and the pixel itself."""
-    p = -F.pad(x, (1, 1, 1, 1))
-    across = F.max_pool2d(p[:, :, 1:-1], (1, 3), 1)
-    down = F.max_pool2d(p[:, :, :, 1:-1], (3, 1), 1)
+    p = -torch.nn.functional.pad(x, (1, 1, 1, 1))
+    across = torch.nn.functional.max_pool2d(p[:, :, 1:-1], (1, 3), 1)
+    down = torch.nn.functional.max_pool2d(p[:, :, :, 1:-1], (3, 1), 1)
     return torch.lerp(x, -torch.maximum(across, down), 0.5 + 0.4 * severity)
 
 
@@ -141,13 +145,13 @@ def _occlusion(x: Tensor, severity: float, generator: torch.Generator) -> Tensor
     side = round((3 + severity) * h / 8)
     top = int(torch.randint(h // 8, h - side - h // 8 + 1, (), generator=generator))
     left = int(torch.randint(w // 8, w - side - w // 8 + 1, (), generator=generator))
-    seen = x.clone()
-    seen[..., top : top + side, left : left + side] = float(_sign(generator) > 0)
-    return seen
+    hidden = x.clone()
+    hidden[..., top : top + side, left : left + side] = float(_sign(generator) > 0)
+    return hidden
 
 
 def _illumination(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
-    """Light falls in from one side: a bright veil that grows across the image."""
+    """Light from one side: a bright veil that grows across the image."""
     angle = 2 * math.pi * float(torch.rand((), generator=generator))
     h, w = x.shape[-2:]
     across = torch.linspace(-1, 1, w) * math.cos(angle)
@@ -159,8 +163,12 @@ def _illumination(x: Tensor, severity: float, generator: torch.Generator) -> Ten
 
 def _pixelation(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
     """Cells of 2 x 2 pixels: blend with the mean over each cell."""
-    cells = F.avg_pool2d(x, 2, ceil_mode=True)
-    return torch.lerp(x, F.interpolate(cells, x.shape[-2:], mode="nearest"), 0.6 + 0.4 * severity)
+    cells = torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+    return torch.lerp(
+        x,
+        torch.nn.functional.interpolate(cells, x.shape[-2:], mode="nearest"),
+        0.6 + 0.4 * severity,
+    )
 
 
 def _slant(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
@@ -169,7 +177,7 @@ def _slant(x: Tensor, severity: float, generator: torch.Generator) -> Tensor:
     return warp(x, torch.tensor([[1.0, shear], [0.0, 1.0]]))
 
 
-SENSORS: dict[str, Sensor] = {
+SENSORS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "none": _none,
     "inversion": _inversion,
     "brightness": _brightness,

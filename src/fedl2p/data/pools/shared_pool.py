@@ -1,24 +1,27 @@
-"""Clients that hold examples of one shared pool, by position: how every large data set is dealt."""
+"""A population over one pool of examples; each client has some of them, by position."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedl2p.core.clientdata import Augment, ClientData, Examples
-from fedl2p.data.pools.dealing import Holding
-from fedl2p.data.pools.opened import KEEP_BYTES, Opened
+from fedl2p.data.pools.client_cache import KEEP_BYTES, ClientCache
+from fedl2p.data.pools.client_indices import ClientIndices
 from fedl2p.data.pools.partition import label_entropy
 from fedl2p.data.population import Population
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise:
-    """Bytes to standardised numbers: (x / 255 - mean) / sd, per channel.
+    """Standardisation of uint8 pixels: (x / 255 - mean) / sd, per channel.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ class Normalise:
 
     def __call__(self, x: np.ndarray) -> Tensor:
         """Map uint8 images (n, channels, height, width) to float32."""
-        # a copy: what is mapped is read-only
+        # A copy: the mapped file is read-only.
         pixels = torch.from_numpy(np.array(x)).to(torch.float32).div_(255)
         return pixels.sub_(_per_channel(self.mean)).div_(_per_channel(self.sd))
 
@@ -42,7 +45,7 @@ class Normalise:
 
 
 class SharedPool(Population):
-    """A population over one pool of examples; a client's own are copied when it is opened.
+    """A population over one pool of examples; a client's examples are copied when it is opened.
 
     Parameters
     ----------
@@ -51,15 +54,15 @@ class SharedPool(Population):
     labels
         Shape (n,), int64.
     seen, unseen
-        Every client's holding by name, in order.
+        The indices of every client by name, in order.
     classes
         Number of classes.
     prepare
-        Makes the tensor of a client's examples from their rows of ``x``.
+        Converts rows of ``x`` to a client's input tensor.
     augment
-        Applied to its training batches.
+        Applied to training batches.
     keep_bytes
-        Most bytes of opened clients kept.
+        Most bytes of opened clients that are kept.
     """
 
     def __init__(
@@ -67,8 +70,8 @@ class SharedPool(Population):
         x: np.ndarray,
         labels: Tensor,
         *,
-        seen: Mapping[str, Holding],
-        unseen: Mapping[str, Holding],
+        seen: Mapping[str, ClientIndices],
+        unseen: Mapping[str, ClientIndices],
         classes: int,
         prepare: Callable[[np.ndarray], Tensor],
         augment: Augment | None = None,
@@ -76,10 +79,10 @@ class SharedPool(Population):
     ) -> None:
         self.seen, self.unseen = tuple(seen), tuple(unseen)
         self.classes = classes
-        self.holdings = {**seen, **unseen}
+        self.indices = {**seen, **unseen}
         self._x, self._labels = x, labels
         self._prepare, self._augment = prepare, augment
-        self._opened = Opened(self._make, keep_bytes=keep_bytes)
+        self._opened = ClientCache(self._load, keep_bytes=keep_bytes)
         self.shape = tuple(prepare(x[:1]).shape[1:])
 
     def open(self, name: str) -> ClientData:
@@ -88,27 +91,27 @@ class SharedPool(Population):
         return self._opened(name)
 
     def about(self, name: str) -> Mapping[str, str | float]:
-        """Return what the holding says, and entropy (nats) and mode of the training labels."""
+        """Return the client's description, and entropy (nats) and mode of its training labels."""
         self._check(name)
-        holding = self.holdings[name]
-        labels = self._labels[holding.train]
+        indices = self.indices[name]
+        labels = self._labels[indices.train]
         return {
-            **holding.about,
+            **indices.about,
             "label_entropy": round(label_entropy(labels), 4),
             "top_label": int(torch.bincount(labels).argmax()),
         }
 
-    def _make(self, name: str) -> ClientData:
-        holding = self.holdings[name]
+    def _load(self, name: str) -> ClientData:
+        indices = self.indices[name]
         return ClientData(
-            self._examples(holding.train),
-            self._examples(holding.validation),
-            self._examples(holding.test),
+            self._examples(indices.train),
+            self._examples(indices.validation),
+            self._examples(indices.test),
             self._augment,
         )
 
     def _examples(self, positions: Tensor) -> Examples:
-        # In the file's order, which spares a disk its seeks, and back into the client's.
+        # Read in the order of the file, for few disk seeks; then put into the client's order.
         order = positions.argsort()
         rows = torch.empty_like(order)
         rows[order] = torch.arange(len(order))
@@ -116,9 +119,9 @@ class SharedPool(Population):
         return Examples(x[rows], self._labels[positions])
 
     def _check(self, name: str) -> None:
-        if name not in self.holdings:
+        if name not in self.indices:
             raise KeyError(
-                f"there is no client {name!r}; they are called {self.names[0]} to {self.names[-1]}"
+                f"there is no client {name!r}; their names are {self.names[0]} to {self.names[-1]}"
             )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedl2p.core.functional.precision import compute_of
-from fedl2p.data.pools.opened import KEEP_BYTES, Opened, size_of
+from fedl2p.data.pools.client_cache import KEEP_BYTES, ClientCache, size_of
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.received_models import ReceivedModels
 from fedl2p.federation.messages import Answer, Question, UnknownModelError, one_line
@@ -98,7 +98,7 @@ class ClientNode:
         self._loaded = self.initial
         usual = KEEP_BYTES if self.device.type == "cpu" else KEEP_BYTES_GPU
         self._keep_bytes = usual if keep_bytes is None else keep_bytes
-        self._open = Opened(
+        self._open = ClientCache(
             lambda name: population.open(name).to(self.device), keep_bytes=self._keep_bytes
         )
 

@@ -17,7 +17,6 @@ from fedl2p.federation.clients.node import failed_outcome
 from fedl2p.federation.messages import (
     DTYPES,
     HALF,
-    OUTCOME_NUMBERS,
     WEIGHT,
     Action,
     Answer,
@@ -26,6 +25,7 @@ from fedl2p.federation.messages import (
     dtype_name,
 )
 from fedl2p.method import Outcome, State, Update
+from fedl2p.runs.columns import COUNTS, SCORES
 
 # Message types, "category.action" as Flower routes them. The names are our own, so that an app can
 # have handlers of its user besides.
@@ -138,7 +138,7 @@ def encode_answer(answer: Answer) -> RecordDict | str:
         return answer.failure or ""
     outcome = answer.outcome
     # What an unsuccessful client knows is how many examples it has.
-    names = OUTCOME_NUMBERS if outcome.failure is None else ("num_train", "num_test")
+    names = SCORES if outcome.failure is None else COUNTS
     content = RecordDict({METRICS: MetricRecord({name: getattr(outcome, name) for name in names})})
     if outcome.failure is not None:
         content[CONFIG] = ConfigRecord({FAILURE: outcome.failure})
@@ -201,10 +201,9 @@ def _outcome(client: str, content: RecordDict) -> Outcome:
     metrics: Mapping[str, Any] = record_of(content, METRICS, MetricRecord)
     if CONFIG in content:
         reason = str(record_of(content, CONFIG, ConfigRecord)[FAILURE])
-        return failed_outcome(client, reason, int(metrics["num_train"]), int(metrics["num_test"]))
+        return failed_outcome(client, reason, *(int(metrics[name]) for name in COUNTS))
     numbers: dict[str, Any] = {
-        name: int(metrics[name]) if name.startswith("num_") else float(metrics[name])
-        for name in OUTCOME_NUMBERS
+        name: int(metrics[name]) if name in COUNTS else float(metrics[name]) for name in SCORES
     }
     return Outcome(client=client, **numbers)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -47,33 +46,6 @@ def system(shape: tuple[int, ...]) -> Tensor:
     radius, angle = np.sqrt(-2 * np.log(radius)), 2 * np.pi * angle
     both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     return torch.from_numpy(both[:count].reshape(shape))
-
-
-def sample(
-    names: Sequence[str], *, share: float, seed: int, round: int, from_seed: bool
-) -> list[str]:
-    """Draw each client independently (Poisson sampling), as privacy accounting supposes; sorted.
-
-    The size of the sample varies and may be 0. The time is proportional to the registered clients.
-
-    Parameters
-    ----------
-    names
-        The seen clients.
-    share
-        Probability of each, in (0, 1].
-    seed, round
-        The draw depends on nothing else, if ``from_seed``; if not, the operating system draws.
-    """
-    random = secrets.SystemRandom()
-
-    def drawn(name: str) -> bool:
-        if not from_seed:
-            return random.random() < share
-        source = generator(seed, "cohort", round, name)
-        return float(torch.rand((), generator=source, dtype=torch.float64)) < share
-
-    return sorted(name for name in names if drawn(name))
 
 
 class PrivateMean:

@@ -21,7 +21,7 @@ from fedl2p.core.functional.model import ModelState
 
 
 def pulled(gradient: Gradient, anchor: dict[str, Tensor], weight: float) -> Gradient:
-    """Return the gradient plus that of the proximal term, weight (w - anchor)."""
+    """Return ``gradient`` plus that of the proximal term, weight (w - anchor)."""
 
     def with_term(
         state: ModelState, step: int, trainable: Collection[str]

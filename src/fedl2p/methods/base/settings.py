@@ -1,4 +1,4 @@
-"""Settings of the methods, gathered so that a study can give all methods the same ones."""
+"""Settings of the methods. A study gives the same ones to all its methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedl2p.core.settings import DataParts, HypergradientConfig, InnerLoop, Meta
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """How a client trains in a federated round of plain training (FedAvg and its like).
+    """Local training in a federated round (FedAvg and the methods built on it).
 
     Parameters
     ----------
@@ -24,14 +24,14 @@ class LocalTraining:
     decay
         Factor on the rate at each round of decay_rounds.
     decay_rounds
-        Rounds from which on the rate is multiplied by decay once more.
+        Rounds at which the rate is multiplied by decay.
     end_rate
-        Instead of such steps: the learning rate that the rate falls to exponentially, by the same
-        factor every round, and then keeps; None for no such fall.
+        Exponential decay instead of such steps: the learning rate from end_round on; None for none.
     end_round
-        The round that first has end_rate, 2 or more; 0 without one.
+        The first round with end_rate, 2 or more; 0 without one.
     reads
-        The training part, or the validation part too (published for CIFAR-10).
+        Data of the training: the training part, or the validation part too (published for
+        CIFAR-10).
     """
 
     epochs: int = 1
@@ -53,8 +53,8 @@ class LocalTraining:
                 f"rate {self.rate} and decay {self.decay} must both be above 0 and finite"
             )
         if self.reads not in get_args(DataParts):
-            wanted = ", ".join(get_args(DataParts))
-            raise ValueError(f"reads is {self.reads!r}, but must be one of {wanted}")
+            choices = ", ".join(get_args(DataParts))
+            raise ValueError(f"reads is {self.reads!r}, but must be one of {choices}")
         self._check_end()
 
     def _check_end(self) -> None:
@@ -85,7 +85,7 @@ class LocalTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The grid that a search tries: every mix with every rate.
+    """The grid of a search: every mix with every rate.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Grid:
     rates
         Learning rates, the same for every parameter tensor.
     criterion
-        What is compared on validation data: mean loss in nats, or accuracy (ties by loss).
+        Compared on validation data: mean loss in nats, or accuracy (ties by loss).
     """
 
     mixes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -117,7 +117,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class MetaLearning:
-    """How the meta-nets are learned on a client (FedL2P's outer loop).
+    """The outer loop of FedL2P: how a client learns the meta-nets.
 
     Parameters
     ----------
@@ -133,10 +133,10 @@ class MetaLearning:
     validation_batch
         Validation examples per outer step; 0 = all of them.
     rate
-        Learning rate of a client's own meta-steps (plain SGD) for both nets. With a server
-        optimizer (FedAdam) and one outer step, 1.0 sends the clipped hypergradient itself.
+        Learning rate of the outer steps (plain SGD) for both nets. With a server optimizer
+        (FedAdam) and one outer step, 1.0 sends the clipped hypergradient itself.
     base_rate
-        The same for the base learning rates.
+        Learning rate of the outer steps for the base rates.
     clip
         value: every entry of a meta-gradient clamped to [-clip_at, clip_at] (published);
         norm: the whole of it scaled down to norm clip_at; none.
@@ -181,31 +181,31 @@ class MetaLearning:
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """Settings of the published methods that FedL2P is compared with, named after the method.
+    """Settings of the methods that FedL2P is compared with; each name begins with the method's.
 
     Parameters
     ----------
     rate
-        Learning rate with which they personalize, and with which finetuning-head and
-        finetuning-norms fine-tune; None for local.rate, with which they train.
+        Learning rate of their personalization, and of finetuning-head and finetuning-norms; None
+        for local.rate, that of their training.
     head
         Name of the module that fedper, fedrep, fedbabu and finetuning-head take for the model's
         head; None for the linear layer that a forward pass calls last.
     fedprox_mu
         Weight of the proximal term, >= 0. The paper tries 0.001, 0.01, 0.1 and 1.
     ditto_lambda
-        Weight of the pull of a personal model to the global one, >= 0. The paper's clients choose
-        among 0.1, 1 and 2 on validation data; on digits (seed 100, seen and unseen clients) 0.1
-        gave accuracies of 0.88 and 0.89, 1 gave 0.85 and 0.81.
+        Weight of the proximal term between personal and global model, >= 0. The paper's clients
+        choose among 0.1, 1 and 2 on validation data; on digits (seed 100, seen and unseen clients)
+        0.1 gave accuracies of 0.88 and 0.89, 1 gave 0.85 and 0.81.
     perfedavg_alpha
-        Learning rate of the step that Per-FedAvg looks ahead, > 0; the paper's.
+        Learning rate of Per-FedAvg's look-ahead step, > 0; the paper's.
     perfedavg_beta
         Learning rate of its local training, > 0; None for local.rate (the paper: 0.001, for
         thousands of steps).
     perfedavg_delta
-        Length of the move by which the Hessian-free variant finds a Hessian product, > 0.
+        Length of the finite difference for Hessian products of the Hessian-free variant, > 0.
     fedrep_head_epochs
-        Epochs of the head in each round, before local.epochs of the body; the paper's.
+        Epochs of head training in each round, before local.epochs of the body; the paper's.
     apfl_alpha
         Share of the personal model in the mixture at first, in [0, 1].
     apfl_adaptive
@@ -242,12 +242,12 @@ class Baselines:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a study hands to its methods.
+    """Settings of all methods of a study.
 
     Parameters
     ----------
     finetune
-        The inner loop: how every client fine-tunes, in every method that does.
+        The inner loop: fine-tuning, in every method that does it.
     finetune_rate
         Learning rate of plain fine-tuning (methods without a learned or searched one).
     local
@@ -259,13 +259,14 @@ class Settings:
     grid
         The grid that searches try.
     alone_steps
-        Outer steps of l2p per client: about as many as a client takes part in under FedL2P.
+        Meta-training steps of each l2p client. For a fair comparison use rounds x
+        clients_per_round / clients.
     alone_optimizer
-        Optimizer of l2p's outer steps; that of FedL2P's server, on the client.
+        Optimizer of l2p's outer steps; that of FedL2P's server.
     alone_rate
-        Learning rate of l2p's outer steps; None for FedL2P's own meta.rate.
+        Learning rate of l2p's outer steps; None for meta.rate.
     baselines
-        What only one or another of the further baselines needs.
+        Settings of single baselines.
     """
 
     finetune: InnerLoop = field(default_factory=InnerLoop)

@@ -130,7 +130,7 @@ def kept_copies(tensors: State, *, prefix: str = "") -> State:
 
 
 def where(choose: Tensor, yes: ModelState, no: ModelState) -> ModelState:
-    """Take each client's tensors from one of two states; ``choose`` has shape (C,), bool."""
+    """Return each client's tensors from one of two states; ``choose`` has shape (C,), bool."""
 
     def select(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(choose.view(-1, *(1,) * (a.dim() - 1)), a, b)
