@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.clients.in_process import in_process
@@ -124,6 +125,7 @@ def federate(
     if progress is None:
         # A study may use the same clients for several runs: they keep nothing of an earlier one.
         clients.restore(method.name, {})
+        working_copies(model).net.foresee(population.shape)
         state = method.start(model, seed=derive_seed(seed, "start", method.name))
         state = {name: tensor.detach().cpu() for name, tensor in state.items()}
         progress = Progress(state=state, finished=rounds.rounds == 0)

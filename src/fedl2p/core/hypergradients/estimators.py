@@ -41,6 +41,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.inner_loop import DivergedError
+from fedl2p.core.functional.kernels import without_second_derivative
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients import at_end
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
@@ -104,7 +106,10 @@ def hypergradient(
     Raises
     ------
     ValueError
-        If both ``mode`` and ``config`` are given, or the hyperparameters are another model's.
+        If both ``mode`` and ``config`` are given, the hyperparameters are another model's, or the
+        model has no second derivative and the mode takes one.
+    DivergedError
+        If the hypergradient is not finite.
     """
     if mode is not None and config is not None:
         raise ValueError(
@@ -129,6 +134,12 @@ def hypergradient(
         following=None if following is None else (following[0][None], following[1][None]),
     )
     result = stack_hypergradient(problem, config)
+    for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
+        if not bool(values.isfinite().all()):
+            raise DivergedError(
+                f"the hypergradient is not finite ({what}): fine-tuning diverged under rates up to "
+                f"{float(hyperparams.rate.max()):.3g}; use smaller rates or fewer steps"
+            )
     return {
         "mix": dict(zip(net.sites.norms, result.mix[0].tolist(), strict=True)),
         "rate": dict(zip(net.sites.params, result.rate[0].tolist(), strict=True)),
@@ -139,5 +150,20 @@ def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hyperg
     """Return dL_val/dh of a stack of clients.
 
     Clients may have unequally many examples under the modes of :data:`UNEQUAL_SIZES`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no second derivative and the mode takes one.
     """
-    return _ESTIMATORS[config.mode](problem, config)
+    problem.net.examine(problem.validation[0].x[0])  # before any state is made, or graph measured
+    try:
+        return _ESTIMATORS[config.mode](problem, config)
+    except (RuntimeError, NotImplementedError) as error:
+        kernel = without_second_derivative(error)
+        if kernel is None:
+            raise
+        raise ValueError(
+            f"the model computes with {kernel}, which has no second derivative, but mode "
+            f"{config.mode!r} takes one; use mode 'last-step', or another kernel in the model"
+        ) from error

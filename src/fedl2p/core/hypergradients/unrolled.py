@@ -60,24 +60,25 @@ def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
             after = _run_segment(problem, start, mix, rate, first, end)
         if validation is None:
             validation = validation_gradients(problem, after, of_stats=True)
-            cotangents = [*validation.params.values(), *validation.stats.values()]
+            cotangents = validation.params | validation.stats
             d_mix, d_rate = validation.mix, torch.zeros_like(rate)
-        outputs = [*after.params.values(), *after.stats.values()]
+        outputs = after.params | after.stats
         # an output without a graph (a tensor that no step changes) passes nothing back
-        attached = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-        by_mix, by_rate, *cotangents = torch.autograd.grad(
+        attached = [(outputs[k], c) for k, c in cotangents.items() if outputs[k].requires_grad]
+        leaves = {k: t for k, t in (start.params | start.stats).items() if t.requires_grad}
+        by_mix, by_rate, *by_start = torch.autograd.grad(
             [o for o, _ in attached],
-            [mix, rate, *start.params.values(), *start.stats.values()],
+            [mix, rate, *leaves.values()],
             grad_outputs=[c for _, c in attached],
             allow_unused=True,
             materialize_grads=True,
         )
+        cotangents = dict(zip(leaves, by_start, strict=True))
         d_mix, d_rate = d_mix + by_mix, d_rate + by_rate
         del after, outputs, attached  # before the next segment takes memory
     assert validation is not None, "there is always a last segment"
     if cuts[0]:
-        adjoint = dict(zip(start.params, cotangents, strict=False))
-        d_rate = d_rate - inner_products(adjoint, older)
+        d_rate = d_rate - inner_products(cotangents, older)
     return Hypergradient(d_mix, d_rate, validation.loss, validation.accuracy)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -24,6 +23,8 @@ from fedl2p.core.finetuning.inner_loop import (
     run_inner_loop,
 )
 from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.copies import duplicate
+from fedl2p.core.functional.inspection import inherit
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.working_copies import WorkingCopies, working_copies
 from fedl2p.core.hyperparams import Hyperparams
@@ -42,10 +43,11 @@ Choose = Callable[[Sequence[Client]], tuple[Hyperparams, list[Profile] | None]]
 
 def model_with_state(model: nn.Module, state: State) -> nn.Module:
     """Return a copy of ``model`` that holds the tensors of ``state``."""
-    copied = copy.deepcopy(model)
+    copied = duplicate(model)
     _, unexpected = copied.load_state_dict(state, strict=False)
     if unexpected:
         raise ValueError(f"the state holds {unexpected[0]!r}, which the model has not")
+    inherit(copied, model)
     return copied
 
 
