@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import finetune
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.methods import build
 from fedl2p.methods.base.local_sgd import run_local_sgd
 from fedl2p.methods.base.tensor_groups import client_states, client_tensors, tensor_names

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import State
 from fedl2p.methods import apfl
 from fedl2p.methods.apfl import APFL, Pair, alpha_gradient

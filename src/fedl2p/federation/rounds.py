@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.clients.in_process import in_process

@@ -33,7 +33,6 @@ from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import inner_batches
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES, stack_hypergradient
 from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
@@ -41,6 +40,7 @@ from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import InnerLoop
 from fedl2p.core.sites import Sites, find_sites
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     evaluation_updates,

@@ -37,7 +37,7 @@ from fedl2p.core.finetuning.in_place_sgd import Gradient
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import add_scaled, inner_product
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, State, Update
 from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, loss_gradient, run_local_sgd
 from fedl2p.methods.base.personalizing import constant_mix, evaluation_updates, validation_part

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
 from fedl2p.federation.messages import Clients

@@ -18,10 +18,10 @@ from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
 from fedl2p.core.finetuning.stacking import cut_into_stacks, map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.precision import with_compute
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import Compute, HypergradientConfig, InnerLoop, Mode, Statistics
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.personalizing import finetune_stack

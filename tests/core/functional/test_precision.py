@@ -17,11 +17,11 @@ from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import compute_of, with_compute
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MODES, Compute, InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.digits import Digits
 from fedl2p.method import Client
 from fedl2p.methods import build

@@ -29,9 +29,9 @@ from fedl2p.core.finetuning.in_place_sgd import Gradient, batch_gradient, sgd
 from fedl2p.core.finetuning.inner_loop import all_finite, inner_batches, run_inner_loop
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     DIVERGED,

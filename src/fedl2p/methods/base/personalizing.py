@@ -26,10 +26,10 @@ from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.inspection import inherit
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.working_copies import WorkingCopies, working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import WorkingCopies, working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.tensor_groups import where
 from fedl2p.seeds import derive_seed
