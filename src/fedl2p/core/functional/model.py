@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,16 +42,19 @@ class ModelState:
 
     ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
     ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,).
+    ``moments`` is the state of the inner loop's optimizer, if it has one.
     """
 
     params: dict[str, Tensor]
     stats: dict[str, Tensor]
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
     def detach(self) -> ModelState:
         """Return the same values outside of any graph."""
         return ModelState(
             {k: v.detach() for k, v in self.params.items()},
             {k: v.detach() for k, v in self.stats.items()},
+            {k: v.detach() for k, v in self.moments.items()},
         )
 
     def take(self, members: Sequence[int]) -> ModelState:
@@ -60,6 +63,7 @@ class ModelState:
         return ModelState(
             {k: v.index_select(0, rows) for k, v in self.params.items()},
             {k: v.index_select(0, rows) for k, v in self.stats.items()},
+            {k: v.index_select(0, rows) for k, v in self.moments.items()},
         )
 
     def squeezed(self) -> ModelState:
@@ -67,6 +71,7 @@ class ModelState:
         return ModelState(
             {k: v.squeeze(0) for k, v in self.params.items()},
             {k: v.squeeze(0) for k, v in self.stats.items()},
+            {k: v.squeeze(0) for k, v in self.moments.items()},
         )
 
     def unsqueezed(self) -> ModelState:
@@ -74,6 +79,7 @@ class ModelState:
         return ModelState(
             {k: v.unsqueeze(0) for k, v in self.params.items()},
             {k: v.unsqueeze(0) for k, v in self.stats.items()},
+            {k: v.unsqueeze(0) for k, v in self.moments.items()},
         )
 
     def leaves(self) -> ModelState:
@@ -81,6 +87,7 @@ class ModelState:
         return ModelState(
             {k: v.detach().requires_grad_() for k, v in self.params.items()},
             {k: v.detach().requires_grad_() for k, v in self.stats.items()},
+            {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in self.moments.items()},
         )
 
 
@@ -234,8 +241,8 @@ class FunctionalModel:
         names = set(self.sites.params)
         parameters = workspace.module.named_parameters()
         self._theta = {k: p.detach() for k, p in parameters if k in names}
-        self.graph_bytes: dict[tuple[int, ...], int] = {}
-        """Bytes that the graph of one inner step holds, by the shape of its inputs."""
+        self.graph_bytes: dict[Hashable, int] = {}
+        """Bytes that the graph of one inner step holds, by its inputs' shape and its optimizer."""
 
     @property
     def num_parameters(self) -> int:
