@@ -86,10 +86,7 @@ def test_an_output_folder_that_is_a_file(
 
 
 def test_a_missing_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['flwr'] = None; from fedl2p import cli;"
-        "cli.main(['run', 'smoke', '--out', 'x'])"
-    )
+    code = "import sys; sys.modules['tyro'] = None; from fedl2p import cli; cli.main(['recipes'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -99,7 +96,7 @@ def test_a_missing_extra_is_named() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "fedl2p: error: flwr is not installed; install it with: pip install 'fedl2p[flower]'\n"
+        "fedl2p: error: tyro is not installed; install it with: pip install 'fedl2p[cli]'\n"
     )
 
 

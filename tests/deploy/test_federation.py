@@ -27,6 +27,8 @@ from fedl2p import models
 pytest.importorskip("flwr")
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "federation"
 SHAPE, CLASSES = (1, 8, 8), 10
 

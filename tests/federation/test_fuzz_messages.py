@@ -181,6 +181,7 @@ ALONE = federate(
 )
 
 
+@pytest.mark.slow
 @fuzz(250)
 @given(change=changes())
 def test_replies_in_rounds(change: Callable[[RecordDict], RecordDict]) -> None:
@@ -196,6 +197,7 @@ def test_replies_in_rounds(change: Callable[[RecordDict], RecordDict]) -> None:
             assert same(done.state, ALONE.state)
 
 
+@pytest.mark.slow
 @fuzz(150)
 @given(change=changes())
 def test_replies_of_personalization(change: Callable[[RecordDict], RecordDict]) -> None:
@@ -219,6 +221,7 @@ def test_introductions(change: Callable[[RecordDict], RecordDict]) -> None:
         assert {"c0", "c2"} <= set(names)
 
 
+@pytest.mark.slow
 @fuzz(250)
 @given(change=changes())
 def test_questions_to_a_node(change: Callable[[RecordDict], RecordDict]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedl2p.core.settings import Compute
 from fedl2p.data.population import NumberedNames, Population
 from fedl2p.federation.clients.in_process import InProcess, in_process
 from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Clients, content_hash
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
@@ -153,7 +153,7 @@ def test_lazy_names_give_the_bits_of_a_tuple() -> None:
     assert all(same(e[name], f[name]) for name in e)
 
 
-class _Stop:
+class _Stop(Listener):
     """Ends the process, as it were, after round 2."""
 
     def on_start(self, stage: str, rounds: int, done: Any) -> None: ...
@@ -261,7 +261,6 @@ def test_memory_holds_the_updates_of_one_call_however_many_clients_are_asked(
     add = WeightedMean.add
 
     def counting(self: WeightedMean, update: Update) -> None:
-        gc.collect()
         alive.append(sum(ref() is not None for ref in SENT))
         add(self, update)
 

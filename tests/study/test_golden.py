@@ -2,7 +2,7 @@
 
 Where they should change, make them again and say so in the commit:
 
-    fedl2p run smoke --out DIR && python tests/test_study_golden.py DIR
+    fedl2p run smoke --out DIR && python tests/study/test_golden.py DIR
 """
 
 from __future__ import annotations

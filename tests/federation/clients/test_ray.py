@@ -26,6 +26,7 @@ from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.clients.ray import OnRay
 from fedl2p.federation.flower.encoded import Encoded
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Clients, FederationError
 from fedl2p.federation.progress import load_newest
 from fedl2p.federation.rounds import federate
@@ -112,6 +113,7 @@ def timeless(records: Sequence[Any]) -> list[Any]:
     return [dataclasses.replace(record, seconds=0.0) for record in records]
 
 
+@pytest.mark.slow
 def test_rounds_and_what_clients_keep_are_those_of_the_process(on_ray: Any, tmp_path: Path) -> None:
     population, method = Line(seen=7), Toward(noise=0.5, use_kept=True)
     made = tmp_path / "made"
@@ -130,6 +132,7 @@ def test_rounds_and_what_clients_keep_are_those_of_the_process(on_ray: Any, tmp_
     assert str(os.getpid()) not in workers
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_clients_and_is_replaced(
     on_ray: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,6 +148,7 @@ def test_a_worker_that_dies_fails_its_clients_and_is_replaced(
     assert len(made.read_text().split()) == 4, "two, and again after each of two deaths"
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_run(ray_runs: None) -> None:
     factory = functools.partial(make_node, Line(), [], 1, Path("/no/such/folder/made"))
     clients = OnRay(factory, Line().names, resources=Ray(cpus_per_worker=0.5, workers=1))
@@ -216,7 +220,7 @@ class Interrupted(BaseException):
     """Stands for Ctrl-C."""
 
 
-class StopIn:
+class StopIn(Listener):
     def __init__(self, stage: str) -> None:
         self.stage = stage
 
@@ -229,6 +233,7 @@ class StopIn:
     def on_end(self, stage: str) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_study_interrupted_and_resumed_under_ray_equals_one_in_process(
     ray_runs: None, in_process: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +250,7 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_the_command_is_quiet_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Once interrupted like by Ctrl-C, once to the end: one line on stderr, then none."""
     mark = f"fedl2p-{tmp_path}"
@@ -343,6 +349,7 @@ def test_nothing_is_written_where_no_worker_fits(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ray_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"

@@ -101,6 +101,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], *, seconds: float
     raise AssertionError("the SuperLink does not listen")
 
 
+@pytest.mark.slow
 def test_flower_s_command_gives_the_numbers_of_this_process(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The bilevel problem of a stack of clients: fine-tuning on batches, judged on validation data.
+"""The bilevel problem of a stack of clients: inner training batches, outer validation loss.
 
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """

@@ -238,7 +238,7 @@ def personalize_with(
 def with_final_data(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
     """Return the clients with the data that the last fine-tuning reads.
 
-    Clients whose shapes agreed before agree afterwards, and the other way round.
+    Clients have equal shapes afterwards if and only if they had before.
     """
     return [replace(c, data=inner.final_data(c.data)) for c in clients]
 
