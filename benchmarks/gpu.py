@@ -85,7 +85,7 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
         noted = with_compute(model, compute)
         net = working_copies(noted).net
         made[f"one after another{name}"] = _loop(noted, net, own)
-        if clients > 1 and net.stackable:
+        if clients > 1 and net.stackable(parts[0].x[0]):
             made[f"stacked{name}"] = _stacked(noted, net, clients, parts)
         if clients > 1 and cuda:
             made[f"{STREAMS} streams{name}"] = _streams(noted, net, own)

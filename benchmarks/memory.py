@@ -20,8 +20,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedl2p.federation.listeners import Listener
-
 LIMIT_GB = 1.5
 GROWTH_GB = 0.05
 """What a later round may need more than the first: the allocator's play."""
@@ -90,7 +88,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     where = in_process(model, population, {method.name: method})
     after: list[float] = []
 
-    class Watch(Listener):
+    class Watch:
         def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
             pass
 

@@ -71,7 +71,7 @@ class Case:
         Of a round of many clients; 0 leaves those rows out.
     sizes
         Fewest and most training examples of clients that differ; of as many of them another round.
-    unequal_sizes
+    ragged
         How many they are; 0 leaves that row out.
     modes
         Estimators of the hypergradient to measure.

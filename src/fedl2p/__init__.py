@@ -7,6 +7,7 @@ more than torch, numpy and safetensors.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     from fedl2p.study.run import run_study as run_study
     from fedl2p.study.settings import Source as Source
     from fedl2p.study.settings import Study as Study
+
+# The package logs under its own name; the application decides what is shown.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
     "fedl2p.core.clientdata": ("ClientData", "Examples"),

@@ -119,8 +119,8 @@ def test_fedrep_trains_the_head_under_a_frozen_body_and_then_the_body_under_that
 
     step = InPlaceSGD.step
 
-    def noting(sgd: InPlaceSGD, *args: Any, **named: Any) -> dict[str, Tensor]:
-        grads = step(sgd, *args, **named)
+    def noting(way: InPlaceSGD, *args: Any, **named: Any) -> dict[str, Tensor]:
+        grads = step(way, *args, **named)
         trained.append(set(grads))
         return grads
 

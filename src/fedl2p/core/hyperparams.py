@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Hyperparams:
         Shape (P,) or (C, P), >= 0: the absolute learning rate of each parameter tensor.
     sites
         The names that the entries belong to.
+    check
+        Whether values outside of their bounds, NaN included, are refused; what the meta-nets write
+        keeps to them by construction.
 
     Notes
     -----
@@ -33,8 +36,9 @@ class Hyperparams:
     mix: Tensor
     rate: Tensor
     sites: Sites
+    check: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
         for name, tensor, names in (
             ("mix", self.mix, self.sites.norms),
             ("rate", self.rate, self.sites.params),
@@ -44,12 +48,28 @@ class Hyperparams:
                     f"{name} has shape {tuple(tensor.shape)}, but the model has {len(names)} "
                     f"entries for it; give shape ({len(names)},), or (clients, {len(names)})"
                 )
+        if check:
+            self._check_values()
         if self.mix.dim() != self.rate.dim():
             raise ValueError("mix and rate must both be for one client or both for many clients")
         if self.mix.shape[:-1] != self.rate.shape[:-1]:
             raise ValueError(
                 f"mix is for {len(self.mix)} clients, but rate for {len(self.rate)}; give both for "
                 "the same clients"
+            )
+
+    def _check_values(self) -> None:
+        mix, rate = self.mix.detach(), self.rate.detach()
+        if not bool(((mix >= 0) & (mix <= 1)).all()):  # NaN is outside, too
+            worst = mix[~((mix >= 0) & (mix <= 1))][0]
+            raise ValueError(
+                f"a mix is {float(worst):g}, but must be in [0, 1]: 0 = global, 1 = client "
+                "statistics"
+            )
+        if not bool(((rate >= 0) & (rate < torch.inf)).all()):
+            worst = rate[~((rate >= 0) & (rate < torch.inf))][0]
+            raise ValueError(
+                f"a rate is {float(worst):g}, but a learning rate must be >= 0 and finite"
             )
 
     @classmethod
@@ -61,12 +81,6 @@ class Hyperparams:
         ValueError
             If ``mix`` is outside [0, 1] or ``rate`` is negative or not finite.
         """
-        if not 0.0 <= mix <= 1.0:
-            raise ValueError(
-                f"mix is {mix}, but must be in [0, 1]: 0 = global, 1 = client statistics"
-            )
-        if not 0.0 <= rate < float("inf"):
-            raise ValueError(f"rate is {rate}, but a learning rate must be >= 0 and finite")
         return cls(
             torch.full((len(sites.norms),), float(mix)),
             torch.full((len(sites.params),), float(rate)),
@@ -82,11 +96,13 @@ class Hyperparams:
 
     def __getitem__(self, client: int) -> Hyperparams:
         """Return those of one of C clients."""
-        return Hyperparams(self.mix[client], self.rate[client], self.sites)
+        return Hyperparams(self.mix[client], self.rate[client], self.sites, check=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Hyperparams:
         """Return the same hyperparameters on another device and in another dtype."""
-        return Hyperparams(self.mix.to(device, dtype), self.rate.to(device, dtype), self.sites)
+        return Hyperparams(
+            self.mix.to(device, dtype), self.rate.to(device, dtype), self.sites, check=False
+        )
 
     def by_name(self) -> dict[str, dict[str, float]]:
         """Return plain numbers: ``{"mix": {norm: value}, "rate": {parameter: value}}``."""

@@ -185,7 +185,7 @@ class MetaNets(nn.Module):
             mix = clamp_inward(mix, 0.0, 1.0)
             low, high = math.log(self.config.min_rate), math.log(self.config.max_rate)
             rate = clamp_inward(shared + rate, low, high).exp()
-        return Hyperparams(mix, rate, self.sites)
+        return Hyperparams(mix, rate, self.sites, check=False)
 
     def prepared(self, profile: Profile) -> tuple[Tensor, Tensor]:
         """Return what the nets read: an entry per divergence (..., B) and per moment (..., 2L).
@@ -247,7 +247,7 @@ class MetaNets(nn.Module):
 
         with _SWAPPING:
             mix, rate = vmap(one)(dict(weights), profile.divergence, profile.moments)
-        return Hyperparams(mix, rate, self.sites)
+        return Hyperparams(mix, rate, self.sites, check=False)
 
     def save(self, path: str | Path) -> None:
         """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (sites and configuration).

@@ -7,15 +7,19 @@ training data in evaluation mode yields both; the reference takes two passes ove
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from fedl2p.core.functional.copies import Modes, eager_copy
+from fedl2p.core.functional.mixed_norm import MarkedMean
+from fedl2p.core.functional.randomness import drawing_from, generators
 from fedl2p.core.sites import Sites, find_sites
 
 EPS = 1e-5
@@ -88,6 +92,41 @@ class _Moments:
         return self.m2 / max(self.count - 1, 1)
 
 
+class _CalledByWeight(TorchFunctionMode):
+    """Sees the inputs of layers whose weights a forward hands to torch's functions itself."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], moments: Callable[[str], _Moments]) -> None:
+        super().__init__()
+        self.names = frozenset(layers)
+        self._names = {
+            id(layer.weight): name
+            for name, layer in layers.items()
+            if isinstance(layer.weight, Tensor)
+        }
+        self._moments = moments
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        values = [*args, *kwargs.values()]
+        name = next((self._names[id(v)] for v in values if id(v) in self._names), None)
+        # F.linear, F.conv2d, F.layer_norm and others take the input first
+        if name is not None and func in _LAYER_FUNCTIONS and isinstance(values[0], Tensor):
+            self._moments(name).add(values[0].detach().reshape(-1, 1))
+        return func(*args, **kwargs)
+
+
+_LAYER_FUNCTIONS = frozenset(
+    getattr(F, name)
+    for name in (
+        *("linear", "layer_norm", "group_norm", "batch_norm"),
+        *(f"conv{d}d" for d in (1, 2, 3)),
+        *(f"conv_transpose{d}d" for d in (1, 2, 3)),
+    )
+)
+
+
 class Profiler:
     """Computes profiles of clients against one frozen model, by hooks in a private copy of it.
 
@@ -99,22 +138,49 @@ class Profiler:
 
     def __init__(self, model: nn.Module) -> None:
         self.sites = find_sites(model)
-        self._model = copy.deepcopy(model).eval()
+        self._model = eager_copy(model)
+        Modes(self._model).set(False)
         modules = dict(self._model.named_modules())
-        self._norms = {name: modules[name] for name in self.sites.norms}
         self._channels: dict[str, _Moments] = {}
         self._whole: dict[str, _Moments] = {}
-        for name in dict.fromkeys((*self.sites.layers, *self.sites.norms)):
-            modules[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
-        self._like = next(self._model.parameters())
+        self._statistics: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in self.sites.norms:
+            self._watch_norm(name, modules[name])
+        self._layers = {k: modules[k] for k in self.sites.layers if k not in self._statistics}
+        for name, layer in self._layers.items():
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+        self._functional: _CalledByWeight | None = None
+        tensors = [p for p in self._model.parameters() if p.is_floating_point()]
+        self._inputs, self._device = tensors[0].dtype, tensors[0].device
+        self._dtype = torch.promote_types(self._inputs, torch.float32)
         self._lock = threading.Lock()  # the sums are one client's; clients come in threads
+
+    def _watch_norm(self, name: str, norm: nn.Module) -> None:
+        """Let whoever calls batch_norm with the layer's statistics show its input."""
+        mean, var = norm.running_mean, norm.running_var
+        assert isinstance(mean, Tensor) and isinstance(var, Tensor)
+        self._statistics[name] = mean, var
+
+        def observed(
+            x: Tensor,
+            weight: Tensor | None = None,
+            bias: Tensor | None = None,
+            training: bool = False,
+            momentum: float = 0.1,
+            eps: float = 1e-5,
+        ) -> Tensor:
+            self._channels[name].add(x.detach().transpose(0, 1).flatten(1).T)
+            self._whole[name].add(x.detach().reshape(-1, 1))
+            return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
+
+        norm._buffers["running_mean"] = MarkedMean.of(mean, observed)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             # a layer's one input, given by position or by keyword
+            if self._functional is not None and name in self._functional.names:
+                return
             x = next(v for v in (*inputs, *named.values()) if isinstance(v, Tensor)).detach()
-            if name in self._norms:
-                self._channels[name].add(x.transpose(0, 1).flatten(1).T)
             self._whole[name].add(x.reshape(-1, 1))
 
         return observe
@@ -131,15 +197,16 @@ class Profiler:
         examples = 0
         for batch in batches:
             x = batch if isinstance(batch, Tensor) else batch[0]
-            dtype = self._like.dtype if x.is_floating_point() else x.dtype
-            self._model(x.to(self._like.device, dtype))
+            x = x.to(self._device, self._inputs if x.is_floating_point() else x.dtype)
+            # A model that draws in evaluation mode draws the same for every client.
+            with drawing_from(generators(), 0, self._device):
+                self._run(x)
             examples += len(x)
         if examples == 0:
             raise ValueError("there is no example to profile; give at least one batch")
-        like = self._like
-        # What is too large for the model's dtype becomes infinite here, which is refused below.
-        divergence = [self._divergence(name).to(like) for name in self.sites.norms]
-        moments = [self._layer_moments(name).to(like) for name in self.sites.layers]
+        # What is too large for this dtype becomes infinite here, and is found below.
+        divergence = [self._divergence(name).to(self._dtype) for name in self.sites.norms]
+        moments = [self._layer_moments(name).to(self._dtype) for name in self.sites.layers]
         for what, names, values in (
             ("divergence", self.sites.norms, divergence),
             ("moments", self.sites.layers, moments),
@@ -147,29 +214,47 @@ class Profiler:
             for name, value in zip(names, values, strict=True):
                 if not bool(value.isfinite().all()):
                     raise ValueError(
-                        f"{what} of layer {name!r} is not finite in {like.dtype}; the data or the "
+                        f"{what} of layer {name!r} is not finite in {self._dtype}; the data or the "
                         "model holds NaN, infinity or values too large for it: check both"
                     )
         return Profile(
-            torch.stack(divergence) if divergence else like.new_zeros(0),
-            torch.stack(moments) if moments else like.new_zeros(0, 2),
+            torch.stack(divergence) if divergence else self._empty(0),
+            torch.stack(moments) if moments else self._empty(0, 2),
             examples,
             self.sites,
         )
 
+    def _run(self, x: Tensor) -> None:
+        if self._functional is not None:
+            with self._functional:
+                self._model(x)
+            return
+        self._model(x)
+        silent = {k: m for k, m in self._layers.items() if self._whole[k].count == 0}
+        if silent and len(
+            x
+        ):  # not called as modules: seen by their weights from now on, this batch included
+            self._functional = _CalledByWeight(silent, lambda name: self._whole[name])
+            whole, channels = self._whole, self._channels
+            self._whole = {name: _Moments() for name in whole}
+            self._channels = {name: _Moments() for name in channels}
+            self._run(x)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
     def _divergence(self, name: str) -> Tensor:
-        norm, seen = self._norms[name], self._channels[name]
+        seen = self._channels[name]
         if seen.count == 0:  # a layer that evaluation mode never runs says nothing about the data
-            return torch.zeros((), dtype=torch.float64, device=self._like.device)
-        mean, var = norm.running_mean, norm.running_var
-        assert isinstance(mean, Tensor) and isinstance(var, Tensor)
+            return torch.zeros((), dtype=torch.float64, device=self._device)
+        mean, var = self._statistics[name]
         kl = symmetric_kl(mean.double(), var.double() + EPS, seen.mean, seen.variance() + EPS)
         return kl.mean()
 
     def _layer_moments(self, name: str) -> Tensor:
         seen = self._whole[name]
         if seen.count == 0:
-            return torch.tensor([0.0, EPS**0.5], dtype=torch.float64, device=self._like.device)
+            return torch.tensor([0.0, EPS**0.5], dtype=torch.float64, device=self._device)
         return torch.cat([seen.mean, (seen.variance() + EPS).sqrt()])
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeGuard
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
 _LAYERS = (_ConvNd, nn.Linear, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+_UNSEEN = (NonDynamicallyQuantizableLinear,)
+"""Layers that are read by the module around them, never called: their inputs cannot be seen."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,15 @@ class Sites:
         Batch-norm layers with running statistics (B names), in ``named_modules()`` order. A layer
         shared by several parents appears once, under its first name.
     layers
-        Convolution, norm and linear layers (L names), whose input moments are profiled.
+        Convolution, norm and linear layers (L names), whose input moments are profiled. The output
+        projection of ``nn.MultiheadAttention`` is left out: its input is nowhere to be seen.
     params
         Trainable parameter tensors (P names), in ``named_parameters()`` order. Frozen tensors
         (``requires_grad=False``) are not listed and are never changed.
     head
-        Names of the parameter tensors of the last linear layer, a subset of ``params``.
+        Names of the parameter tensors of the linear layer that is registered last, a subset of
+        ``params``. Which one a forward pass calls last may be another, see
+        :attr:`fedl2p.core.functional.model.Net.head`.
     """
 
     norms: tuple[str, ...]
@@ -43,21 +50,8 @@ def is_mixable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def check_norms(model: nn.Module) -> None:
-    """Refuse batch-norm layers whose forward is not torch's: mixing would drop it.
-
-    Raises
-    ------
-    ValueError
-        If a layer's class is derived from torch's batch-norm and overrides its forward.
-    """
-    for name, module in model.named_modules():
-        if is_mixable_norm(module) and type(module).forward not in _FORWARDS:
-            raise ValueError(
-                f"norm layer {name!r} is a {type(module).__name__}, a batch-norm with a forward of "
-                "its own, which mixing statistics would drop; use torch.nn's batch-norm and put "
-                "the rest into a layer of its own"
-            )
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, _LAYERS) and not isinstance(module, _UNSEEN)
 
 
 def find_sites(model: nn.Module) -> Sites:
@@ -78,29 +72,39 @@ def find_sites(model: nn.Module) -> Sites:
     Raises
     ------
     ValueError
-        If no parameter is trainable, if a layer is lazy and not yet initialised, or if a
-        batch-norm layer has a forward of its own (see :func:`check_norms`).
+        If no parameter is trainable, a trainable one is complex, a layer is lazy and not yet
+        initialised, or a part of the model is TorchScript.
     """
     for name, module in model.named_modules():
-        tensors = (*module._parameters.values(), *module._buffers.values())
-        if any(is_lazy(tensor) for tensor in tensors):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"layer {name!r} is TorchScript, whose parameters cannot be replaced by those of a "
+                "client; give the Python module that it was made of"
+            )
+        own = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in own):
             raise ValueError(
                 f"layer {name!r} is lazy and has no shape yet; run one batch through the model "
                 "first"
             )
-    check_norms(model)
     params = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     if not params:
         raise ValueError(
             "the model has no trainable parameter, so there is nothing to fine-tune; "
             "set requires_grad=True on those that may change"
         )
+    for name, p in model.named_parameters():
+        if p.requires_grad and not p.is_floating_point():
+            raise ValueError(
+                f"parameter {name!r} is of {p.dtype}, but only real ones are trained; keep its "
+                "real and imaginary part as two parameters, or set requires_grad=False"
+            )
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     head_ids = {id(p) for p in modules[linear[-1]].parameters()} if linear else set()
     return Sites(
         norms=tuple(name for name, module in modules.items() if is_mixable_norm(module)),
-        layers=tuple(name for name, module in modules.items() if isinstance(module, _LAYERS)),
+        layers=tuple(name for name, module in modules.items() if _is_layer(module)),
         params=params,
         head=tuple(
             name for name, p in model.named_parameters() if id(p) in head_ids and p.requires_grad

@@ -24,11 +24,19 @@ from fedl2p.methods.base.tensor_groups import client_states, head_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class FedBABU(LocalSGD):
-    """Federated averaging of a body under a fixed head; everything fine-tunes."""
+    """Federated averaging of a body under a fixed head; everything fine-tunes.
+
+    Parameters
+    ----------
+    head
+        Name of the module that is the head; None for the linear layer that is called last.
+    """
+
+    head: str | None = None
 
     def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return the head."""
-        return head_tensors(net, self.name)
+        return head_tensors(net, self.name, self.head)
 
     def train_stack(
         self, net: FunctionalModel, state: State, clients: Sequence[Client]
@@ -47,6 +55,10 @@ class FedBABU(LocalSGD):
 
 METHODS = {
     "fedbabu": lambda s: FedBABU(
-        name="fedbabu", local=s.local, inner=s.finetune, rate=s.personal_rate
+        name="fedbabu",
+        local=s.local,
+        inner=s.finetune,
+        rate=s.personal_rate,
+        head=s.baselines.head,
     )
 }

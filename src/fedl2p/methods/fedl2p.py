@@ -12,9 +12,9 @@ the nets by number of validation examples. Nothing else travels.
 Departures, all settings of :class:`fedl2p.methods.base.settings.MetaLearning` whose ``published()``
 restores the paper's: the estimator of the hypergradient
 (:mod:`fedl2p.core.hypergradients.estimators`), the form of the nets (:mod:`fedl2p.core.metanets`),
-one outer step on the whole validation part, whose clipped hypergradient a server optimizer
-(FedAdam) applies, one profile of clean data that the client keeps, and metrics of the received
-nets, so that the best round is chosen on losses measured after aggregation.
+one outer step on the whole validation part whose clipped hypergradient a server optimizer
+(FedAdam) takes up, one profile of clean data that the client keeps, and metrics that judge the
+received nets, so that the best round is chosen on losses measured after aggregation.
 """
 
 from __future__ import annotations

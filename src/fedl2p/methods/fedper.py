@@ -9,9 +9,9 @@ Personalization is one more client update, over the epochs of fine-tuning: the f
 client's head train together. A client never seen has no head, and no head ever travelled: it starts
 one from the initial weights.
 
-Departures: the head is the last linear layer (the paper varies how many layers and blocks stay); it
-starts from the initial weights that all clients share, where the paper's clients draw their own;
-the norms of the body travel with it.
+Departures: the head is the last linear layer or a module that is named (the paper varies how many
+layers and blocks stay); it starts from the initial weights that all clients share, where the
+paper's clients draw their own; the norms of the body travel with it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,27 @@ from fedl2p.methods.base.tensor_groups import head_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class FedPer(LocalSGD):
-    """Federated averaging of the body; heads stay."""
+    """Federated averaging of the body; heads stay.
+
+    Parameters
+    ----------
+    head
+        Name of the module that is the head; None for the linear layer that is called last.
+    """
+
+    head: str | None = None
 
     def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return the head."""
-        return head_tensors(net, self.name)
+        return head_tensors(net, self.name, self.head)
 
 
 METHODS = {
-    "fedper": lambda s: FedPer(name="fedper", local=s.local, inner=s.finetune, rate=s.personal_rate)
+    "fedper": lambda s: FedPer(
+        name="fedper",
+        local=s.local,
+        inner=s.finetune,
+        rate=s.personal_rate,
+        head=s.baselines.head,
+    )
 }

@@ -34,13 +34,16 @@ class FedRep(LocalSGD):
     ----------
     head_epochs
         Epochs of the head in a round.
+    head
+        Name of the module that is the head; None for the linear layer that is called last.
     """
 
     head_epochs: int
+    head: str | None = None
 
     def kept_names(self, net: FunctionalModel) -> frozenset[str]:
         """Return the head."""
-        return head_tensors(net, self.name)
+        return head_tensors(net, self.name, self.head)
 
     def train_stack(
         self, net: FunctionalModel, state: State, clients: Sequence[Client]
@@ -69,5 +72,6 @@ METHODS = {
         head_epochs=s.baselines.fedrep_head_epochs,
         inner=s.finetune,
         rate=s.personal_rate,
+        head=s.baselines.head,
     )
 }

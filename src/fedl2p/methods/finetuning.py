@@ -49,12 +49,15 @@ class FineTuning(WithoutRounds):
         Epochs and batch size.
     only
         What trains: everything, the head, or the norms.
+    head
+        Name of the module that is the head; None for the linear layer that is called last.
     """
 
     mix: float
     rate: float
     inner: InnerLoop
     only: TrainedPart = "all"
+    head: str | None = None
 
     def start(self, model: nn.Module, *, seed: int = 0) -> State:
         """Return an empty state; refuse a model without the part that trains."""
@@ -64,13 +67,16 @@ class FineTuning(WithoutRounds):
     def _trainable_names(self, net: FunctionalModel) -> frozenset[str] | None:
         if self.only == "all":
             return None
-        return (head_tensors if self.only == "head" else norm_tensors)(net, self.name)
+        if self.only == "head":
+            return head_tensors(net, self.name, self.head)
+        return norm_tensors(net, self.name)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]
     ) -> list[Outcome]:
         """Fine-tune every client with the same hyperparameters."""
         net = working_copies(model).net
+        net.examine(clients[0].data.train.x)
         choose = choose_constant(net, self.mix, self.rate, self._trainable_names(net))
         return personalize_with(model, clients, self.inner, choose)
 
@@ -81,7 +87,12 @@ def _fixed(name: str, mix: float) -> Callable[[Settings], FineTuning]:
 
 def _partial(name: str, mix: float, only: TrainedPart) -> Callable[[Settings], FineTuning]:
     return lambda s: FineTuning(
-        name=name, mix=mix, rate=s.personal_rate, inner=s.finetune, only=only
+        name=name,
+        mix=mix,
+        rate=s.personal_rate,
+        inner=s.finetune,
+        only=only,
+        head=s.baselines.head,
     )
 
 

@@ -19,7 +19,7 @@ are as many as FedAvg's and each draw uses all data; running statistics follow t
 pass of a step, at w. The paper adapts with one step of rate alpha; here clients fine-tune as many
 steps as in all other methods, at the baselines' rate. alpha stays the paper's 0.01 in training: the
 Hessian's term helps where alpha is below about one over its largest eigenvalue, which in the small
-nets here is 50 to 200. Metrics of a round are those of the model after the look-ahead step.
+nets here is 50 to 200. Metrics of a round judge the model after the step that it was trained for.
 """
 
 from __future__ import annotations

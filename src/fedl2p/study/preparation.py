@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
+from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
 from fedl2p.federation.messages import Clients
@@ -140,6 +141,7 @@ def prepare(
         study.model, shape=population.shape, classes=population.classes, seed=study.seed
     )
     given = _given(study, initial)
+    working_copies(initial).net.foresee(population.shape)
     for method in built:
         method.start(initial)  # refuses a model without the parts that the method needs
     info = PopulationInfo.of(population)

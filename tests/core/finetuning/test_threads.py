@@ -28,6 +28,10 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def flat_mlp() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), mlp())
+
+
 def clients(count: int) -> list[Client]:
     made = []
     for i in range(count):
@@ -74,7 +78,7 @@ def test_threads_change_no_bit(method: str) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_stacks_run_in_several_threads_with_one_thread_each() -> None:
-    net, people = FunctionalModel(mlp()), data(20)
+    net, people = FunctionalModel(flat_mlp()), data(20)
     both = threading.Barrier(2, timeout=20)
 
     def work(members: list[int]) -> list[tuple[int, int, bool]]:
@@ -97,9 +101,9 @@ def test_an_error_in_a_stack_is_raised_and_threads_are_put_back() -> None:
         return members
 
     with pytest.raises(ArithmeticError, match="client 15"):
-        map_stacks(work, FunctionalModel(mlp()), data(30), range(30))
+        map_stacks(work, FunctionalModel(flat_mlp()), data(30), range(30))
     assert torch.get_num_threads() == 2
-    sound = map_stacks(lambda own: own, FunctionalModel(mlp()), data(30), range(30))
+    sound = map_stacks(lambda own: own, FunctionalModel(flat_mlp()), data(30), range(30))
     assert sound == list(range(30))
 
 

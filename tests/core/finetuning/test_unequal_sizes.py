@@ -198,14 +198,14 @@ def test_early_stopping_in_a_stack_of_unequal_sizes(net: FunctionalModel) -> Non
 def test_a_copy_of_the_state_stays_as_it_was(net: FunctionalModel) -> None:
     hyper = uneven(net, len(SIZES))
     batches = inner_batches(net, PEOPLE, list(range(len(SIZES))), INNER)
-    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as sgd:
+    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as way:
         copied: list[ModelState] = []
         before: list[dict[str, Tensor]] = []
         for step in range(len(batches)):
-            copied.append(sgd.copy())
+            copied.append(way.copy())
             before.append({k: v.clone() for k, v in vars_of(copied[-1]).items()})
             for part in batches.step_batches(step):
-                sgd.step(part)
+                way.step(part)
     for state, values in zip(copied, before, strict=True):
         for name, value in values.items():
             assert torch.equal(vars_of(state)[name], value), name

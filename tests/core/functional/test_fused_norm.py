@@ -9,7 +9,7 @@ from torch.func import vmap
 
 from fedl2p.core.finetuning.sgd_step import differentiable_gradient, plain_gradient
 from fedl2p.core.functional.fused_norm import fused_mixed_norm
-from fedl2p.core.functional.mixed_norm import Fused, MixedBatchNorm, with_mixed_norms
+from fedl2p.core.functional.mixed_norm import Fused, MixedNorm
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from support.nets import nested_net
 
@@ -25,7 +25,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def mixed(
     dims: int, *, mix: float, affine: bool = True, fused: Fused | None, first_order: bool = False
-) -> MixedBatchNorm:
+) -> MixedNorm:
     norm = KINDS[dims](3, affine=affine).double()
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -34,11 +34,10 @@ def mixed(
     if affine:
         nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(3))
         nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(4))
-    made = with_mixed_norms(norm)
-    assert isinstance(made, MixedBatchNorm)
-    made.mix = torch.tensor(mix, dtype=torch.float64)
+    made = MixedNorm(norm.train())
+    made.values = torch.tensor(mix, dtype=torch.float64), *made.values[1:]
     made.fused, made.first_order = fused, first_order
-    return made.train()
+    return made
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -50,9 +49,9 @@ def test_equals_the_composed_norm(shape: tuple[int, ...], affine: bool, mix: flo
     results = []
     for fused in WAYS:
         norm = mixed(len(shape), mix=mix, affine=affine, fused=fused)
-        y = norm(x)
-        grads = torch.autograd.grad((weight * y).sum(), [x, *norm.parameters()])
-        results.append([y, *grads, norm.client_mean, norm.client_var, norm.client_weight])
+        y = norm.norm(x)
+        grads = torch.autograd.grad((weight * y).sum(), [x, *norm.norm.parameters()])
+        results.append([y, *grads, *norm.values[1:]])
     for ours, wanted in zip(*results, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-11)
 
@@ -74,14 +73,15 @@ def test_derivatives_against_finite_differences(shape: tuple[int, ...], affine: 
     assert torch.autograd.gradgradcheck(lambda *t: norm(*t)[0], inputs)
 
 
-def after_a_step(norm: MixedBatchNorm, x: Tensor, rate: Tensor) -> Tensor:
+def after_a_step(norm: MixedNorm, x: Tensor, rate: Tensor) -> Tensor:
     """Return something of a norm's parameters and statistics after a step, on a batch."""
-    weights = list(norm.parameters())
-    loss = (norm(x).tanh() ** 2).sum()
+    weights = list(norm.norm.parameters())
+    loss = (norm.norm(x).tanh() ** 2).sum()
     grads = torch.autograd.grad(loss, [x, *weights], create_graph=True)
     moved = [p - rate * g for p, g in zip([x, *weights], grads, strict=True)]
     y = (moved[0] * moved[1].view(-1, 1, 1)).sin().sum() + (moved[2] ** 3).sum()
-    return y + (norm.client_mean * norm.client_var).sum()
+    _, mean, var, _ = norm.values
+    return y + (mean * var).sum()
 
 
 def test_a_differentiated_step_equals_that_of_the_composed_norm() -> None:
@@ -89,9 +89,9 @@ def test_a_differentiated_step_equals_that_of_the_composed_norm() -> None:
     results = []
     for fused in WAYS:
         norm = mixed(4, mix=0.3, fused=fused)
-        norm.mix.requires_grad_()
+        norm.values[0].requires_grad_()
         x = (3.0 + 2.0 * drawn(6, 3, 4, 5, seed=5)).requires_grad_()
-        at = [x, *norm.parameters(), norm.mix, rate]
+        at = [x, *norm.norm.parameters(), norm.values[0], rate]
         results.append(torch.autograd.grad(after_a_step(norm, x, rate), at))
     for ours, wanted in zip(*results, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
@@ -169,16 +169,16 @@ def test_plain_gradient_equals_the_one_with_a_graph(clients: int, device: str) -
 
 def test_a_norm_for_first_derivatives_refuses_second_ones() -> None:
     norm = mixed(4, mix=0.5, fused="single", first_order=True)
-    y = norm(drawn(7, 3, 4, 5).requires_grad_())
-    assert not norm.client_mean.requires_grad
+    y = norm.norm(drawn(7, 3, 4, 5).requires_grad_())
+    assert not norm.values[1].requires_grad
     with pytest.raises(RuntimeError, match="second order"):
-        torch.autograd.grad(y.sum(), list(norm.parameters()), create_graph=True)
+        torch.autograd.grad(y.sum(), list(norm.norm.parameters()), create_graph=True)
 
 
 def test_third_derivatives_are_refused() -> None:
     norm = mixed(4, mix=0.5, fused="single")
     x = drawn(7, 3, 4, 5).requires_grad_()
-    (first,) = torch.autograd.grad((norm(x) ** 3).sum(), [x], create_graph=True)
+    (first,) = torch.autograd.grad((norm.norm(x) ** 3).sum(), [x], create_graph=True)
     with pytest.raises(RuntimeError, match="third order"):
         torch.autograd.grad((first**2).sum(), [x], create_graph=True)
 
@@ -186,19 +186,20 @@ def test_third_derivatives_are_refused() -> None:
 def test_second_derivatives_of_the_statistics_are_refused() -> None:
     norm = mixed(4, mix=0.5, fused="single")
     x = drawn(7, 3, 4, 5).requires_grad_()
-    total = norm(x).sum() + (norm.client_mean**2).sum()
+    total = norm.norm(x).sum() + (norm.values[1] ** 2).sum()
     with pytest.raises(RuntimeError, match="of its output alone"):
         torch.autograd.grad(total, [x], create_graph=True)
 
 
 def test_one_value_per_channel_has_no_variance_here_either() -> None:
     norm = mixed(2, mix=0.5, fused="single")
-    y = norm(drawn(1, 3))
+    y = norm.norm(drawn(1, 3))
     assert bool(y.isfinite().all())
-    assert float(norm.client_weight) == 0.0
+    assert float(norm.values[3]) == 0.0
 
 
 def test_activations_of_another_dtype_go_the_composed_way() -> None:
-    norm = mixed(4, mix=0.5, fused="single").float()
-    y = norm(drawn(4, 3, 5, 5).bfloat16())
+    norm = MixedNorm(nn.BatchNorm2d(3))
+    norm.fused = "single"
+    y = norm.norm(drawn(4, 3, 5, 5).bfloat16())
     assert y.dtype == torch.bfloat16

@@ -18,8 +18,9 @@ from fedl2p.core.finetuning.inner_loop import (
     inner_batches,
     run_inner_loop,
 )
-from fedl2p.core.functional.mixed_norm import MixedBatchNorm, with_mixed_norms
+from fedl2p.core.functional.mixed_norm import MarkedMean, MixedNorm
 from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.workspace import Workspace
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import profile
@@ -162,8 +163,9 @@ def test_corrected_statistics_after_one_step_are_the_batchs_own() -> None:
 def test_formula_of_the_layer(dims: int, mix: float) -> None:
     """(x - mean) / sd by hand, in both modes, gradients included."""
     norm = settled(NORMS[dims](3))
-    layer = MixedBatchNorm(copy.deepcopy(norm))
-    layer.mix = torch.tensor(mix, dtype=torch.float64)
+    layer = copy.deepcopy(norm)
+    mixed = MixedNorm(layer)
+    mixed.values = torch.tensor(mix, dtype=torch.float64), *mixed.values[1:]
     x = examples(6, 3, *(4,) * dims)[0].requires_grad_()
     flat = x.transpose(0, 1).flatten(1)
     shape = (1, 3, *(1,) * dims)
@@ -191,8 +193,9 @@ def test_formula_of_the_layer(dims: int, mix: float) -> None:
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_an_input_of_wrong_dimension_is_refused_as_torch_does(dims: int) -> None:
-    layer = MixedBatchNorm(NORMS[dims](3))
-    with pytest.raises(ValueError, match=f"BatchNorm{dims}d expects"):
+    layer = NORMS[dims](3)
+    MixedNorm(layer)
+    with pytest.raises(ValueError, match=r"expected .* input"):
         layer(torch.randn(2, 3, *(4,) * (dims + 1)))
 
 
@@ -421,7 +424,7 @@ def test_dtype_and_device_are_kept(device: str, dtype: torch.dtype, tolerance: f
         assert value.dtype == low.state_dict()[name].dtype
     same(copy.deepcopy(ours).cpu().double(), exact, tolerance)
     seen = profile(low, [x])
-    assert seen.divergence.dtype == dtype
+    assert seen.divergence.dtype == (dtype if dtype == torch.float64 else torch.float32)
     assert seen.divergence.device.type == device
 
 
@@ -522,16 +525,31 @@ def test_a_cohort_gives_each_client_what_it_gets_alone(
                 torch.testing.assert_close(value[c], theirs[name][0], rtol=1e-10, atol=1e-12)
 
 
-def test_with_mixed_norms_replaces_each_site_once_and_nothing_else() -> None:
+def test_a_workspace_keeps_the_modules_and_marks_each_norm_once() -> None:
     model = settled(SharedNorm())
-    work = with_mixed_norms(model)
-    assert isinstance(work.first[1], MixedBatchNorm)
-    assert work.second[1] is work.first[1]
+    work = Workspace(model, find_sites(model))
+    assert [type(m) for m in work.module.modules()] == [type(m) for m in model.modules()]
+    norm = work.module.first[1]
+    assert type(norm) is nn.BatchNorm1d
+    assert work.module.second[1] is norm
+    assert isinstance(norm.running_mean, MarkedMean)
+    assert list(work.norms) == ["first.1"]
     names = [name for name, _ in model.named_parameters()]
-    assert [name for name, _ in work.named_parameters()] == names
-    plain = with_mixed_norms(ConvNet(2, track_running_stats=False))
-    assert type(plain.norm1) is nn.BatchNorm2d
-    assert isinstance(with_mixed_norms(nn.BatchNorm1d(3)), MixedBatchNorm)
+    assert [name for name, _ in work.module.named_parameters()] == names
+    plain = ConvNet(2, track_running_stats=False)
+    assert Workspace(plain, find_sites(plain)).norms == {}
+    assert list(Workspace(nn.BatchNorm1d(3), find_sites(nn.BatchNorm1d(3))).norms) == [""]
+
+
+def test_a_marked_mean_is_a_plain_tensor_to_all_but_batch_norm() -> None:
+    norm = nn.BatchNorm1d(3)
+    mean = norm.running_mean
+    MixedNorm(norm)
+    marked = norm.running_mean
+    for value in (marked + 1, marked.clone(), marked.double(), torch.stack([marked, marked])):
+        assert type(value) is Tensor
+    marked.add_(1.0)
+    assert torch.equal(mean, torch.ones(3)), "the memory is shared"
 
 
 # ------------------------------------------------------------ dropout
@@ -545,7 +563,8 @@ def dropout_net() -> nn.Module:
 
 @pytest.mark.parametrize(("p", "stackable"), [(0.0, True), (0.5, False)])
 def test_a_net_with_dropout_is_not_stacked(p: float, stackable: bool) -> None:
-    assert FunctionalModel(nn.Sequential(nn.Linear(4, 3), nn.Dropout(p))).stackable == stackable
+    net = FunctionalModel(nn.Sequential(nn.Linear(4, 3), nn.Dropout(p)))
+    assert net.stackable(torch.randn(5, 4)) == stackable
 
 
 def test_fine_tuning_with_dropout_depends_on_the_seed_alone() -> None:

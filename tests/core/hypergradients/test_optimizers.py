@@ -207,6 +207,16 @@ def test_the_first_adam_step_has_the_limits_derivative_at_zero() -> None:
     torch.testing.assert_close(slope, torch.full_like(slope, 1e8))
 
 
+def test_adam_in_half_precision_stays_finite() -> None:
+    adam = optimizer_of(InnerLoop(optimizer="adam"))
+    assert adam is not None
+    grad = torch.tensor([[0.0, 1e-4, 1e-7, 1.0]], dtype=torch.float16)
+    params = {"w": torch.ones_like(grad)}
+    directions, moments = adam(params, {"w": grad}, adam.start(ModelState(params, {})).moments)
+    assert directions["w"].isfinite().all()
+    assert moments[".second.w"].dtype == torch.float32
+
+
 @pytest.mark.parametrize("mode", OPTIMIZER_MODES)
 def test_a_stack_gives_each_client_what_it_gets_alone(mode: Mode, given: dict[str, Any]) -> None:
     problems = [Problem(settled(mlp(norm=False)), (4,), given, steps=4, seed=s) for s in range(3)]

@@ -21,6 +21,7 @@ from fedl2p.core.finetuning.sgd_step import (
     gradients,
     plain_gradient,
     sgd_update,
+    stepped,
     used_gradients,
 )
 from fedl2p.core.functional.model import BoundModel, FunctionalModel, ModelState
@@ -98,6 +99,7 @@ class InPlaceSGD:
         for name in self._names:
             self._params[name] = self._params[name].clone().requires_grad_()
         self._leaves = [self._params[k] for k in self._names]
+        self._one_dtype = all(t.dtype == rate.dtype for t in self._leaves)
         self._stats = {k: v.detach().clone() for k, v in start.stats.items()}
         self._moments = {k: v.detach().clone() for k, v in start.moments.items()}
         # one number each, which is what a single client has, is added fastest without dimensions
@@ -144,8 +146,12 @@ class InPlaceSGD:
             )
         if grads:
             with torch.no_grad():
-                # one call, as torch's own optimizers do it
-                torch._foreach_addcmul_(self._leaves, list(self._rates.values()), grads, value=-1)
+                rates = list(self._rates.values())
+                if self._one_dtype:  # one call, as torch's own optimizers do it
+                    torch._foreach_addcmul_(self._leaves, rates, grads, value=-1)
+                else:
+                    for leaf, of_leaf, grad in zip(self._leaves, rates, grads, strict=True):
+                        leaf.copy_(stepped(leaf, of_leaf, grad))
         if self._single:
             grads = [g.unsqueeze(0) for g in grads]
         return dict(zip(self._names, grads, strict=True))
@@ -189,7 +195,7 @@ class InPlaceSGD:
                     self._moments[name].index_copy_(0, rows, value)
             for name, grad in grads.items():
                 rate = select(self._rates[name])
-                after = torch.addcmul(before.params[name], rate, grad, value=-1)
+                after = stepped(before.params[name], rate, grad)
                 self._params[name].index_copy_(0, rows, after)
             for name, value in stats.items():  # a stacked step may have left an expanded tensor
                 self._stats[name] = self._stats[name].index_copy(0, rows, value)

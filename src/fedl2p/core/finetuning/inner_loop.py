@@ -174,7 +174,7 @@ def fold_client(net: FunctionalModel, state: ModelState, mix: Tensor, client: in
     """
     return fold(
         net.plain,
-        {k: v[client] for k, v in state.params.items()},
+        {k: v[client] for k, v in state.params.items()} | net.buffers_of(state.stats, client),
         dict(zip(net.sites.norms, mix[client], strict=True)),
         net.client_stats(state.stats, client),
     )

@@ -13,7 +13,8 @@ Adam), and
   t-th step.
 
 As in torch.optim, a tensor that the loss does not depend on stays as it is. Only trainable tensors
-decay; running statistics never do.
+decay; running statistics never do. Unlike there, moments of tensors in half precision are float32:
+Adam's epsilon is 0 in float16.
 
 Every operation is differentiable, at v = 0 too, where sqrt alone is not: v is 0 only where every
 gradient so far was 0, hence m = 0 there, the term of d' that goes through sqrt(v) tends to 0 and
@@ -58,7 +59,7 @@ class Optimizer(ABC):
         if state.moments or not self.moments:
             return state
         zeros = {
-            _name(moment, k): torch.zeros_like(p)
+            _name(moment, k): torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
             for moment in self.moments
             for k, p in state.params.items()
         }
@@ -82,7 +83,8 @@ class Optimizer(ABC):
             if self.weight_decay:
                 grad = torch.add(grad, params[k], alpha=self.weight_decay)
             before = [moments[_name(moment, k)] for moment in self.moments]
-            directions[k], after = self._direction(grad, before, new.get(STEPS))
+            wide = grad.to(before[0].dtype) if before else grad
+            directions[k], after = self._direction(wide, before, new.get(STEPS))
             new.update((_name(moment, k), t) for moment, t in zip(self.moments, after, strict=True))
         return directions, new
 

@@ -65,8 +65,9 @@ def differentiable_gradient(
             allow_unused=True,
             materialize_grads=not skip_unused,
         )
-    named = zip(state.params, grads, strict=True)
-    return {k: g for k, g in named if g is not None}, stats
+    named = {k: g for k, g in zip(state.params, grads, strict=True) if g is not None}
+    net.check_twice_differentiable(named.values())
+    return named, stats
 
 
 def plain_gradient(
@@ -168,7 +169,11 @@ def sgd_update(
     params: dict[str, Tensor], rates: dict[str, Tensor], grads: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return parameters one step further; those without a gradient are the same tensors."""
-    return {
-        k: torch.addcmul(p, rates[k], grads[k], value=-1) if k in grads else p
-        for k, p in params.items()
-    }
+    return {k: stepped(p, rates[k], grads[k]) if k in grads else p for k, p in params.items()}
+
+
+def stepped(p: Tensor, rate: Tensor, grad: Tensor) -> Tensor:
+    """Return p - rate grad; computed in the rate's dtype and rounded to the parameter's."""
+    if p.dtype == rate.dtype:
+        return torch.addcmul(p, rate, grad, value=-1)
+    return torch.addcmul(p.to(rate.dtype), rate, grad.to(rate.dtype), value=-1).to(p.dtype)

@@ -99,9 +99,8 @@ def cut_into_stacks(
 
     Large inputs and models are not stacked on a CPU, and in smaller stacks on a GPU
     (:data:`STACK_VALUES`, :data:`STACK_VALUES_GPU`); fewer than
-    :data:`~fedl2p.core.finetuning.batches.FEWEST` clients take less time alone. A model with
-    dropout runs one client at a time, since its random masks would otherwise depend on who else is
-    in the stack; so does one that computes in bfloat16, which vmap does not do.
+    :data:`~fedl2p.core.finetuning.batches.FEWEST` clients take less time alone. Some models run one
+    client at a time, see :meth:`~fedl2p.core.functional.model.FunctionalModel.stackable`.
 
     Parameters
     ----------
@@ -123,12 +122,13 @@ def cut_into_stacks(
 
 def largest_stack(net: FunctionalModel, x: Tensor, size: int) -> int:
     """Return how many clients with inputs like ``x``, of shape (n, ...), a stack may have."""
-    if not net.stackable:
-        return 1
     values = max(1, x[:1].numel())
     if net.device.type != "cpu":
-        return max(1, min(size, STACK_VALUES_GPU // values))
-    return size if net.small and values <= STACK_VALUES else 1
+        largest = max(1, min(size, STACK_VALUES_GPU // values))
+    else:
+        largest = size if net.small and values <= STACK_VALUES else 1
+    net.examine(x)
+    return largest if largest > 1 and net.stackable(x) else 1
 
 
 def grouped(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int]]:

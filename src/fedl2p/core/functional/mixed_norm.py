@@ -1,34 +1,70 @@
 """Batch-norm that mixes global and client statistics; putting it into a model and folding it back.
 
-A model is copied, every batch-norm layer of the copy is replaced by :class:`MixedBatchNorm`, the
-copy is fine-tuned, and :func:`fold` writes the result into plain batch-norm layers of another copy.
-The user's model is never touched.
+The user's layers stay the objects that they are in the working copy. A layer's running mean is
+marked: whoever calls ``torch.nn.functional.batch_norm`` with it (torch's layers, subclasses of
+them, a forward of one's own) gets the mixed norm. :func:`fold` writes the result into plain
+batch-norm layers of another copy.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.fused_norm import fused_mixed_norm
 from fedl2p.core.functional.precision import remove_compute
-from fedl2p.core.sites import check_norms, is_mixable_norm
 
 Fused = Literal["single", "stacked"]
 """How a norm in training mode runs fused: for one client, or for a stack of them under vmap."""
 
+BatchNorm = Callable[[Tensor, Tensor | None, Tensor | None, bool, float, float], Tensor]
+"""Of input, weight, bias, training, momentum, eps."""
+
 _HALF = (torch.bfloat16, torch.float16)
 
-_EXPECTED_DIMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-class MixedBatchNorm(nn.Module):
-    """Batch-norm whose statistics are a mix of the global model's and the client's.
+class MarkedMean(Tensor):
+    """A running mean that hands every ``batch_norm`` that is called with it to ``replacement``.
+
+    To every other function it is a plain tensor.
+    """
+
+    replacement: BatchNorm
+
+    @classmethod
+    def of(cls, mean: Tensor, replacement: BatchNorm) -> MarkedMean:
+        """Mark a tensor; the memory stays shared."""
+        marked: MarkedMean = torch.Tensor._make_subclass(cls, mean)
+        marked.replacement = replacement
+        return marked
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:  # which hands on three by position, the others by name
+            x, mean, _ = args
+            return mean.replacement(x, **kwargs)
+        if func is torch.batch_norm:
+            x, weight, bias, mean, _, training, momentum, eps, *_ = args
+            if isinstance(mean, cls):
+                return mean.replacement(x, weight, bias, training, momentum, eps)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+class MixedNorm:
+    """The mixed statistics of one batch-norm layer of a working copy.
 
     In training mode it normalises with ``(1 - mix) global + mix batch`` (biased batch variance) and
     updates the client's running statistics; in evaluation mode with
@@ -37,7 +73,7 @@ class MixedBatchNorm(nn.Module):
     Parameters
     ----------
     norm
-        The batch-norm layer that it stands for. Its affine parameters are shared, its running
+        The layer, which is changed: its calls of ``batch_norm`` come here from now on. Its running
         statistics become the global ones.
 
     Notes
@@ -53,66 +89,87 @@ class MixedBatchNorm(nn.Module):
     does not enter the running statistics.
     """
 
-    mix: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    client_mean: Tensor
-    client_var: Tensor
-    client_weight: Tensor
-
     def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__()
-        self.kind = type(norm).__name__
-        self.fused: Fused | None = None
-        self.first_order = False
-        self.eps = norm.eps
-        self.momentum = 0.1 if norm.momentum is None else norm.momentum
-        self.num_features = norm.num_features
-        self.weight = norm.weight
-        self.bias = norm.bias
         mean, var = norm.running_mean, norm.running_var
         assert isinstance(mean, Tensor) and isinstance(var, Tensor)
-        self.register_buffer("running_mean", mean)
-        self.register_buffer("running_var", var)
-        self.register_buffer("mix", mean.new_zeros(()))
-        self.register_buffer("client_mean", torch.zeros_like(mean))
-        self.register_buffer("client_var", torch.zeros_like(var))
-        self.register_buffer("client_weight", mean.new_zeros(()))
+        self.norm = norm
+        self.running_mean, self.running_var = mean, var
+        self.fused: Fused | None = None
+        self.first_order = False
+        self.frozen = False
+        """Whether training calls it with running statistics: these are the global ones then."""
+        zero = mean.new_zeros(())
+        self.values = zero, torch.zeros_like(mean), torch.zeros_like(var), zero
+        """The mix, and the client's running mean, running variance and their weight."""
+        self._momentum = 0.1 if norm.momentum is None else norm.momentum
+        self._cumulative = norm.momentum is None
+        norm._buffers["running_mean"] = MarkedMean.of(mean, self.batch_norm)
+        plain = type(norm).forward in _FORWARDS and norm.track_running_stats
+        if plain and "forward" not in norm.__dict__:
+            # The same as through F.batch_norm, without its overhead and the count of batches.
+            norm.__dict__["forward"] = self.forward
 
     def forward(self, input: Tensor) -> Tensor:  # named as in torch.nn, for calls by keyword
-        """Normalise ``input`` of shape (n, channels, ...)."""
-        x = input
-        expected = _EXPECTED_DIMS.get(self.kind)
-        if expected is not None and x.dim() not in expected:
-            raise ValueError(
-                f"{self.kind} expects {' or '.join(f'{d}-d' for d in expected)} input, "
-                f"got shape {tuple(x.shape)}"
-            )
-        if x.dtype in _HALF and self.running_mean.dtype == torch.float32:  # under autocast
-            return self._normalised(x.float()).to(x.dtype)
-        return self._normalised(x)
+        """Normalise ``input`` of shape (n, channels, ...) as the layer does."""
+        norm = self.norm
+        norm._check_input_dim(input)
+        return self.batch_norm(
+            input, norm.weight, norm.bias, norm.training, self._momentum, norm.eps
+        )
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        if self._fusible(x):
-            return self._fused(x)
+    def batch_norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """Normalise ``x`` of shape (n, channels, ...); arguments as of ``F.batch_norm``."""
+        if self._cumulative:
+            momentum = self._momentum
+        if x.dtype in _HALF and self.running_mean.dtype == torch.float32:  # under autocast
+            y = self._normalised(x.float(), weight, bias, training, momentum, eps)
+            return y.to(x.dtype)
+        return self._normalised(x, weight, bias, training, momentum, eps)
+
+    def _normalised(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        if training and self._fusible(x, weight):
+            y, mean, var = fused_mixed_norm(
+                *(x, weight, bias, (self.running_mean, self.running_var), self.values[0], eps),
+                stacked=self.fused == "stacked",
+                first_order=self.first_order,
+            )
+            self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
+            return y
         per_channel = (-1,) + (1,) * (x.dim() - 2)
-        if self.training:
-            mean, var, x = self._batch_statistics(x, per_channel)
+        if training:
+            mean, var, x = self._batch_statistics(x, per_channel, momentum)
             offset = mean  # what x is centred at from here on
         else:
             mean, var = self.client_statistics()
             offset = torch.zeros_like(mean)
-        scale = torch.rsqrt(torch.lerp(self.running_var, var, self.mix) + self.eps)
-        shift = offset - torch.lerp(self.running_mean, mean, self.mix)
-        if self.weight is not None:
-            scale = scale * self.weight
+        mix = self.values[0]
+        scale = torch.rsqrt(torch.lerp(self.running_var, var, mix) + eps)
+        shift = offset - torch.lerp(self.running_mean, mean, mix)
+        if weight is not None:
+            scale = scale * weight
         shift = shift * scale
-        if self.bias is not None:
-            shift = shift + self.bias
+        if bias is not None:
+            shift = shift + bias
         return x * scale.to(x.dtype).view(per_channel) + shift.to(x.dtype).view(per_channel)
 
     def _batch_statistics(
-        self, x: Tensor, per_channel: tuple[int, ...]
+        self, x: Tensor, per_channel: tuple[int, ...], momentum: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Update the running statistics; return the batch's mean, biased variance and centred form.
 
@@ -123,55 +180,55 @@ class MixedBatchNorm(nn.Module):
         centred = x - mean.view(per_channel)
         var = _channel_mean(centred.square())
         # norms may hold another dtype than the activations (bfloat16 inputs, float32 statistics)
-        var, mean = var.to(self.client_var.dtype), mean.to(self.client_mean.dtype)
-        self._update_statistics(mean, var, x.numel() // x.shape[1])
+        dtype = self.running_mean.dtype
+        var, mean = var.to(dtype), mean.to(dtype)
+        self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
         return mean, var, centred
 
-    def _update_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def _update_statistics(self, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
         """Update the client's running statistics by a batch's mean and biased variance."""
         if count > 1:
-            # Assigned, never written in place: whoever put the buffers in (FunctionalModel,
-            # torch.func.functional_call) finds the new ones there and keeps the old ones.
-            values = self._buffers  # not as attributes, whose look-up costs time in small nets
-            m, unbiased = self.momentum, var * (count / (count - 1))
-            client_mean, client_var, weight = (
-                values["client_mean"],
-                values["client_var"],
-                values["client_weight"],
+            # New tensors, never written in place: who put the old ones in keeps them.
+            mix, client_mean, client_var, weight = self.values
+            unbiased = var * (count / (count - 1))
+            self.values = (
+                mix,
+                torch.lerp(client_mean, mean, momentum),
+                torch.lerp(client_var, unbiased, momentum),
+                torch.lerp(weight, torch.ones_like(weight), momentum),
             )
-            assert client_mean is not None and client_var is not None and weight is not None
-            values["client_mean"] = torch.lerp(client_mean, mean, m)
-            values["client_var"] = torch.lerp(client_var, unbiased, m)
-            values["client_weight"] = torch.lerp(weight, torch.ones_like(weight), m)
 
-    def _fusible(self, x: Tensor) -> bool:
-        """Tell whether the fused norm can compute this batch."""
+    def _fusible(self, x: Tensor, weight: Tensor | None) -> bool:
+        """Tell whether the fused norm can compute a training batch."""
         return (
             self.fused is not None
-            and self.training
             and x.numel() > x.shape[1]
             and x.dtype == self.running_mean.dtype
-            and (self.weight is None or x.dtype == self.weight.dtype)
+            and (weight is None or x.dtype == weight.dtype)
         )
-
-    def _fused(self, x: Tensor) -> Tensor:
-        running = (self.running_mean, self.running_var)
-        y, mean, var = fused_mixed_norm(
-            *(x, self.weight, self.bias, running, self.mix, self.eps),
-            stacked=self.fused == "stacked",
-            first_order=self.first_order,
-        )
-        self._update_statistics(mean, var, x.numel() // x.shape[1])
-        return y
 
     def client_statistics(self) -> tuple[Tensor, Tensor]:
         """Return the client's mean and variance, or the global ones if no data was seen yet."""
-        return client_statistics(
-            self.client_mean,
-            self.client_var,
-            self.client_weight,
-            (self.running_mean, self.running_var),
-        )
+        unseen = self.running_mean, self.running_var
+        if self.frozen:
+            return unseen
+        return client_statistics(*self.values[1:], unseen)
+
+    @contextmanager
+    def calls(self) -> Iterator[list[bool]]:
+        """Yield a list that collects, of every call meanwhile, whether it was for training."""
+        collected: list[bool] = []
+        normalised = self._normalised
+
+        def noted(x: Tensor, weight: Any, bias: Any, training: bool, *others: float) -> Tensor:
+            collected.append(training)
+            return normalised(x, weight, bias, training, *others)
+
+        self.__dict__["_normalised"] = noted
+        try:
+            yield collected
+        finally:
+            del self.__dict__["_normalised"]
 
 
 def _channel_mean(x: Tensor) -> Tensor:
@@ -189,44 +246,20 @@ def client_statistics(
     return torch.where(seen, mean / safe, default[0]), torch.where(seen, var / safe, default[1])
 
 
-def with_mixed_norms(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` in which every norm site is a :class:`MixedBatchNorm`.
-
-    Shared layers stay shared. Parameter names do not change.
-
-    Raises
-    ------
-    ValueError
-        If a batch-norm layer has a forward of its own, see
-        :func:`~fedl2p.core.sites.check_norms`.
-    """
-    check_norms(model)
-    work = copy.deepcopy(model)
-    if is_mixable_norm(work):
-        return MixedBatchNorm(work)
-    made: dict[int, MixedBatchNorm] = {}
-    for module in list(work.modules()):
-        for name, child in list(module._modules.items()):
-            if child is not None and is_mixable_norm(child):
-                # by id: a layer that several parents share must be one layer in the copy too
-                module._modules[name] = made.setdefault(id(child), MixedBatchNorm(child))
-    return work
-
-
 def fold(
     model: nn.Module,
-    params: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     mix: Mapping[str, Tensor],
     client: Mapping[str, tuple[Tensor, Tensor]],
 ) -> nn.Module:
-    """Return a copy of the user's model with new parameters and mixed statistics.
+    """Return a copy of the user's model with new tensors and mixed statistics.
 
     Parameters
     ----------
     model
         The global model, with plain batch-norm; only read.
-    params
-        New values of the trainable parameter tensors, by name.
+    tensors
+        New values of parameters and of buffers that training has changed, by name.
     mix
         Scalar mix of each norm layer, by name.
     client
@@ -238,12 +271,12 @@ def fold(
         An instance of the user's own class whose batch-norm layers are plain and hold
         ``(1 - mix) global + mix client``; dtype, device and training flags are those of ``model``.
     """
-    folded = copy.deepcopy(model)
+    folded = duplicate(model)
     remove_compute(folded)
-    values = dict(folded.named_parameters())
+    values = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
     modules = dict(folded.named_modules())
     with torch.no_grad():
-        for name, value in params.items():
+        for name, value in tensors.items():
             values[name].copy_(value)
         for name, (mean, var) in client.items():
             norm = modules[name]

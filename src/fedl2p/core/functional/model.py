@@ -8,10 +8,11 @@ leaves each client its own gradient because no client's loss depends on another'
 
 from __future__ import annotations
 
-import copy
+import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,21 +20,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedl2p.core.functional.mixed_norm import (
-    Fused,
-    MixedBatchNorm,
-    client_statistics,
-    with_mixed_norms,
-)
+from fedl2p.core.functional.copies import Modes, duplicate, eager_copy
+from fedl2p.core.functional.inspection import ROWS, examine, known, last_linear, remember
+from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
+from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
+from fedl2p.core.functional.randomness import drawing_from, watched
+from fedl2p.core.functional.workspace import Findings, Workspace, join
 from fedl2p.core.settings import Statistics
-from fedl2p.core.sites import Sites, find_sites
+from fedl2p.core.sites import find_sites
 
 SMALL = 1_000_000
 """Parameters of a small model."""
 
-_Place = tuple[dict[str, Any], str]
-"""A dictionary of a module's parameters or buffers, and a key of it."""
+FEW_ROWS = 4
+"""Examples per client on which stacking is tried."""
+
+_NOTHING = nullcontext()
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,9 @@ class ModelState:
     """What fine-tuning changes: parameters and the client's running statistics, by name.
 
     ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
-    ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,).
-    ``moments`` is the state of the inner loop's optimizer, if it has one.
+    ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,), and
+    under their own names the other buffers that training changes, which are constants to every
+    derivative. ``moments`` is the state of the inner loop's optimizer, if it has one.
     """
 
     params: dict[str, Tensor]
@@ -83,139 +89,36 @@ class ModelState:
         )
 
     def leaves(self) -> ModelState:
-        """Return the same values as leaves of a new graph."""
+        """Return the same values as leaves of a new graph; other buffers stay constants."""
         return ModelState(
             {k: v.detach().requires_grad_() for k, v in self.params.items()},
-            {k: v.detach().requires_grad_() for k, v in self.stats.items()},
+            {k: _leaf(k, v) for k, v in self.stats.items()},
             {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in self.moments.items()},
         )
 
 
-class _Workspace:
-    """A copy of the model with mixed norms, into which named tensors are put for a call.
+def _gradient(values: Tensor, at: list[Tensor], *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of the sum of squares of C clients' values, one vector per client."""
+    grads = torch.autograd.grad(
+        values.square().sum(),
+        at,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
+    return torch.cat([g.unsqueeze(-1).flatten(1).to(values.dtype) for g in grads], 1)
 
-    It is changed during a call, so every thread has its own.
-    """
 
-    def __init__(self, model: nn.Module, sites: Sites) -> None:
-        self.module = with_mixed_norms(model)
-        modules = dict(self.module.named_modules())
-        self.norms: dict[str, MixedBatchNorm] = {}
-        for name in sites.norms:
-            norm = modules[name]
-            assert isinstance(norm, MixedBatchNorm)
-            self.norms[name] = norm
-        self._norm_mode: tuple[Fused, bool] | None = None
-        by_id = {id(p): name for name, p in self.module.named_parameters()}
-        of_norms = {id(b) for norm in self.norms.values() for b in norm.buffers()}
-        self._others = {k: b for k, b in self.module.named_buffers() if id(b) not in of_norms}
-        other = {id(b): name for name, b in self._others.items()}
-        # A tensor that several layers share has one name in sites.params but several places.
-        self._params: dict[str, list[_Place]] = {name: [] for name in sites.params}
-        self._buffers: dict[str, list[_Place]] = {name: [] for name in self._others}
-        for module in self.module.modules():
-            for name, p in module._parameters.items():
-                if p is not None and by_id[id(p)] in self._params:
-                    self._params[by_id[id(p)]].append((module._parameters, name))
-            for name, buffer in module._buffers.items():
-                if buffer is not None and id(buffer) in other:
-                    self._buffers[other[id(buffer)]].append((module._buffers, name))
-        self._stats: dict[str, _Place] = {
-            _join(name, part): (norm._buffers, part)
-            for name, norm in self.norms.items()
-            for part in ("client_mean", "client_var", "client_weight")
-        }
-        self._places = [
-            *(place for places in self._params.values() for place in places),
-            *(place for places in self._buffers.values() for place in places),
-            *self._stats.values(),
-            *((norm._buffers, "mix") for norm in self.norms.values()),
-        ]
-        for parameter in self.module.parameters():
-            parameter.requires_grad_(False)
-
-    def set_mode(self, training: bool, fused: Fused, *, first_order: bool) -> None:
-        """Set how the next calls run; ``first_order``: no gradient of a gradient will be taken."""
-        if self.module.training != training:
-            self.module.train(training)
-        if self._norm_mode != (fused, first_order):
-            self._norm_mode = fused, first_order
-            for norm in self.norms.values():
-                norm.fused, norm.first_order = fused, first_order
-
-    def __call__(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor, x: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run one client; also under vmap."""
-        before = self._put(params, stats, mix)
-        try:
-            return self.module(x), self.stats()
-        finally:
-            self._put_back(before)
-
-    def _put(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
-    ) -> list[tuple[dict[str, Any], str, Any]]:
-        """Put tensors into the module; return those that were in their places."""
-        # What torch.func.functional_call does, at places looked up once: for a small net that call
-        # takes a tenth of a step.
-        before = [(values, leaf, values[leaf]) for values, leaf in self._places]
-        for name, places in self._params.items():
-            for values, leaf in places:
-                values[leaf] = params[name]
-        self._renew_buffers()
-        for norm, part in zip(self.norms.values(), mix.unbind(0), strict=True):
-            norm._buffers["mix"] = part.to(norm.running_mean.dtype)
-        for name, (values, leaf) in self._stats.items():
-            values[leaf] = stats[name]
-        return before
-
-    def _renew_buffers(self) -> None:
-        # Copies: a layer that writes its buffers in training (spectral norm, say) must not let
-        # one call change the next, nor one client another.
-        for name, places in self._buffers.items():
-            copied = self._others[name].clone()
-            for values, leaf in places:
-                values[leaf] = copied
-
-    @staticmethod
-    def _put_back(before: list[tuple[dict[str, Any], str, Any]]) -> None:
-        for values, leaf, value in before:
-            values[leaf] = value
-
-    def stats(self) -> dict[str, Tensor]:
-        """Return the running statistics in the module."""
-        return {k: values[leaf] for k, (values, leaf) in self._stats.items()}
-
-    @contextmanager
-    def bind(
-        self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
-    ) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Leave one client's tensors in the module for many calls, which return logits.
-
-        The running statistics go on from call to call (:meth:`stats`), outside of any graph. Other
-        calls may come in between: they put back the tensors that they replaced.
-        """
-        before = self._put(params, stats, mix)
-
-        def call(x: Tensor) -> Tensor:
-            self._renew_buffers()
-            logits: Tensor = self.module(x)
-            for values, leaf in self._stats.values():
-                if values[leaf].requires_grad:  # where the norm could not run fused
-                    values[leaf] = values[leaf].detach()
-            return logits
-
-        try:
-            yield call
-        finally:
-            self._put_back(before)
+def _leaf(name: str, value: Tensor) -> Tensor:
+    ours = name.rpartition(".")[2] in ("client_mean", "client_var", "client_weight")
+    return value.detach().requires_grad_(ours)
 
 
 class FunctionalModel:
     """A private copy of a model with mixed norms, called as a function of its named tensors.
 
-    Several threads may call it at a time.
+    Several threads may call one net at a time.
 
     Parameters
     ----------
@@ -225,24 +128,180 @@ class FunctionalModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.sites = find_sites(model)
-        self.plain = copy.deepcopy(model)
+        self.plain = duplicate(model)
+        self._original = weakref.ref(model)
         self._compute = compute_of(model)
         self.stack_size = self._compute.stack_size
+        self.stack_size = self._compute.stack_size
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        self._has_dropout = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
-        )
-        # torch's vmap does not autocast convolutions (pytorch/functorch issue 305)
-        self.stackable = self._compute.precision == "full" and not self._has_dropout
-        workspace = _Workspace(model, self.sites)
+        self._findings = known(model)
+        self._foreseen: str | None = None
+        self._lock = threading.Lock()
         self._per_thread = threading.local()
-        self._per_thread.workspace = workspace
-        self._norms = workspace.norms
-        names = set(self.sites.params)
-        parameters = workspace.module.named_parameters()
-        self._theta = {k: p.detach() for k, p in parameters if k in names}
+        own = self._workspace
+        self._norms, self._buffers = own.norms, own.buffers
+        wanted = set(self.sites.params)
+        self._theta = {k: p.detach() for k, p in own.module.named_parameters() if k in wanted}
+        self.dtype = torch.float32
+        """Of hyperparameters, outputs and losses: the widest of the parameters', or float32."""
+        for p in self._theta.values():
+            self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.graph_bytes: dict[Hashable, int] = {}
         """Bytes that the graph of one inner step holds, by its inputs' shape and its optimizer."""
+
+    def examine(self, x: Tensor) -> Findings:
+        """Return what the model does when it runs, found on inputs (n, ...) of a client.
+
+        Done once: a model that is built the same is known from then on.
+
+        Raises
+        ------
+        ValueError
+            If the model cannot be fine-tuned right, see
+            :func:`~fedl2p.core.functional.inspection.examine`.
+        """
+        if self._findings is not None:
+            return self._findings
+        with self._lock:
+            if self._findings is None:
+                self._findings = self._examined(x[:ROWS])
+                original = self._original()
+                for model in (self.plain, *(() if original is None else (original,))):
+                    remember(model, self._findings)
+        return self._findings
+
+    def _examined(self, x: Tensor) -> Findings:
+        work, x = self._workspace, self._cast(x.to(self.device))
+        state = self.start(1, "global").squeezed()
+        mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
+
+        def run(training: bool, watch: AbstractContextManager[object]) -> Any:
+            work.set_mode(training, "single", first_order=True)
+            params = {k: p.clone() for k, p in state.params.items()}
+            with (
+                work.bind(params, state.stats, mix) as call,
+                autocast(self._compute, self.device),
+            ):
+                with watch:
+                    outputs = call(x)
+                return outputs, work.stats()
+
+        def reference(model: nn.Module) -> Tensor:
+            with autocast(self._compute, self.device):
+                outputs: Tensor = model(x)
+            return outputs
+
+        return examine(
+            work, run, self.plain, reference, original=self._original(), device=self.device
+        )
+
+    def check_twice_differentiable(self, grads: Iterable[Tensor]) -> None:
+        """Refuse a gradient that cannot be differentiated, once for each model."""
+        found = self._findings
+        if found is not None and not found.differentiable:
+            check_twice_differentiable(grads)
+            found.differentiable = True
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the trainable tensors of the linear layer that a forward pass calls last.
+
+        Before a forward pass was seen (:meth:`examine`, :meth:`foresee`), of the one that is
+        registered last.
+        """
+        if self._findings is None and self._foreseen is None:
+            return self.sites.head
+        name = self._findings.head if self._findings else self._foreseen
+        return () if name is None else self.tensors_in(name)
+
+    def tensors_in(self, name: str) -> tuple[str, ...]:
+        """Return the names of the trainable tensors of a module; none if there is no such."""
+        module = dict(self.plain.named_modules()).get(name)
+        held = {id(p) for p in module.parameters()} if module is not None else set()
+        named = dict(self.plain.named_parameters())
+        return tuple(k for k in self.sites.params if id(named[k]) in held)
+
+    def foresee(self, shape: tuple[int, ...]) -> None:
+        """Look for the head on zeros of the shape of one example, where no data is at hand.
+
+        Nothing is found where the model does not take them.
+        """
+        if self._findings is not None:
+            return
+        work = eager_copy(self.plain)
+        Modes(work).set(False)
+        for dtype in (self._inputs, torch.long):
+            zeros = torch.zeros(2, *shape, dtype=dtype, device=self.device)
+            try:
+                with torch.no_grad(), watched(self.device), last_linear(work) as called:
+                    work(zeros)
+            except Exception:  # of any kind: it is the user's model that runs
+                log.debug("the model does not run on zeros of %s", dtype, exc_info=True)
+            else:
+                self._foreseen = called[-1] if called else None
+                return
+
+    def stackable(self, x: Tensor) -> bool:
+        """Tell whether several clients with inputs like ``x``, shape (n, ...), can run at once.
+
+        Not a model that draws random numbers, which belong to one client; not one that computes in
+        bfloat16 (torch's vmap does not autocast convolutions, pytorch/functorch issue 305); not one
+        that vmap cannot run, which is tried once and logged.
+        """
+        found = self.examine(x)
+        if self._compute.precision != "full" or found.draws or found.draws_in_evaluation:
+            return False
+        if found.batchable is None:
+            try:
+                self._try_stack(x[:FEW_ROWS].to(self.device))
+                found.batchable = True
+            except Exception as error:  # of any kind: it is the user's model that runs
+                found.batchable = False
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning(
+                    "clients run one by one, since torch.func.vmap cannot run several copies of "
+                    "the model (%s) at once: %s",
+                    type(self.plain).__name__,
+                    line,
+                )
+        return found.batchable
+
+    def _try_stack(self, x: Tensor) -> None:
+        """Run two clients at once, twice differentiated, and compare each with itself alone."""
+        both = torch.stack([x, x.flip(0)])
+        start = self.start(2, "global")
+        other = torch.tensor([1.0, 1.01], device=self.device)
+        params = {
+            k: p * other.to(p.dtype).view(-1, *(1,) * (p.dim() - 1))
+            for k, p in start.params.items()
+        }
+        mix = torch.full((2, len(self._norms)), 0.5, dtype=self.dtype, device=self.device)
+        # as far as second derivatives are exact in the narrowest dtype of the parameters
+        dtypes = [p.dtype for p in self.plain.parameters() if p.is_floating_point()]
+        near = 10 * max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+        together = self._derivatives(ModelState(params, start.stats), mix, both)
+        for i in range(2):
+            one = ModelState(params, start.stats).take([i])
+            alone = self._derivatives(one, mix[i : i + 1], both[i : i + 1])
+            for a, b in zip(alone, together, strict=True):
+                size = float(b.abs().max()) if b.numel() else 0.0
+                if not torch.allclose(a[0], b[i], rtol=near, atol=near * size, equal_nan=True):
+                    raise RuntimeError("in a stack it computes something else than alone")
+
+    def _derivatives(self, state: ModelState, mix: Tensor, x: Tensor) -> list[Tensor]:
+        """Return outputs in both modes, and first and second derivatives, of C clients: (C, ...).
+
+        Every gradient as one vector per client.
+        """
+        state, mix = state.leaves(), mix.detach().requires_grad_()
+        inputs = list(state.params.values())
+        with torch.enable_grad():
+            judged, _ = self.logits(state, mix, x, training=False)
+            first = _gradient(judged, inputs)
+            trained, _ = self.logits(state, mix, x, training=True)
+            grad = _gradient(trained, inputs, create_graph=True)
+            second = [_gradient(grad, [*inputs, mix])] if grad.requires_grad else []
+        return [t.detach() for t in (judged, trained, first, grad, *second)]
 
     @property
     def num_parameters(self) -> int:
@@ -255,25 +314,24 @@ class FunctionalModel:
         return self.num_parameters <= SMALL
 
     @property
-    def _workspace(self) -> _Workspace:
-        """The workspace of the current thread."""
-        made: _Workspace | None = getattr(self._per_thread, "workspace", None)
-        if made is None:
-            made = self._per_thread.workspace = _Workspace(self.plain, self.sites)
-        return made
+    def _workspace(self) -> Workspace:
+        work: Workspace | None = getattr(self._per_thread, "workspace", None)
+        if work is None:
+            work = self._per_thread.workspace = Workspace(self.plain, self.sites)
+        if work.findings is not self._findings:
+            work.learn(self._findings)
+        return work
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(iter(self._theta.values())).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the first trainable parameter."""
-        return next(iter(self._theta.values())).dtype
-
     def start(self, clients: int, statistics: Statistics = "corrected") -> ModelState:
         """Return the global model's parameters and fresh client statistics for C clients.
+
+        Other buffers that training changes are among them once the model was examined; before,
+        they are the global model's wherever they are missing.
 
         Parameters
         ----------
@@ -294,7 +352,9 @@ class FunctionalModel:
                 "global": (mean, var, one),
             }[statistics]
             for part, value in zip(("mean", "var", "weight"), first, strict=True):
-                stats[_join(name, f"client_{part}")] = value.expand(clients, *value.shape)
+                stats[join(name, f"client_{part}")] = value.expand(clients, *value.shape)
+        for name in self._findings.carried if self._findings else ():
+            stats[name] = self._buffers[name].expand(clients, *self._buffers[name].shape)
         params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
         return ModelState(params, stats)
 
@@ -320,8 +380,8 @@ class FunctionalModel:
         training
             Training mode: batch statistics are mixed and enter the running ones. Otherwise the
             running ones are mixed.
-        noise
-            Seed of dropout's masks in training mode.
+        dropout_seed
+            Seed of all random numbers that the pass draws.
 
         Returns
         -------
@@ -359,23 +419,42 @@ class FunctionalModel:
         ``first_order`` says that gradients will be taken once at most, and only of the logits, so
         that the norms may save time.
         """
-        workspace = self._workspace
-        workspace.set_mode(training, "single", first_order=first_order)
-        with self._context(x.device, dropout_seed if training else None):
-            y, stats = workspace(params, stats, mix, self._cast(x))
+        if self._findings is None:
+            self.examine(x)
+        work = self._workspace
+        work.set_mode(training, "single", first_order=first_order)
+        twice = not first_order and torch.is_grad_enabled()
+        with self._running(training, dropout_seed, twice):
+            y, stats = work(params, stats, mix, self._cast(x))
         return y.to(self.dtype), stats
+
+    def _running(self, training: bool, seed: int, twice: bool) -> AbstractContextManager[object]:
+        """Return a context for a pass; ``twice``: second derivatives may be taken of it."""
+        found = self._findings
+        assert found is not None
+        draws = found.draws if training else found.draws_in_evaluation
+        twice = twice and found.attention
+        if not draws and not twice and self._compute.precision == "full":
+            return _NOTHING
+        context = ExitStack()
+        if draws:
+            context.enter_context(drawing_from(draws, seed, self.device))
+        if twice:
+            context.enter_context(attention_in_plain_operations())
+        context.enter_context(autocast(self._compute, self.device))
+        return context
 
     @contextmanager
     def bind(
         self, params: dict[str, Tensor], stats: dict[str, Tensor], mix: Tensor
     ) -> Iterator[BoundModel]:
-        """Leave one client's tensors in the model for many training calls, in this thread.
+        """Leave one client's tensors in place for many training calls, in this thread.
 
         ``params`` may be changed in place between the calls; no tensor has a client dimension.
         """
-        workspace = self._workspace
-        with workspace.bind(params, stats, mix) as call:
-            yield BoundModel(self, workspace, call)
+        work = self._workspace
+        with work.bind(params, stats, mix) as call:
+            yield BoundModel(self, work, call)
 
     def stacked(
         self,
@@ -393,24 +472,18 @@ class FunctionalModel:
                 f"{len(x)} clients came stacked, but in {self._compute.precision} clients "
                 "run one at a time"
             )
-        if training and self._has_dropout:
+        found = self._findings or self.examine(x[0])
+        if found.draws if training else found.draws_in_evaluation:
             raise ValueError(
-                f"the model has dropout, whose masks belong to one client, but {len(x)} "
+                f"the model draws random numbers, which belong to one client, but {len(x)} "
                 "clients came stacked; run them one at a time"
             )
-        workspace = self._workspace
-        workspace.set_mode(training, "stacked", first_order=first_order)
-        y, stats = vmap(workspace)(params, stats, mix, self._cast(x))
-        return y, stats
-
-    def _context(
-        self, device: torch.device, dropout_seed: int | None
-    ) -> AbstractContextManager[object]:
-        """Return the context of a call: its precision and, given a seed, its dropout masks."""
-        precision = autocast(self._compute, device)
-        if dropout_seed is None or not self._has_dropout:
-            return precision
-        return _seeded(dropout_seed, device, precision)
+        work = self._workspace
+        work.set_mode(training, "stacked", first_order=first_order)
+        # fused attention has no rule for vmap
+        with self._running(training, 0, twice=True):
+            y, stats = vmap(work)(params, stats, mix, self._cast(x))
+        return y.to(self.dtype), stats
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self._inputs) if x.is_floating_point() else x
@@ -419,52 +492,48 @@ class FunctionalModel:
         self, stats: dict[str, Tensor], client: int
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Return one client's mean and variance of each norm layer, for folding."""
+        frozen = self._findings.frozen if self._findings else ()
         folded = {}
         for name, norm in self._norms.items():
             mean, var, weight = (
-                stats[_join(name, f"client_{part}")][client].detach()
+                stats[join(name, f"client_{part}")][client].detach()
                 for part in ("mean", "var", "weight")
             )
-            folded[name] = client_statistics(
-                mean, var, weight, (norm.running_mean, norm.running_var)
+            unseen = norm.running_mean, norm.running_var
+            folded[name] = (
+                unseen if name in frozen else client_statistics(mean, var, weight, unseen)
             )
         return folded
 
+    def buffers_of(self, stats: dict[str, Tensor], client: int) -> dict[str, Tensor]:
+        """Return one client's buffers, other than batch-norm's, that are among its statistics."""
+        return {k: v[client].detach() for k, v in stats.items() if k in self._buffers}
+
+    @property
+    def other_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that do not belong to the norms of ``sites``."""
+        return tuple(self._buffers)
+
 
 class BoundModel:
-    """A model with one client's tensors in it; see :meth:`FunctionalModel.bind`."""
+    """One client's tensors in place; see :meth:`FunctionalModel.holding`."""
 
     def __init__(
-        self, net: FunctionalModel, workspace: _Workspace, call: Callable[[Tensor], Tensor]
+        self, net: FunctionalModel, work: Workspace, call: Callable[[Tensor], Tensor]
     ) -> None:
-        self._net, self._workspace, self._call = net, workspace, call
+        self._net, self._work, self._call = net, work, call
 
     def logits(self, x: Tensor, *, dropout_seed: int = 0) -> Tensor:
         """Return logits, for gradients of first order; the batch enters the statistics."""
-        self._workspace.set_mode(True, "single", first_order=True)
         net = self._net
-        with net._context(x.device, dropout_seed):
+        if net._findings is None:
+            net.examine(x)
+            self._work.learn(net._findings)
+        self._work.set_mode(True, "single", first_order=True)
+        with net._running(True, dropout_seed, twice=False):
             y = self._call(net._cast(x))
         return y.to(net.dtype)
 
     def stats(self) -> dict[str, Tensor]:
-        """Return the current running statistics."""
-        return self._workspace.stats()
-
-
-@contextmanager
-def _seeded(
-    seed: int, device: torch.device, inner: AbstractContextManager[object]
-) -> Iterator[None]:
-    """Let layers that use the global generators draw from a seed; then put these back."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        with inner:
-            yield
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+        """Return the running statistics so far."""
+        return self._work.stats()

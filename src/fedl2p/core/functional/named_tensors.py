@@ -36,7 +36,7 @@ def vector_jacobian(
     grads = torch.autograd.grad(
         [outputs[k] for k in attached],
         list(inputs.values()),
-        grad_outputs=[vector[k].detach() for k in attached],
+        grad_outputs=[vector[k].detach().to(outputs[k].dtype) for k in attached],
         retain_graph=True,
         allow_unused=True,
         materialize_grads=True,
@@ -67,9 +67,16 @@ def gather_clients(pieces: Sequence[tuple[Members, NamedTensors]]) -> NamedTenso
 
 
 def inner_products(a: NamedTensors, b: NamedTensors) -> Tensor:
-    """Return the inner product of each client and parameter tensor, shape (C, P)."""
+    """Return the inner product of each client and parameter tensor, shape (C, P).
+
+    In the widest dtype of the tensors, at least float32.
+    """
+    dtype = torch.float32
+    for tensor in b.values():
+        dtype = torch.promote_types(dtype, tensor.dtype)
     # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
-    return torch.stack([(a[k] * b[k]).unsqueeze(-1).flatten(1).sum(1) for k in b], dim=1)
+    products = (a[k].to(dtype) * b[k].to(dtype) for k in b)
+    return torch.stack([p.unsqueeze(-1).flatten(1).sum(1) for p in products], dim=1)
 
 
 def inner_product(a: NamedTensors, b: NamedTensors) -> Tensor:
@@ -78,8 +85,8 @@ def inner_product(a: NamedTensors, b: NamedTensors) -> Tensor:
 
 
 def add_scaled(a: NamedTensors, scale: Tensor, b: NamedTensors) -> NamedTensors:
-    """Return a + scale b with one scale per client, shape (C,)."""
-    return {k: a[k] + scale.view(-1, *(1,) * (a[k].dim() - 1)) * b[k] for k in a}
+    """Return a + scale b with one scale per client, shape (C,); dtypes are those of a."""
+    return {k: (a[k] + scale.view(-1, *(1,) * (a[k].dim() - 1)) * b[k]).to(a[k].dtype) for k in a}
 
 
 def conjugate_gradients(

@@ -6,13 +6,13 @@ is not part of the weights, and personalized models do not carry it.
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
 from torch import nn
 
+from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.settings import Compute
 
 _ATTRIBUTE = "_fedl2p_compute"
@@ -20,7 +20,7 @@ _ATTRIBUTE = "_fedl2p_compute"
 
 def with_compute(model: nn.Module, compute: Compute) -> nn.Module:
     """Return a copy of a model that this package trains and evaluates under these settings."""
-    copied = copy.deepcopy(model)
+    copied = duplicate(model)
     if compute == Compute():
         copied.__dict__.pop(_ATTRIBUTE, None)
         return copied

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from fedl2p.core.functional.inspection import structure
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.profiles import Profiler
 
@@ -23,26 +25,30 @@ class WorkingCopies:
         Profiles clients against the model.
     version
         Place, version counter and ``requires_grad`` of the model's tensors when the copies were
-        made.
+        made, and how the model was built.
     """
 
     net: FunctionalModel
     profiler: Profiler
-    version: tuple[tuple[int, int, bool], ...]
+    version: Hashable
 
 
 _cache: WeakKeyDictionary[nn.Module, WorkingCopies] = WeakKeyDictionary()
 
 
 def working_copies(model: nn.Module) -> WorkingCopies:
-    """Return the cached working copies of ``model``; they are made anew when its tensors change.
+    """Return the cached working copies of ``model``; they are made anew when the model changes.
 
-    A change is seen by torch's version counter, by a tensor's place in memory and by its
-    ``requires_grad``. Writing in place through ``tensor.data`` leaves no trace in these and is not
+    A change of a tensor is seen by torch's version counter, by its place in memory and by its
+    ``requires_grad``; one of the modules by their modes, hooks and plain attributes. Writing in
+    place through ``tensor.data`` leaves no trace in these and is not
     seen: write under ``torch.no_grad()`` instead, or into a new model.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    version = tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors)
+    version = (
+        tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors),
+        structure(model),
+    )
     known = _cache.get(model)
     if known is None or known.version != version:
         known = WorkingCopies(FunctionalModel(model), Profiler(model), version)

@@ -96,6 +96,7 @@ def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
     with torch.enable_grad():
         logits, _ = problem.net.logits(leaf, mix, x, training=False)
         grads = gradient(cross_entropy(logits, y).sum(), leaf.params, create_graph=True)
+    problem.net.check_twice_differentiable(grads.values())
     term, p = dict(end.params), dict(end.params)
     for _ in range(config.terms):
         curved = vector_jacobian(grads, leaf.params, term)

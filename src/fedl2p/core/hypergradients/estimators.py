@@ -47,7 +47,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import StackBatch
+from fedl2p.core.finetuning.inner_loop import DivergedError
 from fedl2p.core.finetuning.optimizers import optimizer_of
+from fedl2p.core.functional.kernels import without_second_derivative
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients import at_end
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
@@ -124,7 +126,10 @@ def hypergradient(
     ------
     ValueError
         If both ``mode`` and ``config`` are given, the hyperparameters are another model's, or the
-        mode is for plain SGD only and the inner steps are not.
+        mode is for plain SGD only and the inner steps are not, or the model has no second
+        derivative and the mode takes one.
+    DivergedError
+        If the hypergradient is not finite.
     """
     if mode is not None and config is not None:
         raise ValueError(
@@ -152,6 +157,12 @@ def hypergradient(
         ),
     )
     result = stack_hypergradient(problem, config)
+    for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
+        if not bool(values.isfinite().all()):
+            raise DivergedError(
+                f"the hypergradient is not finite ({what}): fine-tuning diverged under rates up to "
+                f"{float(hyperparams.rate.max()):.3g}; use smaller rates or fewer steps"
+            )
     return {
         "mix": dict(zip(net.sites.norms, result.mix[0].tolist(), strict=True)),
         "rate": dict(zip(net.sites.params, result.rate[0].tolist(), strict=True)),
@@ -162,6 +173,21 @@ def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hyperg
     """Return dL_val/dh of a stack of clients.
 
     Clients may have unequally many examples under the modes of :data:`UNEQUAL_SIZES`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no second derivative and the mode takes one.
     """
     check_mode(config.mode, plain_sgd=problem.optimizer is None)
-    return _ESTIMATORS[config.mode](problem, config)
+    problem.net.examine(problem.validation[0].x[0])  # before any state is made, or graph measured
+    try:
+        return _ESTIMATORS[config.mode](problem, config)
+    except (RuntimeError, NotImplementedError) as error:
+        kernel = without_second_derivative(error)
+        if kernel is None:
+            raise
+        raise ValueError(
+            f"the model computes with {kernel}, which has no second derivative, but mode "
+            f"{config.mode!r} takes one; use mode 'last-step', or another kernel in the model"
+        ) from error

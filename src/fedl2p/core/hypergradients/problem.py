@@ -1,4 +1,4 @@
-"""The bilevel problem of a stack of clients: inner training batches, outer validation loss.
+"""The bilevel problem of a stack of clients: fine-tuning on batches, judged on validation data.
 
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """
@@ -117,7 +117,8 @@ def validation_gradients(
     leaf = state.leaves()
     stats = leaf.stats if of_stats else state.detach().stats
     mix = problem.mix.detach().clone().requires_grad_()
-    inputs = [*leaf.params.values(), *(stats.values() if of_stats else ()), mix]
+    differentiable = {k: v for k, v in stats.items() if v.requires_grad}
+    inputs = [*leaf.params.values(), *differentiable.values(), mix]
     pieces: list[tuple[Members, NamedTensors]] = []
     size = PASS_SMALL if problem.net.small else PASS_LARGE
     for batch in problem.validation:
@@ -143,7 +144,7 @@ def validation_gradients(
         total["loss"],
         total["accuracy"],
         {k: _grad(v) for k, v in leaf.params.items()},
-        {k: _grad(v) for k, v in stats.items()} if of_stats else {},
+        {k: _grad(v) for k, v in differentiable.items()},
         _grad(mix),
     )
 

@@ -52,6 +52,7 @@ from fedl2p.methods.base.tensor_groups import (
     client_tensors,
     initial_tensors,
     kept_copies,
+    tensor_names,
 )
 from fedl2p.seeds import derive_seed
 
@@ -148,6 +149,11 @@ class LocalSGD(Method):
         """Train every client for one round, from the received tensors and those that it kept."""
         net = working_copies(model).net
         received = self.validate(model, state, clients)
+        if set(state) != set(tensor_names(net)) - self.kept_names(net):
+            raise ValueError(
+                f"{self.name} parts the model here otherwise than the sender of its state did, who "
+                "could not run it; name the head by head= (baselines.head)"
+            )
         if self.local.reads == "train+validation":
             clients = [replace(c, data=c.data.joined()) for c in clients]
 
@@ -286,4 +292,6 @@ def with_fresh_statistics(net: FunctionalModel, state: ModelState, inner: InnerL
     if inner.statistics == "global" or not inner.epochs:
         return state
     clients = len(next(iter(state.params.values())))
-    return ModelState(state.params, net.start(clients, inner.statistics).stats)
+    stats = net.start(clients, inner.statistics).stats
+    others = {name: state.stats[name] for name in net.other_buffers if name in state.stats}
+    return ModelState(state.params, stats | others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -25,6 +24,8 @@ from fedl2p.core.finetuning.inner_loop import (
 )
 from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.finetuning.stacking import map_stacks
+from fedl2p.core.functional.copies import duplicate
+from fedl2p.core.functional.inspection import inherit
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.working_copies import WorkingCopies, working_copies
 from fedl2p.core.hyperparams import Hyperparams
@@ -43,10 +44,11 @@ Choose = Callable[[Sequence[Client]], tuple[Hyperparams, list[Profile] | None]]
 
 def model_with_state(model: nn.Module, state: State) -> nn.Module:
     """Return a copy of ``model`` that holds the tensors of ``state``."""
-    copied = copy.deepcopy(model)
+    copied = duplicate(model)
     _, unexpected = copied.load_state_dict(state, strict=False)
     if unexpected:
         raise ValueError(f"the state holds {unexpected[0]!r}, which the model has not")
+    inherit(copied, model)
     return copied
 
 
@@ -238,7 +240,7 @@ def personalize_with(
 def with_final_data(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
     """Return the clients with the data that the last fine-tuning reads.
 
-    Clients have equal shapes afterwards if and only if they had before.
+    Clients whose shapes agreed before agree afterwards, and the other way round.
     """
     return [replace(c, data=inner.final_data(c.data)) for c in clients]
 

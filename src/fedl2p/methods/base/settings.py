@@ -194,6 +194,9 @@ class Baselines:
     rate
         Learning rate of their personalization, and of finetuning-head and finetuning-norms; None
         for local.rate, that of their training.
+    head
+        Name of the module that fedper, fedrep, fedbabu and finetuning-head take for the model's
+        head; None for the linear layer that a forward pass calls last.
     fedprox_mu
         Weight of the proximal term, >= 0. The paper tries 0.001, 0.01, 0.1 and 1.
     ditto_lambda
@@ -216,6 +219,7 @@ class Baselines:
     """
 
     rate: float | None = None
+    head: str | None = None
     fedprox_mu: float = 0.01
     ditto_lambda: float = 0.1
     perfedavg_alpha: float = 0.01

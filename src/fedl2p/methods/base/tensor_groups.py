@@ -17,24 +17,35 @@ from fedl2p.method import Client, State
 
 
 def tensor_names(net: FunctionalModel) -> list[str]:
-    """Return the names of all trainable parameters and running statistics."""
-    return [*net.sites.params, *_statistics(net)]
+    """Return the names of all trainable parameters, running statistics and other buffers.
+
+    Of other buffers (those of instance-norm, averages of weights) the ones that are real numbers
+    and belong to ``state_dict``.
+    """
+    return [*net.sites.params, *_statistics(net), *_buffers(net)]
 
 
-def head_tensors(net: FunctionalModel, method: str) -> frozenset[str]:
-    """Return the names of the head's tensors: those of the last linear layer.
+def head_tensors(net: FunctionalModel, method: str, name: str | None = None) -> frozenset[str]:
+    """Return the names of the head's tensors.
+
+    Those of the module ``name``; by default, of the linear layer that a forward pass calls last.
 
     Raises
     ------
     ValueError
         If the model has no trainable linear layer, or nothing else.
     """
-    head = frozenset(net.sites.head)
+    head = frozenset(net.head if name is None else net.tensors_in(name))
+    if name is not None and not head:
+        raise ValueError(
+            f"head is {name!r}, but the model has no module of that name with tensors that train; "
+            "give a name of model.named_modules()"
+        )
     if not head or len(head) == len(net.sites.params):
         has = "nothing but its head" if head else "no linear layer that trains"
         raise ValueError(
             f"{method} parts a model into body and head (its last linear layer), but this one has "
-            f"{has}; leave {method} out"
+            f"{has}; name the head by head= (baselines.head), or leave {method} out"
         )
     return head
 
@@ -104,6 +115,12 @@ def client_tensors(
     for name in net.sites.norms:
         tensors[f"{name}.running_mean"] = state.stats[f"{name}.client_mean"]
         tensors[f"{name}.running_var"] = state.stats[f"{name}.client_var"]
+    default = net.plain.state_dict()
+    for name in _buffers(net):
+        carried = state.stats.get(name)  # missing where training never changes it
+        tensors[name] = default[name].expand(client + 1, *default[name].shape)
+        if carried is not None:
+            tensors[name] = carried
     return {name: tensors[name][client].cpu() for name in names}
 
 
@@ -128,6 +145,11 @@ def _statistics(net: FunctionalModel) -> list[str]:
     return [f"{n}.{s}" for n in net.sites.norms for s in ("running_mean", "running_var")]
 
 
+def _buffers(net: FunctionalModel) -> list[str]:
+    saved = net.plain.state_dict()
+    return [k for k in net.other_buffers if k in saved and saved[k].is_floating_point()]
+
+
 def _model_state(net: FunctionalModel, tensors: State) -> ModelState:
     """Return a state of plain training, in which batch-norm goes on from the given statistics."""
     stats = {}
@@ -135,4 +157,5 @@ def _model_state(net: FunctionalModel, tensors: State) -> ModelState:
         mean, var = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
         stats[f"{name}.client_mean"], stats[f"{name}.client_var"] = mean, var
         stats[f"{name}.client_weight"] = var.new_ones(len(var))
+    stats |= {name: tensors[name] for name in _buffers(net)}
     return ModelState({k: tensors[k] for k in net.sites.params}, stats)
