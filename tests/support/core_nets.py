@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import Batches, StackBatch
+from fedl2p.core.finetuning.optimizers import Optimizer
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients.estimators import stack_hypergradient
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
@@ -148,6 +149,7 @@ def hypergradient_of(
     config: HypergradientConfig,
     statistics: Statistics = "corrected",
     following: tuple[Tensor, Tensor] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Hypergradient:
     """Return the hypergradient of a stack; its validation batch may be one pair of all clients."""
     problem = Problem(
@@ -158,5 +160,6 @@ def hypergradient_of(
         validation=validation if isinstance(validation, list) else [StackBatch(*validation)],
         statistics=statistics,
         following=following,
+        optimizer=optimizer,
     )
     return stack_hypergradient(problem, config)

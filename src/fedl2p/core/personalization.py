@@ -12,7 +12,7 @@ from fedl2p.core.finetuning.inner_loop import as_client_data, finetune
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile, profile
-from fedl2p.core.settings import Statistics
+from fedl2p.core.settings import InnerOptimizer, Statistics
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ def personalize(
     batch_size: int = 32,
     seed: int = 0,
     statistics: Statistics = "corrected",
+    optimizer: InnerOptimizer = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Personalized:
     """Profile a client's data, let the meta-nets write hyperparameters, fine-tune with them.
 
@@ -62,6 +65,8 @@ def personalize(
     statistics
         Start of the client's running batch-norm statistics: ``corrected`` or ``published``, see
         :class:`~fedl2p.core.settings.InnerLoop`; those used in learning serve best.
+    optimizer, momentum, weight_decay
+        What takes the steps, at the learned rates, see there; those used in learning.
 
     Returns
     -------
@@ -89,5 +94,8 @@ def personalize(
         batch_size=batch_size,
         seed=seed,
         statistics=statistics,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
     )
     return Personalized(tuned, hyperparams, client_profile)

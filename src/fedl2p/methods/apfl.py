@@ -194,7 +194,7 @@ METHODS = {
         local=s.local,
         alpha=s.baselines.apfl_alpha,
         adaptive=s.baselines.apfl_adaptive,
-        inner=s.finetune,
+        inner=s.plain_sgd_loop("apfl"),
         rate=s.personal_rate,
     )
 }

@@ -107,7 +107,7 @@ METHODS = {
         name="ditto",
         local=s.local,
         pull=s.baselines.ditto_lambda,
-        inner=s.finetune,
+        inner=s.plain_sgd_loop("ditto"),
         rate=s.personal_rate,
     )
 }

@@ -31,6 +31,7 @@ from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import inner_batches
+from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES, stack_hypergradient
@@ -144,6 +145,7 @@ class MetaLearner:
                 validation=of_step,
                 statistics=self.inner.statistics,
                 following=None if config.mode in UNEQUAL_SIZES else batches[len(batches)],
+                optimizer=optimizer_of(self.inner),
             )
             gradient = stack_hypergradient(problem, config)
             scores.append((gradient.loss, gradient.accuracy))

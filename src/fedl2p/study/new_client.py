@@ -117,6 +117,9 @@ def personalize_new_client(
             batch_size=inner.batch_size,
             seed=seed,
             statistics=inner.statistics,
+            optimizer=inner.optimizer,
+            momentum=inner.momentum,
+            weight_decay=inner.weight_decay,
         )
     except DivergedError as problem:
         raise ValueError(f"{data}: {problem}; look for extreme values in the data") from None

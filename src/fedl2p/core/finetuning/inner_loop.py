@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, step_batches
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
+from fedl2p.core.finetuning.optimizers import Optimizer, optimizer_of
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.settings import InnerLoop, Statistics
+from fedl2p.core.settings import InnerLoop, InnerOptimizer, Statistics
 
 
 class DivergedError(ArithmeticError):
@@ -42,12 +43,17 @@ def run_inner_loop(
     *,
     statistics: Statistics,
     start: ModelState | None = None,
+    optimizer: Optimizer | None = None,
 ) -> ModelState:
-    """Fine-tune C clients from the global model (or ``start``), without a graph."""
+    """Fine-tune C clients from the global model (or ``start``), without a graph.
+
+    By plain SGD, or by an optimizer, which goes on with the moments of ``start`` if it has some.
+    """
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = initial_state(net, len(mix), statistics, steps=len(batches))
-    with InPlaceSGD(net, start, mix, rate, trainable=trainable(start, rate)) as sgd:
+    names = trainable(start, rate)
+    with InPlaceSGD(net, start, mix, rate, trainable=names, optimizer=optimizer) as sgd:
         for step in range(len(batches)):
             for batch in step_batches(batches, step):
                 sgd.step(batch)
@@ -71,6 +77,9 @@ def finetune(
     batch_size: int = 32,
     seed: int = 0,
     statistics: Statistics = "corrected",
+    optimizer: InnerOptimizer = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> nn.Module:
     """Fine-tune a copy of a model under given hyperparameters.
 
@@ -90,6 +99,8 @@ def finetune(
         Determines the order of the batches and the augmentation.
     statistics
         How the client's running batch-norm statistics start, see :class:`InnerLoop`.
+    optimizer, momentum, weight_decay
+        What takes the steps, at the rates of ``hyperparams``, see :class:`InnerLoop`.
 
     Returns
     -------
@@ -108,10 +119,19 @@ def finetune(
             "parameter tensors differ from this model's"
         )
     data = as_client_data(data)
-    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
+    inner = InnerLoop(
+        epochs=epochs,
+        batch_size=batch_size,
+        statistics=statistics,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     batches = inner_batches(net, [data], [seed], inner)
     stacked = Hyperparams.stack([hyperparams]).to(net.device, net.dtype)
-    state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
+    state = run_inner_loop(
+        net, stacked, batches, statistics=inner.statistics, optimizer=optimizer_of(inner)
+    )
     if not all_finite(state)[0]:
         raise DivergedError(
             f"fine-tuning diverged: rates up to {hyperparams.rate.max():.3g} gave values "

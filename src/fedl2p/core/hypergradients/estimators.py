@@ -31,6 +31,12 @@ mode was found at half its cost, and the cheaper modes did worse on average
 (``benchmarks/hypergradients.py``, ``benchmarks/results/hypergradients.md``); T = 10 because T = 5
 lost a little in a later comparison (``docs/choices.md``).
 
+With momentum, weight decay or Adam in the inner loop the direction of a step stands for g_k, and
+the optimizer's moments are carried through the differentiated steps: ``unrolled`` stays exact,
+``truncated`` holds the older directions and the moments before the last T steps, ``last-step`` is
+-<v_p, d_{K-1,p}> by a rate. ``trajectory``, ``implicit`` and ``published`` are refused: their
+formulas hold for plain SGD only.
+
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """
 
@@ -42,13 +48,21 @@ from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.inner_loop import DivergedError
+from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.functional.kernels import without_second_derivative
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients import at_end
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
 from fedl2p.core.hypergradients.unrolled import unrolled
 from fedl2p.core.hyperparams import Hyperparams
-from fedl2p.core.settings import HypergradientConfig, Mode, Statistics
+from fedl2p.core.settings import (
+    HypergradientConfig,
+    InnerLoop,
+    InnerOptimizer,
+    Mode,
+    Statistics,
+    check_mode,
+)
 
 UNEQUAL_SIZES: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
 """Modes whose stacks may have clients with unequally many examples; the others take second
@@ -74,6 +88,9 @@ def hypergradient(
     config: HypergradientConfig | None = None,
     following: tuple[Tensor, Tensor] | None = None,
     statistics: Statistics = "corrected",
+    optimizer: InnerOptimizer = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Return dL_val/dh of one client by name.
 
@@ -96,6 +113,8 @@ def hypergradient(
         their second derivatives; by default the last inner batch again.
     statistics
         How running statistics start, see :class:`fedl2p.core.settings.InnerLoop`.
+    optimizer, momentum, weight_decay
+        What takes the inner steps, see there.
 
     Returns
     -------
@@ -107,7 +126,8 @@ def hypergradient(
     ------
     ValueError
         If both ``mode`` and ``config`` are given, the hyperparameters are another model's, or the
-        model has no second derivative and the mode takes one.
+        mode is for plain SGD only and the inner steps are not, or the model has no second
+        derivative and the mode takes one.
     DivergedError
         If the hypergradient is not finite.
     """
@@ -132,6 +152,9 @@ def hypergradient(
         validation=[StackBatch(validation[0].unsqueeze(0), validation[1].unsqueeze(0))],
         statistics=statistics,
         following=None if following is None else (following[0][None], following[1][None]),
+        optimizer=optimizer_of(
+            InnerLoop(optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
+        ),
     )
     result = stack_hypergradient(problem, config)
     for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
@@ -156,6 +179,7 @@ def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hyperg
     ValueError
         If the model has no second derivative and the mode takes one.
     """
+    check_mode(config.mode, plain_sgd=problem.optimizer is None)
     problem.net.examine(problem.validation[0].x[0])  # before any state is made, or graph measured
     try:
         return _ESTIMATORS[config.mode](problem, config)
