@@ -25,9 +25,9 @@ from fedl2p.core.clientdata import ClientData
 from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
 from fedl2p.core.finetuning.stacking import cut_into_stacks, map_stacks
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.models import load
 
 RESULT = Path(__file__).parent / "results" / "cohorts.md"

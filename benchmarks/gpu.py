@@ -34,9 +34,9 @@ from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import with_compute
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import Compute
+from fedl2p.core.working_copies import working_copies
 
 STREAMS = 4
 

@@ -35,11 +35,11 @@ from torch import nn
 from fedl2p import methods, models
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import stack_hypergradient
 from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, HypergradientConfig, Mode
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate

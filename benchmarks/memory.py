@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedl2p.federation.listeners import Listener
+
 LIMIT_GB = 1.5
 GROWTH_GB = 0.05
 """What a later round may need more than the first: the allocator's play."""
@@ -88,7 +90,7 @@ def measure(folder: Path, clients: int, cohort: int, rounds: int) -> None:
     where = in_process(model, population, {method.name: method})
     after: list[float] = []
 
-    class Watch:
+    class Watch(Listener):
         def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
             pass
 

@@ -41,11 +41,11 @@ from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import inner_batches
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import with_compute
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import stack_hypergradient
 from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, Compute, HypergradientConfig, InnerLoop, Mode
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client
 from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.methods.fedl2p import FedL2P
@@ -71,7 +71,7 @@ class Case:
         Of a round of many clients; 0 leaves those rows out.
     sizes
         Fewest and most training examples of clients that differ; of as many of them another round.
-    ragged
+    unequal_sizes
         How many they are; 0 leaves that row out.
     modes
         Estimators of the hypergradient to measure.

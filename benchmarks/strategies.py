@@ -42,9 +42,9 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p import methods, models, recipes
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import Compute
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds

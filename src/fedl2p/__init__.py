@@ -7,7 +7,6 @@ more than torch, numpy and safetensors.
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,11 @@ if TYPE_CHECKING:
     from fedl2p.core.sites import find_sites as find_sites
     from fedl2p.data.population import Population as Population
     from fedl2p.federation.listeners import Listener as Listener
+    from fedl2p.federation.messages import Answer as Answer
+    from fedl2p.federation.messages import Clients as Clients
     from fedl2p.federation.messages import FederationError as FederationError
+    from fedl2p.federation.messages import FrozenModel as FrozenModel
+    from fedl2p.federation.messages import Question as Question
     from fedl2p.federation.privacy.settings import Privacy as Privacy
     from fedl2p.federation.round_records import Federated as Federated
     from fedl2p.federation.round_records import RoundRecord as RoundRecord
@@ -58,9 +61,6 @@ if TYPE_CHECKING:
     from fedl2p.study.settings import Source as Source
     from fedl2p.study.settings import Study as Study
 
-# The package logs under its own name; the application decides what is shown.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
-
 _MODULES = {
     "fedl2p.core.clientdata": ("ClientData", "Examples"),
     "fedl2p.core.finetuning.inner_loop": ("finetune",),
@@ -74,7 +74,9 @@ _MODULES = {
     "fedl2p.data.population": ("Population",),
     "fedl2p.federation.listeners": ("Listener",),
     "fedl2p.federation.privacy.settings": ("Privacy",),
-    "fedl2p.federation.messages": ("FederationError",),
+    "fedl2p.federation.messages": (
+        *("Answer", "Clients", "FederationError", "FrozenModel", "Question"),
+    ),
     "fedl2p.federation.round_records": ("Federated", "RoundRecord"),
     "fedl2p.federation.rounds": ("federate",),
     "fedl2p.federation.settings": ("Ray", "Rounds"),

@@ -145,10 +145,10 @@ def refuse_special_files(path: Path) -> None:
             )
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove, anywhere below a folder, what a killed process had not finished writing."""
-    for path in folder.rglob(_UNFINISHED):
-        path.unlink(missing_ok=True)
+def remove_unfinished(path: Path) -> None:
+    """Remove what a killed process had not finished writing of a file, or anywhere in a folder."""
+    for unfinished in (*path.parent.glob(f".{path.name}.*.unfinished"), *path.rglob(_UNFINISHED)):
+        unfinished.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -46,6 +46,7 @@ def start(*args: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_table_and_the_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = ("--methods", "finetuning-client", "fedl2p", "--learn.rounds", 1, "--seed", 4)
@@ -62,6 +63,7 @@ def test_a_run_prints_the_table_and_the_report(tmp_path: Path) -> None:
     assert config["methods"] == ["finetuning-client", "fedl2p"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a run"
     args = ("run", "smoke", "--methods", "fedavg", "--pretrain.rounds", 90, "--out", out)

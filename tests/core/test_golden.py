@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from fedl2p.core.finetuning.inner_loop import run_inner_loop
-from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import profile
 from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
-from support.core_nets import hypergradient_of
+from support.core_nets import cross_entropy, hypergradient_of
 from support.nets import NestedNet
 
 LRNET = {"lrnet.hidden1": "first_layer.0", "lrnet.hidden2": "hl_0.0", "lrnet.out": "last_layer"}

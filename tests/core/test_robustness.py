@@ -14,7 +14,6 @@ from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import finetune
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
@@ -22,6 +21,7 @@ from fedl2p.core.personalization import personalize
 from fedl2p.core.profiles import profile
 from fedl2p.core.settings import HypergradientConfig, Statistics
 from fedl2p.core.sites import Sites, find_sites
+from fedl2p.core.working_copies import working_copies
 from support.core_nets import examples, mlp, settled
 from support.nets import nested_net
 

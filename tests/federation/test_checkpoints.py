@@ -17,6 +17,7 @@ from fedl2p.core.settings import Compute
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import FederationError
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.progress import Checkpoint
@@ -29,7 +30,7 @@ POPULATION = Line(seen=6, unseen=1)
 METHOD = Toward(noise=0.2, rate=0.7, use_kept=True)
 
 
-class StopAfter:
+class StopAfter(Listener):
     """Presses Ctrl-C while a round's record is delivered."""
 
     def __init__(self, round: int) -> None:

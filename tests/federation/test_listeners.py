@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedl2p.federation.listeners import CsvListener, ProgressListener, TensorBoardListener
+from fedl2p.federation.listeners import CsvListener, Listener, ProgressListener, TensorBoardListener
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
 from fedl2p.federation.rounds import federate
@@ -103,7 +103,7 @@ def test_tensorboard_writes_where_it_is_installed(tmp_path: Path) -> None:
 def test_every_listener_is_told_everything_also_of_an_error() -> None:
     told: list[Any] = []
 
-    class Noting:
+    class Noting(Listener):
         def on_start(self, stage: str, rounds: int, done: Any) -> None:
             told.append(("start", stage, rounds, len(done)))
 

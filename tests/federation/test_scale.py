@@ -19,6 +19,7 @@ from fedl2p.core.settings import Compute
 from fedl2p.data.population import NumberedNames, Population
 from fedl2p.federation.clients.in_process import InProcess, in_process
 from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Clients, content_hash
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
@@ -152,7 +153,7 @@ def test_lazy_names_give_the_bits_of_a_tuple() -> None:
     assert all(same(e[name], f[name]) for name in e)
 
 
-class _Stop:
+class _Stop(Listener):
     """Ends the process, as it were, after round 2."""
 
     def on_start(self, stage: str, rounds: int, done: Any) -> None: ...

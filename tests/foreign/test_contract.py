@@ -48,6 +48,23 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
+ONE_OF_A_KIND = (
+    *("residual", "weight-tied", "compiled", "LSTM", "vision transformer", "LoRA on BERT"),
+    *("functional batch_norm", "norm and activation", "train() override", "forward hooks"),
+    *("hand-written batch-norm", "F.dropout", "bfloat16 backbone, float32 head"),
+)
+
+
+def some_slow() -> pytest.MarkDecorator:
+    """Try one net of a kind in `make test`, and all of them in `make test-all`."""
+    marks = {True: (), False: pytest.mark.slow}
+    nets = [
+        pytest.param(case, id=name, marks=marks[name in ONE_OF_A_KIND])
+        for name, case in CASES.items()
+    ]
+    return pytest.mark.parametrize("case", nets)
+
+
 def constant(model: nn.Module, mix: float, rate: float) -> Hyperparams:
     return Hyperparams.constant(find_sites(model), mix=mix, rate=rate)
 
@@ -193,6 +210,7 @@ def clients(case: Case, count: int = 4) -> list[Client]:
 SETTINGS = Settings(finetune=InnerLoop(epochs=1, batch_size=SIZE), finetune_rate=RATE)
 
 
+@some_slow()
 def test_a_stack_of_clients_equals_each_alone(case: Case) -> None:
     model, everybody = case.build(), clients(case)
     close = {"rel": max(1e-6, 5 * case.tolerance), "abs": max(1e-8, case.tolerance)}
@@ -220,6 +238,7 @@ def learned(case: Case, model: nn.Module) -> dict[str, Tensor]:
     return nets.state_dict()
 
 
+@some_slow()
 def test_learning_moves_the_nets_and_is_the_same_twice(case: Case) -> None:
     model = case.build()
     once, again = learned(case, model), learned(case, model)
@@ -232,6 +251,7 @@ def test_learning_moves_the_nets_and_is_the_same_twice(case: Case) -> None:
         assert torch.equal(value, other[name]), f"{name}: order of calls"
 
 
+@some_slow()
 def test_nothing_of_the_callers_is_touched(case: Case) -> None:
     model = case.build()
     x, y = case.examples(10, 1)
@@ -283,6 +303,7 @@ def test_results_do_not_depend_on_the_mode_in_which_the_model_comes(case: Case) 
     same(tuned(case, other, 0.5, RATE), copied(tuned(case, model, 0.5, RATE)), 0.0)
 
 
+@some_slow()
 @pytest.mark.parametrize("mode", ["truncated", "last-step", "trajectory", "implicit", "published"])
 def test_every_mode_runs(case: Case, mode: str) -> None:
     model = case.build()

@@ -20,7 +20,7 @@ from fedl2p import (
     finetune,
     hypergradient,
 )
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.methods import build, names
 from fedl2p.methods.base.settings import Baselines, Grid
 from foreign.nets import CASES

@@ -11,9 +11,9 @@ from torch import Tensor
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client
 from fedl2p.methods.base.personalizing import finetune_stack
 from support.nets import nested_net

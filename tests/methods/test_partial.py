@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import finetune
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.methods import build
 from fedl2p.methods.base.local_sgd import run_local_sgd
 from fedl2p.methods.base.tensor_groups import client_states, client_tensors, tensor_names
@@ -119,8 +119,8 @@ def test_fedrep_trains_the_head_under_a_frozen_body_and_then_the_body_under_that
 
     step = InPlaceSGD.step
 
-    def noting(way: InPlaceSGD, *args: Any, **named: Any) -> dict[str, Tensor]:
-        grads = step(way, *args, **named)
+    def noting(sgd: InPlaceSGD, *args: Any, **named: Any) -> dict[str, Tensor]:
+        grads = step(sgd, *args, **named)
         trained.append(set(grads))
         return grads
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import State
 from fedl2p.methods import apfl
 from fedl2p.methods.apfl import APFL, Pair, alpha_gradient
@@ -28,6 +27,7 @@ from support.baseline_tools import (
     assert_same,
     method,
 )
+from support.core_nets import cross_entropy
 from support.nets import nested_net
 
 # FedProx

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fedl2p import find_sites, models, recipes
 from fedl2p.models.resnet import ResNet18, Stem, load_checkpoint
-from fedl2p.study import stages
+from fedl2p.study import preparation
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -229,7 +229,7 @@ def test_a_study_starts_from_the_checkpoint(tmp_path: Path) -> None:
     study = dataclasses.replace(
         recipes.get("smoke"), model=f"{__name__}:three_channels", pretrained=path
     )
-    job = stages.prepare(study, tmp_path / "run", resume=False, listeners=())
+    job = preparation.prepare(study, tmp_path / "run", resume=False, listeners=())
     assert job.given is not None
     assert torch.equal(job.given.state_dict()["conv1.weight"], checkpoint()["conv1.weight"])
 

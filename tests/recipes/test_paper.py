@@ -246,9 +246,9 @@ def checked(study: Study, out: Path) -> Report:
     ("name", "seen", "unseen"),
     [
         ("cifar10_published_smoke", 4, 0),
-        ("office10_smoke", 4, 0),
-        ("domainnet_published_smoke", 6, 0),
-        ("speech_smoke", 3, 2),
+        pytest.param("office10_smoke", 4, 0, marks=pytest.mark.slow),
+        pytest.param("domainnet_published_smoke", 6, 0, marks=pytest.mark.slow),
+        pytest.param("speech_smoke", 3, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_whole_recipe_in_miniature(

@@ -102,6 +102,7 @@ def test_the_command_prints_the_table(table: Path, capsys: pytest.CaptureFixture
     assert f"written: {table / 'table.md'}" in said
 
 
+@pytest.mark.slow
 def test_a_table_makes_the_model_that_it_starts_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,21 @@ def test_links_beside_a_run_are_no_matter(study: Study, tmp_path: Path) -> None:
     RunWriter(tmp_path / "run").check(study, resume=False)
 
 
+def test_what_a_killed_run_left_unfinished_goes(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config, other = ".config.json.0.unfinished", out / "other" / ".config.json.0.unfinished"
+    other.parent.mkdir(parents=True)
+    for path in (out / config, other):  # killed while it wrote its first file
+        path.write_text("")
+    run_study(study, out)
+    assert not (out / config).exists()
+    checkpoint = out / "checkpoint" / "pretrain" / ".round.0.unfinished"
+    checkpoint.write_text("")
+    run_study(study, out, resume=True)
+    assert not checkpoint.exists()
+    assert other.exists()  # of another run, which may be alive
+
+
 HOLD = """
 import sys
 from pathlib import Path

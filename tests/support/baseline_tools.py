@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, State, Update
 from fedl2p.methods import build, names
 from fedl2p.methods.base.local_sgd import LocalSGD

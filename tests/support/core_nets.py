@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedl2p.core.finetuning.batches import Batches, StackBatch
+from fedl2p.core.finetuning.optimizers import Optimizer
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients.estimators import stack_hypergradient
 from fedl2p.core.hypergradients.problem import Hypergradient, Problem
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.objective import Objective
 from fedl2p.core.settings import HypergradientConfig, Statistics
 from fedl2p.core.sites import is_mixable_norm
 
@@ -148,6 +150,7 @@ def hypergradient_of(
     config: HypergradientConfig,
     statistics: Statistics = "corrected",
     following: tuple[Tensor, Tensor] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Hypergradient:
     """Return the hypergradient of a stack; its validation batch may be one pair of all clients."""
     problem = Problem(
@@ -158,5 +161,10 @@ def hypergradient_of(
         validation=validation if isinstance(validation, list) else [StackBatch(*validation)],
         statistics=statistics,
         following=following,
+        optimizer=optimizer,
     )
     return stack_hypergradient(problem, config)
+
+
+cross_entropy = Objective().losses_of_many
+"""The default loss: mean cross-entropy of each of C clients."""

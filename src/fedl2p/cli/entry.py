@@ -88,7 +88,7 @@ def _command(args: list[str]) -> Callable[[], int]:
         "personalize": (Personalize, "a new client: --run DIR --data FILE.npz --out DIR"),
         "explain": (Explain, "a client's hyperparameters: --run DIR --client NAME"),
         "compare": (Compare, "one table of runs under several seeds: fedl2p compare DIR DIR ..."),
-        "report": (Report, "make report.html again: fedl2p report DIR"),
+        "report": (Report, "make the report of a run again: fedl2p report DIR"),
         "recipes": (Recipes, "list the recipes with one line each"),
         "data": (_ParsedElsewhere, "files of data sets: fedl2p data get|check|make NAME"),
     }.items():

@@ -15,7 +15,7 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Loss, Pick, objective
 from fedl2p.core.profiles import Profile, profile
-from fedl2p.core.settings import InnerLoop, Statistics
+from fedl2p.core.settings import InnerLoop, InnerOptimizer, Statistics
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ def personalize(
     loss: Loss = "cross-entropy",
     ignore_index: int | None = None,
     outputs: Pick | None = None,
+    optimizer: InnerOptimizer = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Personalized:
     """Profile a client's data, let the meta-nets write hyperparameters, fine-tune with them.
 
@@ -69,6 +72,8 @@ def personalize(
     statistics
         Start of the client's running batch-norm statistics: ``corrected`` or ``published``, see
         :class:`~fedl2p.core.settings.InnerLoop`; those used in learning serve best.
+    optimizer, momentum, weight_decay
+        What takes the steps, at the learned rates, see there; those used in learning.
     loss, ignore_index, outputs
         What is minimised, see :mod:`fedl2p.core.objective`; those used in learning.
 
@@ -86,7 +91,14 @@ def personalize(
     """
     data = as_client_data(data)
     net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
-    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
+    inner = InnerLoop(
+        epochs=epochs,
+        batch_size=batch_size,
+        statistics=statistics,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     check_examples(net, data.train, what="train")
     client_profile = profile(model, data.train.batches(256))
     with torch.no_grad():

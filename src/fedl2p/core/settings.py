@@ -57,6 +57,8 @@ def check_ignore_index(ignore_index: int | None, loss: object) -> None:
 DataParts = Literal["train", "train+validation"]
 """The parts of a client's data that training reads."""
 
+InnerOptimizer = Literal["sgd", "adam"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class InnerLoop:
@@ -80,6 +82,13 @@ class InnerLoop:
         Keep the client's state after the epoch of lowest loss on its validation part (the state
         without fine-tuning counts too) when it is personalized; learning is not stopped early. A
         client without a validation part keeps the last state.
+    optimizer
+        sgd or adam (torch.optim.Adam with its default betas and epsilon); the learned or given
+        rates are its learning rates. Adam needs smaller ones than SGD: 0.001 is a usual one.
+    momentum
+        Momentum of SGD, in [0, 1), as in torch.optim.SGD; 0 for none.
+    weight_decay
+        Factor of the weights that is added to their gradient (an L2 term, also in Adam), 0 or more.
     """
 
     epochs: int = 15
@@ -87,6 +96,9 @@ class InnerLoop:
     statistics: Statistics = "corrected"
     final: DataParts = "train"
     early_stopping: bool = False
+    optimizer: InnerOptimizer = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole(0, epochs=self.epochs)
@@ -102,6 +114,27 @@ class InnerLoop:
                 "early_stopping needs a validation part that is not trained on, but final is "
                 "'train+validation'; use one of the two"
             )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer not in get_args(InnerOptimizer):
+            choices = ", ".join(get_args(InnerOptimizer))
+            raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {choices}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}, but must be in [0, 1)")
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError(
+                f"momentum is {self.momentum}, but adam has its own (0.9); leave it at 0"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}, but must be 0 or more and finite"
+            )
+
+    @property
+    def plain_sgd(self) -> bool:
+        """Whether a step follows the gradient itself: SGD without momentum and weight decay."""
+        return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
 
     def final_data(self, data: ClientData) -> ClientData:
         """Return a client's data as the last fine-tuning reads it."""
@@ -115,6 +148,18 @@ class InnerLoop:
 Mode = Literal["published", "last-step", "trajectory", "implicit", "truncated", "unrolled"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+OPTIMIZER_MODES: tuple[Mode, ...] = ("last-step", "truncated", "unrolled")
+"""Modes for every inner optimizer; the formulas of the others hold for plain SGD only."""
+
+
+def check_mode(mode: Mode, *, plain_sgd: bool) -> None:
+    """Raise a ValueError if a mode is for plain SGD only, but the inner loop has another step."""
+    if not plain_sgd and mode not in OPTIMIZER_MODES:
+        raise ValueError(
+            f"hypergradient mode {mode!r} is for plain SGD, but the inner loop has momentum, "
+            f"weight decay or adam; use one of the modes {', '.join(OPTIMIZER_MODES)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from fedl2p import methods
 from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
 from fedl2p.runs import layout
@@ -170,7 +171,7 @@ def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:
         )
 
 
-class LogListener:
+class LogListener(Listener):
     """Writes each round to the log."""
 
     def on_start(self, stage: str, rounds: int, records: Sequence[RoundRecord]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fedl2p.atomic_files import open_to_append, write_text
 from fedl2p.federation.round_records import RoundRecord
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-class Listener(Protocol):
-    """Is called at a stage's start, after every round, and at its end, also if interrupted."""
+class Listener:
+    """Is called at a stage's start, after every round, and at its end, also if interrupted.
+
+    Each method does nothing unless a subclass overrides it.
+    """
 
     def on_start(self, stage: str, rounds: int, done: Sequence[RoundRecord]) -> None:
         """Begin a stage.
@@ -46,11 +49,14 @@ class Listener(Protocol):
     def on_round(self, record: RoundRecord) -> None:
         """Take note of a finished round, whose checkpoint is written."""
 
+    def on_personalized(self, stage: str, failures: Mapping[str, str]) -> None:
+        """Take note of which clients could not be personalized, and why, in one line each."""
+
     def on_end(self, stage: str) -> None:
         """End a stage."""
 
 
-class _Table:
+class _Table(Listener):
     """A CSV file that grows with the rounds, and neither loses nor doubles a line."""
 
     columns: tuple[str, ...]
@@ -75,15 +81,15 @@ class _Table:
 
     def on_round(self, record: RoundRecord) -> None:
         """Append the lines of a round."""
-        text = to_csv(self.lines(record))
+        self._append(self.lines(record))
+
+    def _append(self, lines: Sequence[tuple[Any, ...]]) -> None:
+        text = to_csv(lines)
         try:
             with open_to_append(self.path) as file:
                 file.write(text)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def on_end(self, stage: str) -> None:
-        """Do nothing: the file is complete after every round."""
 
 
 class CsvListener(_Table):
@@ -115,6 +121,11 @@ class FailuresListener(_Table):
 
     columns = FAILURE_COLUMNS
 
+    def on_personalized(self, stage: str, failures: Mapping[str, str]) -> None:
+        """Add one line per client that could not be personalized, with round 0."""
+        lines = [FailureLine(stage, 0, name, reason) for name, reason in sorted(failures.items())]
+        self._append([tuple(values_of(line, FAILURE_COLUMNS)) for line in lines])
+
     def lines(self, record: RoundRecord) -> list[tuple[Any, ...]]:
         """Return one line per failed client, sorted by name."""
         lines = (
@@ -124,7 +135,7 @@ class FailuresListener(_Table):
         return [tuple(values_of(line, FAILURE_COLUMNS)) for line in lines]
 
 
-class ProgressListener:
+class ProgressListener(Listener):
     """Two bars on the terminal: the stages of the study, and the rounds of the current one.
 
     Use it as a context manager, so that the terminal is tidy again after an error.
@@ -202,7 +213,7 @@ _CURVES = tuple(
 )
 
 
-class TensorBoardListener:
+class TensorBoardListener(Listener):
     """Writes loss, accuracy and bytes of each round for TensorBoard.
 
     Parameters

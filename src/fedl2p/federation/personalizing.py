@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
 
+import torch
 from torch import nn
 
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.clients.node import failed_outcome
 from fedl2p.federation.listeners import Listener
-from fedl2p.federation.messages import Answer, Clients, FrozenModel, Question, one_line
+from fedl2p.federation.messages import (
+    Answer,
+    Clients,
+    FederationError,
+    FrozenModel,
+    Question,
+    one_line,
+)
 from fedl2p.federation.server.answer_checks import MOST_EXAMPLES
 from fedl2p.method import Method, Outcome, State
 from fedl2p.runs.columns import ACCURACIES, COUNTS
@@ -22,6 +30,8 @@ from fedl2p.seeds import derive_seed
 log = logging.getLogger("fedl2p")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def personalize_all(
     method: Method,
     model: nn.Module,
@@ -68,6 +78,8 @@ def personalize_all(
     ------
     ValueError
         If a client does not exist.
+    FederationError
+        If every client failed: then there is no result, and no row.
     """
     names = population.names if names is None else names
     if clients is None:
@@ -81,16 +93,25 @@ def personalize_all(
         model=FrozenModel.of(model),
         seeds={name: derive_seed(seed, "personalize", 0, name) for name in sorted(names)},
     )
+    stage = f"personalize {method.name}"
     for listener in listeners:
-        listener.on_start(f"personalize {method.name}", 0, ())
+        listener.on_start(stage, 0, ())
     try:
         outcomes = {answer.client: _outcome(answer) for answer in clients.ask(question)}
+        failed = {name: outcomes[name].failure or "" for name in names if outcomes[name].failure}
+        for name, reason in failed.items():
+            log.warning("%s: client %s failed: %s", stage, name, reason)
+        for listener in listeners:
+            listener.on_personalized(stage, failed)
     finally:
         for listener in listeners:
-            listener.on_end(f"personalize {method.name}")
-    for name in names:
-        if (reason := outcomes[name].failure) is not None:
-            log.warning("personalize %s: client %s failed: %s", method.name, name, reason)
+            listener.on_end(stage)
+    if names and len(failed) == len(names):
+        client, reason = next(iter(failed.items()))
+        raise FederationError(
+            f"{stage}: every client failed, so there is no result; client {client!r}: {reason}; "
+            "mend the model or the data, or leave the method out"
+        )
     return [outcomes[name] for name in names]
 
 

@@ -10,14 +10,15 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation import progress as checkpoints
 from fedl2p.federation.clients.in_process import in_process
@@ -45,6 +46,8 @@ from fedl2p.version import __version__
 log = logging.getLogger("fedl2p")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def federate(
     method: Method,
     model: nn.Module,
@@ -58,7 +61,7 @@ def federate(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> Federated:
-    """Run the federated rounds of one method.
+    """Run the federated rounds of one method. Gradients are on in here, whatever the caller has.
 
     Parameters
     ----------
@@ -99,7 +102,9 @@ def federate(
         is not installed, or the checkpoints are of another run, all damaged, or there although
         ``resume`` is False.
     FederationError
-        If ``rounds.give_up`` rounds in a row had too few good answers; resumable.
+        If ``rounds.give_up`` rounds in a row had too few good answers; resumable. If no round
+        brought a new state. If, on this machine, all clients of the first round fail in the same
+        way: then it is the model or the data, and further rounds would fail too.
     """
     if not len(names := population.seen):
         raise ValueError("the population has no seen client, so nobody can take part in rounds")
@@ -159,6 +164,8 @@ def federate(
             for answer in clients.ask(question):
                 tally.add(answer)
             tally.close()
+            if progress.round == 1 and clients.simulated:
+                refuse_common_failure(stage, tally.failures, asked=tally.asked)
             if not averaging:  # the loss of an average says nothing about the last state
                 progress.judge(tally.loss, patience=0 if judging else rounds.patience)
             if judging:
@@ -181,10 +188,35 @@ def federate(
                 listener.on_round(progress.records[-1])
             if gave_up:
                 raise FederationError(_why_given_up(progress.records[-1], rounds))
+        if rounds.rounds and not optimizer.steps:
+            raise FederationError(_why_nothing_came(progress.records))
     finally:
         for listener in listeners:
             listener.on_end(stage)
     return progress.result(rounds)
+
+
+def refuse_common_failure(stage: str, failures: Mapping[str, str], *, asked: int) -> None:
+    """Raise if every client that was asked failed for the same reason.
+
+    Raises
+    ------
+    FederationError
+        With that reason, and the name of the first client.
+    """
+    if asked and len(failures) == asked and len(set(failures.values())) == 1:
+        client, reason = min(failures.items())
+        others = "" if asked == 1 else f", and all {asked} clients fail in the same way"
+        raise FederationError(
+            f"{stage}: client {client!r} failed{others}: {reason}; mend the model or the data"
+        )
+
+
+def _why_nothing_came(records: Sequence[RoundRecord]) -> str:
+    """Return in one line that no round of a stage brought a new state, with one client's reason."""
+    reasons = [item for record in records for item in sorted(record.reasons.items())]
+    example = f", e.g. client {reasons[0][0]!r}: {reasons[0][1]}" if reasons else ""
+    return f"{records[0].stage}: no round brought a new state, so nothing was learned{example}"
 
 
 def spending(

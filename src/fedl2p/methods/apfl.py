@@ -12,7 +12,7 @@ round as in the authors' code. alpha 0 is FedAvg's model, alpha 1 local training
 
 Personalization is one more client update of which nothing is sent, over the epochs of fine-tuning;
 the client uses the mixture. A client never seen starts with v = w and the initial alpha. Before
-that, a client is judged by w.
+that, a client is evaluated with w.
 
 Departures: the derivative by alpha is the gradient alone (the authors' code adds a small shrinkage
 of alpha); a mixture of running statistics is not the statistics of a mixture, so the mixture starts
@@ -194,7 +194,7 @@ METHODS = {
         local=s.local,
         alpha=s.baselines.apfl_alpha,
         adaptive=s.baselines.apfl_adaptive,
-        inner=s.finetune,
+        inner=s.plain_sgd_loop("apfl"),
         rate=s.personal_rate,
     )
 }

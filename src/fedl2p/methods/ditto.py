@@ -6,7 +6,7 @@ FedAvg. A drawn client also trains its personal model v on its loss plus (lambda
 with w^t as received; v stays. lambda 0 is local training, a large lambda gives the global model.
 
 Personalization goes on with v for the epochs of fine-tuning, pulled to the final w. A client never
-seen starts v from w. Before that, a client is judged by w.
+seen starts v from w. Before that, a client is evaluated with w.
 
 Departures: the term is taken implicitly (:mod:`fedl2p.methods.base.proximal`), so that every
 lambda is stable; one lambda for all clients, where the paper's choose theirs from three on
@@ -107,7 +107,7 @@ METHODS = {
         name="ditto",
         local=s.local,
         pull=s.baselines.ditto_lambda,
-        inner=s.finetune,
+        inner=s.plain_sgd_loop("ditto"),
         rate=s.personal_rate,
     )
 }

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Outcome, State
 from fedl2p.methods.base.local_sgd import LocalSGD
 from fedl2p.methods.base.personalizing import choose_constant, model_with_state, personalize_with

@@ -12,9 +12,9 @@ the nets by number of validation examples. Nothing else travels.
 Departures, all settings of :class:`fedl2p.methods.base.settings.MetaLearning` whose ``published()``
 restores the paper's: the estimator of the hypergradient
 (:mod:`fedl2p.core.hypergradients.estimators`), the form of the nets (:mod:`fedl2p.core.metanets`),
-one outer step on the whole validation part whose clipped hypergradient a server optimizer
-(FedAdam) takes up, one profile of clean data that the client keeps, and metrics that judge the
-received nets, so that the best round is chosen on losses measured after aggregation.
+one outer step on the whole validation part, whose clipped hypergradient a server optimizer
+(FedAdam) applies, one profile of clean data that the client keeps, and metrics of the received
+nets, so that the best round is chosen on losses measured after aggregation.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import inner_batches
+from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES, stack_hypergradient
 from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
@@ -42,6 +42,7 @@ from fedl2p.core.metanets import MetaNets
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import InnerLoop
 from fedl2p.core.sites import Sites, find_sites
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     evaluation_updates,
@@ -145,6 +146,7 @@ class MetaLearner:
                 validation=of_step,
                 statistics=self.inner.statistics,
                 following=None if config.mode in UNEQUAL_SIZES else batches[len(batches)],
+                optimizer=optimizer_of(self.inner),
             )
             gradient = stack_hypergradient(problem, config)
             scores.append((gradient.loss, gradient.accuracy))

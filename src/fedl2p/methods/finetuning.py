@@ -25,8 +25,8 @@ from typing import Literal
 from torch import nn
 
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Outcome, State
 from fedl2p.methods.base.personalizing import WithoutRounds, choose_constant, personalize_with
 from fedl2p.methods.base.settings import Settings

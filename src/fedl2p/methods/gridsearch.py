@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     WithoutRounds,

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Outcome, State, Update
 from fedl2p.methods.base.personalizing import evaluate_global, personalize_with, profile_of
 from fedl2p.methods.fedl2p import FedL2P, MetaLearner

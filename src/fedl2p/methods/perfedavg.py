@@ -19,7 +19,7 @@ are as many as FedAvg's and each draw uses all data; running statistics follow t
 pass of a step, at w. The paper adapts with one step of rate alpha; here clients fine-tune as many
 steps as in all other methods, at the baselines' rate. alpha stays the paper's 0.01 in training: the
 Hessian's term helps where alpha is below about one over its largest eigenvalue, which in the small
-nets here is 50 to 200. Metrics of a round judge the model after the step that it was trained for.
+nets here is 50 to 200. Metrics of a round are those of the model after the look-ahead step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedl2p.core.finetuning.in_place_sgd import Gradient
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import add_scaled, inner_product
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, State, Update
 from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, loss_gradient, run_local_sgd
 from fedl2p.methods.base.personalizing import constant_mix, evaluation_updates, validation_part

@@ -116,9 +116,9 @@ class RunWriter:
         OSError
             If there is no room for population.json.
         """
-        if self.holds_run():
-            remove_unfinished(self.path)
-        else:
+        for name in (*layout.CONTENT, layout.EXPLAIN):
+            remove_unfinished(self.path / name)
+        if not self.holds_run():
             content = {MADE_BY: versions(), **to_plain(with_absolute_paths(study))}
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

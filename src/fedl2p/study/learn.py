@@ -12,9 +12,9 @@ from fedl2p.core.clientdata import ClientData
 from fedl2p.core.data_check import check_client
 from fedl2p.core.finetuning.inner_loop import as_client_data
 from fedl2p.core.functional.recorded_objective import with_objective
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Loss, PerExample, Pick, objective
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.rounds import federate

@@ -140,6 +140,9 @@ def personalize_new_client(
             loss=aim.loss,
             ignore_index=aim.ignore_index,
             outputs=aim.outputs,
+            optimizer=inner.optimizer,
+            momentum=inner.momentum,
+            weight_decay=inner.weight_decay,
         )
     except DivergedError as problem:
         raise ValueError(f"{data}: {problem}; look for extreme values in the data") from None

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedl2p import methods
 from fedl2p.core.data_check import check_client
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
 from fedl2p.federation.messages import Clients

@@ -139,10 +139,10 @@ def test_the_joined_data_carry_their_raw_form_and_balance() -> None:
     ("fields", "message"),
     [
         ({"raw": torch.zeros(50)}, "without augment"),
-        ({"raw": torch.zeros(49), "augment": double}, "raw has 49 examples where 50"),
+        ({"raw": torch.zeros(49), "augment": double}, "raw has 49 examples, but its part has 50"),
         (
             {"raw": torch.zeros(50), "augment": double, "raw_validation": torch.zeros(2)},
-            "raw_validation has 2 examples where 0",
+            "raw_validation has 2 examples, but its part has 0",
         ),
     ],
 )

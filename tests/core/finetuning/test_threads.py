@@ -11,8 +11,8 @@ import torch
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.settings import Grid, Settings

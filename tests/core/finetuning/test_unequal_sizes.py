@@ -18,10 +18,10 @@ from fedl2p.core.finetuning.inner_loop import inner_batches, run_inner_loop
 from fedl2p.core.finetuning.stacking import cut_into_stacks, map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.precision import with_compute
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import UNEQUAL_SIZES
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import Compute, HypergradientConfig, InnerLoop, Mode, Statistics
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client
 from fedl2p.methods import build
 from fedl2p.methods.base.personalizing import finetune_stack
@@ -198,14 +198,14 @@ def test_early_stopping_in_a_stack_of_unequal_sizes(net: FunctionalModel) -> Non
 def test_a_copy_of_the_state_stays_as_it_was(net: FunctionalModel) -> None:
     hyper = uneven(net, len(SIZES))
     batches = inner_batches(net, PEOPLE, list(range(len(SIZES))), INNER)
-    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as way:
+    with InPlaceSGD(net, net.start(len(SIZES)), hyper.mix, hyper.rate) as sgd:
         copied: list[ModelState] = []
         before: list[dict[str, Tensor]] = []
         for step in range(len(batches)):
-            copied.append(way.copy())
+            copied.append(sgd.copy())
             before.append({k: v.clone() for k, v in vars_of(copied[-1]).items()})
             for part in batches.step_batches(step):
-                way.step(part)
+                sgd.step(part)
     for state, values in zip(copied, before, strict=True):
         for name, value in values.items():
             assert torch.equal(vars_of(state)[name], value), name

@@ -17,11 +17,11 @@ from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import compute_of, with_compute
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MODES, Compute, InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.digits import Digits
 from fedl2p.method import Client
 from fedl2p.methods import build
@@ -96,11 +96,11 @@ def test_statistics_of_norms_do_not_lose_digits_to_bfloat16() -> None:
     x, y = examples(32, 2, 6, 6, dtype=torch.float32)
     net = FunctionalModel(net_of(BFLOAT16))
     hyper = Hyperparams.stack([Hyperparams.constant(net.sites, mix=0.5, rate=0.01)])
-    with watched(nn.Conv2d) as seen, InPlaceSGD(net, net.start(1), hyper.mix, hyper.rate) as way:
-        way.step(StackBatch(x[None], y[None]))
+    with watched(nn.Conv2d) as seen, InPlaceSGD(net, net.start(1), hyper.mix, hyper.rate) as sgd:
+        sgd.step(StackBatch(x[None], y[None]))
     activations = seen[0].detach().double()
     mean, var = activations.mean((0, 2, 3)), activations.var((0, 2, 3))
-    stats = way.state.stats
+    stats = sgd.state.stats
     torch.testing.assert_close(
         stats["norm1.client_mean"][0].double(), 0.1 * mean, rtol=1e-5, atol=1e-7
     )

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fedl2p.core.clientdata import Examples
 from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.inner_loop import run_inner_loop
-from fedl2p.core.finetuning.sgd_step import cross_entropy
 from fedl2p.core.functional import model as net_module
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import conjugate_gradients
@@ -30,6 +29,7 @@ from support.core_nets import (
     ConvNet,
     SharedNorm,
     TiedWeights,
+    cross_entropy,
     cut,
     examples,
     hypergradient_of,

@@ -26,6 +26,7 @@ from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.clients.ray import OnRay
 from fedl2p.federation.flower.encoded import Encoded
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Clients, FederationError
 from fedl2p.federation.progress import load_newest
 from fedl2p.federation.rounds import federate
@@ -219,7 +220,7 @@ class Interrupted(BaseException):
     """Stands for Ctrl-C."""
 
 
-class StopIn:
+class StopIn(Listener):
     def __init__(self, stage: str) -> None:
         self.stage = stage
 

@@ -21,6 +21,7 @@ from torch import nn
 from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Answer, Question
 from fedl2p.federation.privacy.accounting import Releases, epsilon, most_asked
 from fedl2p.federation.privacy.noise import (
@@ -272,7 +273,7 @@ def test_the_same_seed_gives_the_same_rounds_and_system_randomness_does_not(
     class Stop(Exception):
         pass
 
-    class Stopper:
+    class Stopper(Listener):
         def on_start(self, *_: object) -> None: ...
         def on_end(self, *_: object) -> None: ...
         def on_round(self, record: Any) -> None:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from fedl2p.core import trees
 from fedl2p.core.finetuning.batches import Batches, StackBatch, dropout_seed_of
+from fedl2p.core.finetuning.optimizers import Optimizer
 from fedl2p.core.finetuning.sgd_step import (
     broadcast_rates,
     gradients,
     plain_gradient,
     sgd_update,
     stepped,
+    used_gradients,
 )
 from fedl2p.core.functional.model import BoundModel, FunctionalModel, ModelState
 
@@ -69,6 +71,8 @@ class InPlaceSGD:
         Shapes (C, B) and (C, P).
     trainable
         Names of the parameters to differentiate by; None for all.
+    optimizer
+        Makes directions of gradients; None for plain SGD.
     """
 
     def __init__(
@@ -79,11 +83,15 @@ class InPlaceSGD:
         rate: Tensor,
         *,
         trainable: Collection[str] | None = None,
+        optimizer: Optimizer | None = None,
     ) -> None:
         self._net, self._mix = net, mix
         self._single = len(mix) == 1
         self._names = [k for k in start.params if trainable is None or k in trainable]
         rates = broadcast_rates(rate, start.params)
+        self._optimizer = optimizer
+        if optimizer is not None:
+            start = optimizer.start(start)
         if self._single:  # then no tensor has a client dimension until the end
             start = start.squeezed()
         self._params = {k: v.detach() for k, v in start.params.items()}
@@ -92,6 +100,7 @@ class InPlaceSGD:
         self._leaves = [self._params[k] for k in self._names]
         self._one_dtype = all(t.dtype == rate.dtype for t in self._leaves)
         self._stats = {k: v.detach().clone() for k, v in start.stats.items()}
+        self._moments = {k: v.detach().clone() for k, v in start.moments.items()}
         # one number each, which is what a single client has, is added fastest without dimensions
         self._rates = {k: rates[k].view(()) if self._single else rates[k] for k in self._names}
         self._bound: BoundModel | None = None
@@ -112,7 +121,10 @@ class InPlaceSGD:
         self._open.close()
 
     def step(self, batch: StackBatch) -> dict[str, Tensor]:
-        """Take a step of the batch's clients; return their gradients, of shape (c, ...)."""
+        """Take a step of the batch's clients; return their directions, of shape (c, ...).
+
+        A direction is what the rate is multiplied with: in plain SGD the gradient.
+        """
         if batch.members is not None:
             return self._step_of_some(batch, batch.members)
         with torch.enable_grad():
@@ -126,7 +138,11 @@ class InPlaceSGD:
                 )
                 loss = self._net.objective.losses_of_many(logits, batch.y).sum()
                 self._stats = {k: v.detach() for k, v in stats.items()}
-            grads = gradients(loss, self._leaves)
+            grads = (
+                gradients(loss, self._leaves)
+                if self._optimizer is None
+                else self._directions(self._optimizer, loss)
+            )
         if grads:
             with torch.no_grad():
                 rates = list(self._rates.values())
@@ -138,6 +154,13 @@ class InPlaceSGD:
         if self._single:
             grads = [g.unsqueeze(0) for g in grads]
         return dict(zip(self._names, grads, strict=True))
+
+    @torch.no_grad()
+    def _directions(self, optimizer: Optimizer, loss: Tensor) -> list[Tensor]:
+        """Return the directions of all leaves; zeros where the loss does not depend on one."""
+        grads = used_gradients(loss, dict(zip(self._names, self._leaves, strict=True)))
+        directions, self._moments = optimizer(self._params, grads, self._moments)
+        return list(_completed(directions, self._names, self._params).values())
 
     def _step_of_some(self, batch: StackBatch, members: tuple[int, ...]) -> dict[str, Tensor]:
         """Take a step of some clients of the stack."""
@@ -152,6 +175,7 @@ class InPlaceSGD:
         before = ModelState(
             {k: select(v.detach()) for k, v in self._params.items()},
             {k: select(v) for k, v in self._stats.items()},
+            {k: select(v) for k, v in self._moments.items()},
         )
         grads, stats = plain_gradient(
             self._net,
@@ -160,23 +184,27 @@ class InPlaceSGD:
             (batch.x, batch.y),
             dropout_seed=batch.dropout_seed,
             trainable=self._names,
+            skip_unused=self._optimizer is not None,
         )
         with torch.no_grad():
+            if self._optimizer is not None:
+                directions, moments = self._optimizer(before.params, grads, before.moments)
+                grads = _completed(directions, self._names, before.params)
+                for name, value in moments.items():
+                    self._moments[name].index_copy_(0, rows, value)
             for name, grad in grads.items():
                 rate = select(self._rates[name])
                 after = stepped(before.params[name], rate, grad)
                 self._params[name].index_copy_(0, rows, after)
-            for name, value in stats.items():
-                kept = self._stats[name].untyped_storage().data_ptr()
-                if value.untyped_storage().data_ptr() != kept:  # not where a batch changes nothing
-                    self._stats[name].index_copy_(0, rows, value)
+            for name, value in stats.items():  # a stacked step may have left an expanded tensor
+                self._stats[name] = self._stats[name].index_copy(0, rows, value)
         return grads
 
     @property
     def state(self) -> ModelState:
         """The current state. Its parameters are views, which the next step changes."""
         params = {k: v.detach() for k, v in self._params.items()}
-        state = ModelState(params, self._current_stats())
+        state = ModelState(params, self._current_stats(), self._moments)
         return state.unsqueezed() if self._single else state
 
     def copy(self) -> ModelState:
@@ -185,10 +213,18 @@ class InPlaceSGD:
         return ModelState(
             {k: v.clone() for k, v in state.params.items()},
             {k: v.clone() for k, v in state.stats.items()},
+            {k: v.clone() for k, v in state.moments.items()},
         )
 
     def _current_stats(self) -> dict[str, Tensor]:
         return self._stats if self._bound is None else self._bound.stats()
+
+
+def _completed(
+    directions: dict[str, Tensor], names: Collection[str], like: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the directions of all names, zeros for those without one."""
+    return {k: directions[k] if k in directions else torch.zeros_like(like[k]) for k in names}
 
 
 def trainable(start: ModelState, rate: Tensor) -> frozenset[str]:

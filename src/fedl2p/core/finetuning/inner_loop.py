@@ -16,11 +16,12 @@ from fedl2p.core.clientdata import ClientData
 from fedl2p.core.data_check import check_examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, step_batches
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
+from fedl2p.core.finetuning.optimizers import Optimizer, optimizer_of
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.objective import Loss, Pick, objective
-from fedl2p.core.settings import InnerLoop, Statistics
+from fedl2p.core.settings import InnerLoop, InnerOptimizer, Statistics
 
 
 class DivergedError(ArithmeticError):
@@ -45,12 +46,17 @@ def run_inner_loop(
     *,
     statistics: Statistics,
     start: ModelState | None = None,
+    optimizer: Optimizer | None = None,
 ) -> ModelState:
-    """Fine-tune C clients from the global model (or ``start``), without a graph."""
+    """Fine-tune C clients from the global model (or ``start``), without a graph.
+
+    By plain SGD, or by an optimizer, which goes on with the moments of ``start`` if it has some.
+    """
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     if start is None:
         start = initial_state(net, len(mix), statistics, steps=len(batches))
-    with InPlaceSGD(net, start, mix, rate, trainable=trainable(start, rate)) as sgd:
+    names = trainable(start, rate)
+    with InPlaceSGD(net, start, mix, rate, trainable=names, optimizer=optimizer) as sgd:
         for step in range(len(batches)):
             for batch in step_batches(batches, step):
                 sgd.step(batch)
@@ -77,6 +83,9 @@ def finetune(
     loss: Loss = "cross-entropy",
     ignore_index: int | None = None,
     outputs: Pick | None = None,
+    optimizer: InnerOptimizer = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> nn.Module:
     """Fine-tune a copy of a model under given hyperparameters.
 
@@ -99,6 +108,8 @@ def finetune(
         How the client's running batch-norm statistics start, see :class:`InnerLoop`.
     loss, ignore_index, outputs
         What is minimised, see :mod:`fedl2p.core.objective`.
+    optimizer, momentum, weight_decay
+        What takes the steps, at the rates of ``hyperparams``, see :class:`InnerLoop`.
 
     Returns
     -------
@@ -113,7 +124,14 @@ def finetune(
         If a parameter or statistic ends up not finite; a smaller rate helps.
     """
     net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
-    inner = InnerLoop(epochs=epochs, batch_size=batch_size, statistics=statistics)
+    inner = InnerLoop(
+        epochs=epochs,
+        batch_size=batch_size,
+        statistics=statistics,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     data = as_client_data(data)
     check_examples(net, data.train, what="train")
     return finetune_one(net, hyperparams, data, inner, seed)
@@ -130,7 +148,9 @@ def finetune_one(
         )
     batches = inner_batches(net, [data], [seed], inner)
     stacked = Hyperparams.stack([hyperparams]).to(net.device, net.dtype)
-    state = run_inner_loop(net, stacked, batches, statistics=inner.statistics)
+    state = run_inner_loop(
+        net, stacked, batches, statistics=inner.statistics, optimizer=optimizer_of(inner)
+    )
     if not all_finite(state)[0]:
         raise DivergedError(
             f"fine-tuning diverged: rates up to {hyperparams.rate.max():.3g} gave values "

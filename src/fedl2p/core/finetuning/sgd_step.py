@@ -1,7 +1,8 @@
 """One inner step: its loss, its gradients, the weights after it.
 
 theta_{k+1} = theta_k - eta (.) grad L_train(theta_k; beta), plain SGD on a mini-batch, one learning
-rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.1).
+rate per parameter tensor (Lee et al., "FedL2P", NeurIPS 2023, section 3.1). Another optimizer puts
+its direction in place of the gradient (:mod:`fedl2p.core.finetuning.optimizers`).
 Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 """
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedl2p.core import trees
+from fedl2p.core.finetuning.optimizers import Optimizer
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.trees import Tree
 
@@ -32,11 +34,13 @@ def differentiable_gradient(
     batch: tuple[Tree, Tree],
     *,
     dropout_seed: int = 0,
+    skip_unused: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return gradients of the training loss by name and the new running statistics, with a graph.
 
     The parameters must require gradients. One client's tensors may come without the client
-    dimension.
+    dimension. Parameters that the loss does not depend on have gradients of zeros, or none if
+    ``skip_unused``.
     """
     x, y = batch
     with torch.enable_grad():
@@ -53,10 +57,11 @@ def differentiable_gradient(
             list(state.params.values()),
             create_graph=True,
             allow_unused=True,
-            materialize_grads=True,
+            materialize_grads=not skip_unused,
         )
-    net.check_twice_differentiable(grads)
-    return dict(zip(state.params, grads, strict=True)), stats
+    named = {k: g for k, g in zip(state.params, grads, strict=True) if g is not None}
+    net.check_twice_differentiable(named.values())
+    return named, stats
 
 
 def plain_gradient(
@@ -67,6 +72,7 @@ def plain_gradient(
     *,
     dropout_seed: int = 0,
     trainable: Collection[str] | None = None,
+    skip_unused: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what :func:`differentiable_gradient` returns, outside of any graph and faster.
 
@@ -96,11 +102,15 @@ def plain_gradient(
         else:
             logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
             loss = net.objective.losses_of_many(logits, y).sum()
-        grads = gradients(loss, [params[k] for k in names])
+        leaves = [params[k] for k in names]
+        if skip_unused:
+            named = used_gradients(loss, dict(zip(names, leaves, strict=True)))
+        else:
+            named = dict(zip(names, gradients(loss, leaves), strict=True))
     if single:
-        grads = [g.unsqueeze(0) for g in grads]
+        named = {k: g.unsqueeze(0) for k, g in named.items()}
         stats = {k: v.unsqueeze(0) for k, v in stats.items()}
-    return dict(zip(names, grads, strict=True)), {k: v.detach() for k, v in stats.items()}
+    return named, {k: v.detach() for k, v in stats.items()}
 
 
 def gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
@@ -110,6 +120,14 @@ def gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
 
 
+def used_gradients(loss: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of a loss by the tensors that it depends on."""
+    if not tensors:
+        return {}
+    grads = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+    return {k: g for k, g in zip(tensors, grads, strict=True) if g is not None}
+
+
 def inner_step(
     net: FunctionalModel,
     state: ModelState,
@@ -117,21 +135,28 @@ def inner_step(
     rate: Tensor,
     batch: tuple[Tree, Tree],
     *,
+    optimizer: Optimizer | None = None,
     dropout_seed: int = 0,
 ) -> ModelState:
-    """Return the state after a step of SGD, differentiable in state, mix and rate.
+    """Return the state after a step, differentiable in state, mix and rate.
 
-    One client's tensors may come without the client dimension: mix of shape (B,), and so on. For a
-    small net that saves a twentieth.
+    The step is one of plain SGD, or of an optimizer whose moments the state has
+    (``optimizer.start``). One client's tensors may come without the client dimension: mix of shape
+    (B,), and so on. For a small net that saves a twentieth.
     """
-    grads, stats = differentiable_gradient(net, state, mix, batch, dropout_seed=dropout_seed)
+    grads, stats = differentiable_gradient(
+        net, state, mix, batch, dropout_seed=dropout_seed, skip_unused=optimizer is not None
+    )
+    moments = state.moments
     with torch.enable_grad():
         if mix.dim() > 1:
             rates = broadcast_rates(rate, state.params)
         else:
             rates = dict(zip(state.params, rate.unbind(0), strict=True))
+        if optimizer is not None:
+            grads, moments = optimizer(state.params, grads, moments)
         params = sgd_update(state.params, rates, grads)
-    return ModelState(params, stats)
+    return ModelState(params, stats, moments)
 
 
 def sgd_update(

@@ -17,7 +17,7 @@ the sums are what its backward computes in one pass. The double backward has the
 reductions are sum(G g), sum(G u) and sum(G), where G is the gradient with respect to dx; the rest
 are small formulas per channel (:func:`_double_backward`).
 
-:class:`~fedl2p.core.functional.mixed_norm.MixedBatchNorm` composes the same norm from plain
+:class:`~fedl2p.core.functional.mixed_norm.MixedNorm` composes the same norm from plain
 operations where this one does not apply (evaluation mode, tensors of several dtypes, a single
 value per channel).
 

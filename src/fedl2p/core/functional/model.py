@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,17 +52,19 @@ class ModelState:
     ``params[name]`` has shape (C, ...). ``stats`` holds ``<norm>.client_mean`` and
     ``<norm>.client_var`` of shape (C, channels) and ``<norm>.client_weight`` of shape (C,), and
     under their own names the other buffers that training changes, which are constants to every
-    derivative.
+    derivative. ``moments`` is the state of the inner loop's optimizer, if it has one.
     """
 
     params: dict[str, Tensor]
     stats: dict[str, Tensor]
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
     def detach(self) -> ModelState:
         """Return the same values outside of any graph."""
         return ModelState(
             {k: v.detach() for k, v in self.params.items()},
             {k: v.detach() for k, v in self.stats.items()},
+            {k: v.detach() for k, v in self.moments.items()},
         )
 
     def take(self, members: Sequence[int]) -> ModelState:
@@ -71,6 +73,7 @@ class ModelState:
         return ModelState(
             {k: v.index_select(0, rows) for k, v in self.params.items()},
             {k: v.index_select(0, rows) for k, v in self.stats.items()},
+            {k: v.index_select(0, rows) for k, v in self.moments.items()},
         )
 
     def squeezed(self) -> ModelState:
@@ -78,6 +81,7 @@ class ModelState:
         return ModelState(
             {k: v.squeeze(0) for k, v in self.params.items()},
             {k: v.squeeze(0) for k, v in self.stats.items()},
+            {k: v.squeeze(0) for k, v in self.moments.items()},
         )
 
     def unsqueezed(self) -> ModelState:
@@ -85,6 +89,7 @@ class ModelState:
         return ModelState(
             {k: v.unsqueeze(0) for k, v in self.params.items()},
             {k: v.unsqueeze(0) for k, v in self.stats.items()},
+            {k: v.unsqueeze(0) for k, v in self.moments.items()},
         )
 
     def leaves(self) -> ModelState:
@@ -92,6 +97,7 @@ class ModelState:
         return ModelState(
             {k: v.detach().requires_grad_() for k, v in self.params.items()},
             {k: _leaf(k, v) for k, v in self.stats.items()},
+            {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in self.moments.items()},
         )
 
 
@@ -153,7 +159,7 @@ class FunctionalModel:
         for p in self._theta.values():
             self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.graph_bytes: dict[Hashable, int] = {}
-        """Bytes that the graph of one inner step holds, by clients, rows and kind of inputs."""
+        """Bytes that the graph of one inner step holds, by its inputs' kind and its optimizer."""
         self.classes: dict[Hashable, int | None] = {}
         """Classes of the outputs, by the kinds of inputs and targets that were seen to fit."""
 

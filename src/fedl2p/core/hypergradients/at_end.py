@@ -109,7 +109,10 @@ def published(problem: Problem, config: HypergradientConfig) -> Hypergradient:
 
 
 def _run_inner_loop(problem: Problem, *, sum_gradients: bool) -> tuple[ModelState, NamedTensors]:
-    """Return the end of the inner loop, and the sum of all gradients or those of the last step."""
+    """Return the end of the inner loop, and the sum of all directions or those of the last step.
+
+    In plain SGD a direction is the gradient.
+    """
     start, steps = problem.start(), len(problem.batches)
     if sum_gradients or not steps:
         kept = {k: torch.zeros_like(p) for k, p in start.params.items()}
@@ -117,12 +120,12 @@ def _run_inner_loop(problem: Problem, *, sum_gradients: bool) -> tuple[ModelStat
         for k in range(steps):
             pieces: list[tuple[Members, NamedTensors]] = []
             for batch in step_batches(problem.batches, k):
-                grads = sgd.step(batch)
+                directions = sgd.step(batch)
                 if sum_gradients:
-                    accumulate(kept, batch.members, grads)
+                    accumulate(kept, batch.members, directions)
                 elif k == steps - 1:  # which every client takes
-                    pieces.append((batch.members, grads))
-                del grads  # gone before the next ones come
+                    pieces.append((batch.members, directions))
+                del directions  # gone before the next ones come
             if pieces:
                 kept = gather_clients(pieces)
     return sgd.state, kept

@@ -31,6 +31,12 @@ mode was found at half its cost, and the cheaper modes did worse on average
 (``benchmarks/hypergradients.py``, ``benchmarks/results/hypergradients.md``); T = 10 because T = 5
 lost a little in a later comparison (``docs/choices.md``).
 
+With momentum, weight decay or Adam in the inner loop the direction of a step stands for g_k, and
+the optimizer's moments are carried through the differentiated steps: ``unrolled`` stays exact,
+``truncated`` holds the older directions and the moments before the last T steps, ``last-step`` is
+-<v_p, d_{K-1,p}> by a rate. ``trajectory``, ``implicit`` and ``published`` are refused: their
+formulas hold for plain SGD only.
+
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """
 
@@ -46,6 +52,7 @@ from fedl2p.core.clientdata import Examples
 from fedl2p.core.data_check import check_examples
 from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.inner_loop import DivergedError
+from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.functional.kernels import without_second_derivative
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hypergradients import at_end
@@ -53,7 +60,14 @@ from fedl2p.core.hypergradients.problem import Hypergradient, Problem
 from fedl2p.core.hypergradients.unrolled import unrolled
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.objective import Loss, Pick, objective
-from fedl2p.core.settings import HypergradientConfig, Mode, Statistics
+from fedl2p.core.settings import (
+    HypergradientConfig,
+    InnerLoop,
+    InnerOptimizer,
+    Mode,
+    Statistics,
+    check_mode,
+)
 from fedl2p.core.trees import Tree
 from fedl2p.core.user_data import read_examples
 
@@ -84,6 +98,9 @@ def hypergradient(
     loss: Loss = "cross-entropy",
     ignore_index: int | None = None,
     outputs: Pick | None = None,
+    optimizer: InnerOptimizer = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Return dL_val/dh of one client by name.
 
@@ -109,6 +126,8 @@ def hypergradient(
         How running statistics start, see :class:`fedl2p.core.settings.InnerLoop`.
     loss, ignore_index, outputs
         What is minimised, see :mod:`fedl2p.core.objective`.
+    optimizer, momentum, weight_decay
+        What takes the inner steps, see there.
 
     Returns
     -------
@@ -120,8 +139,8 @@ def hypergradient(
     ------
     ValueError
         If both ``mode`` and ``config`` are given, the hyperparameters are another model's, the
-        batches do not fit the model or the loss, or the
-        model has no second derivative and the mode takes one.
+        batches do not fit the model or the loss, the mode is for plain SGD only and the inner steps
+        are not, or the model has no second derivative and the mode takes one.
     DivergedError
         If the hypergradient is not finite.
     """
@@ -146,6 +165,9 @@ def hypergradient(
         validation=[StackBatch(*_one_client(net, validation, "validation"))],
         statistics=statistics,
         following=None if following is None else _one_client(net, following, "following"),
+        optimizer=optimizer_of(
+            InnerLoop(optimizer=optimizer, momentum=momentum, weight_decay=weight_decay)
+        ),
     )
     result = stack_hypergradient(problem, config)
     for what, values in (("mix", result.mix), ("rate", result.rate), ("loss", result.loss)):
@@ -178,6 +200,7 @@ def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hyperg
     ValueError
         If the model has no second derivative and the mode takes one.
     """
+    check_mode(config.mode, plain_sgd=problem.optimizer is None)
     # before any state is made, or graph measured
     problem.net.examine(trees.rows(problem.validation[0].x, 0))
     try:

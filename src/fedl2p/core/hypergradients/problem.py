@@ -1,4 +1,4 @@
-"""The bilevel problem of a stack of clients: fine-tuning on batches, judged on validation data.
+"""The bilevel problem of a stack of clients: inner training batches, outer validation loss.
 
 Shapes: C clients, B norms, P parameter tensors, K inner steps.
 """
@@ -15,6 +15,7 @@ from fedl2p.core import trees
 from fedl2p.core.finetuning.batches import Batches, StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import initial_state
+from fedl2p.core.finetuning.optimizers import Optimizer
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import Members, NamedTensors, gather_clients
 from fedl2p.core.settings import Statistics
@@ -63,6 +64,8 @@ class Problem:
         How running statistics start.
     following
         The batch after the last step; None for the last one again.
+    optimizer
+        Of the inner steps; None for plain SGD.
     """
 
     net: FunctionalModel
@@ -72,14 +75,16 @@ class Problem:
     validation: Sequence[StackBatch]
     statistics: Statistics = "corrected"
     following: tuple[Tree, Tree] | None = None
+    optimizer: Optimizer | None = None
 
     def start(self) -> ModelState:
         """Return the state before the first inner step."""
-        return initial_state(self.net, len(self.mix), self.statistics, steps=len(self.batches))
+        state = initial_state(self.net, len(self.mix), self.statistics, steps=len(self.batches))
+        return state if self.optimizer is None else self.optimizer.start(state)
 
     def sgd(self, start: ModelState) -> InPlaceSGD:
         """Return the inner loop's SGD, without a graph."""
-        return InPlaceSGD(self.net, start, self.mix, self.rate)
+        return InPlaceSGD(self.net, start, self.mix, self.rate, optimizer=self.optimizer)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fedl2p.core import trees
 from fedl2p.core.finetuning.batches import EpochBatches, StackBatch, step_batches
+from fedl2p.core.finetuning.optimizers import Optimizer
 from fedl2p.core.finetuning.sgd_step import inner_step
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import accumulate, gather_clients, inner_products
@@ -34,7 +35,8 @@ def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
 
     Reverse mode with checkpoints: the steps are cut into segments, of which the forward pass keeps
     the first states only; a segment's graph is made again when its turn comes (the last one's is
-    kept from the forward pass). Older steps than the last T have the identity as Jacobian.
+    kept from the forward pass). Older steps than the last T have the identity as Jacobian: their
+    directions, and with them the optimizer's moments before the last T, are constants.
     """
     total = len(problem.batches)
     depth = min(config.steps, total) if config.mode == "truncated" else total
@@ -47,10 +49,10 @@ def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
             if k in cuts:
                 checkpoints.append(sgd.copy())
             for batch in step_batches(problem.batches, k):
-                grads = sgd.step(batch)
+                directions = sgd.step(batch)
                 if k < cuts[0]:
-                    accumulate(older, batch.members, grads)
-                del grads
+                    accumulate(older, batch.members, directions)
+                del directions
     checkpoints.append(sgd.state)
 
     mix, rate = problem.mix.clone().requires_grad_(), problem.rate.clone().requires_grad_()
@@ -63,10 +65,11 @@ def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
             validation = validation_gradients(problem, after, of_stats=True)
             cotangents = validation.params | validation.stats
             d_mix, d_rate = validation.mix, torch.zeros_like(rate)
-        outputs = after.params | after.stats
+        outputs = after.params | after.stats | after.moments
         # an output without a graph (a tensor that no step changes) passes nothing back
         attached = [(outputs[k], c) for k, c in cotangents.items() if outputs[k].requires_grad]
-        leaves = {k: t for k, t in (start.params | start.stats).items() if t.requires_grad}
+        tensors = start.params | start.stats | start.moments
+        leaves = {k: t for k, t in tensors.items() if t.requires_grad}
         by_mix, by_rate, *by_start = torch.autograd.grad(
             [o for o, _ in attached],
             [mix, rate, *leaves.values()],
@@ -103,7 +106,7 @@ def _most_held(problem: Problem) -> int:
     step = len(batches) - 1 if unequal else 0  # one that every client takes
     of_step = step_batches(batches, step)
     rows = sum(b.clients * b.length for b in of_step)
-    shape = (len(problem.mix), rows, trees.kind(of_step[0].x, skip=2))
+    shape = (len(problem.mix), rows, trees.kind(of_step[0].x, skip=2), problem.optimizer)
     known = problem.net.graph_bytes
     if shape not in known:
         held: dict[int, int] = {}
@@ -126,16 +129,18 @@ def _run_segment(
     problem: Problem, state: ModelState, mix: Tensor, rate: Tensor, first: int, end: int
 ) -> ModelState:
     """Return the state after differentiable steps ``first`` to ``end`` - 1."""
-    net, batches = problem.net, problem.batches
+    net, batches, optimizer = problem.net, problem.batches, problem.optimizer
     if len(mix) > 1:
         for k in range(first, end):
-            state = _step(net, state, mix, rate, step_batches(batches, k))
+            state = _step(net, state, mix, rate, step_batches(batches, k), optimizer)
         return state
     state, mix, rate = state.squeezed(), mix.squeeze(0), rate.squeeze(0)
     for k in range(first, end):
         (batch,) = step_batches(batches, k)
         xy = trees.rows(batch.x, 0), trees.rows(batch.y, 0)
-        state = inner_step(net, state, mix, rate, xy, dropout_seed=batch.dropout_seed)
+        state = inner_step(
+            net, state, mix, rate, xy, optimizer=optimizer, dropout_seed=batch.dropout_seed
+        )
     return state.unsqueezed()
 
 
@@ -145,17 +150,20 @@ def _step(
     mix: Tensor,
     rate: Tensor,
     batches: Sequence[StackBatch],
+    optimizer: Optimizer | None,
 ) -> ModelState:
     """Take one differentiable step of a stack; clients that have no batch stay as they are."""
     if batches[0].members is None:
-        return inner_step(net, state, mix, rate, (batches[0].x, batches[0].y))
+        xy = batches[0].x, batches[0].y
+        return inner_step(net, state, mix, rate, xy, optimizer=optimizer)
     pieces = []
     waiting = set(range(len(mix)))
     for batch in batches:
         assert batch.members is not None
         rows = torch.tensor(batch.members, device=mix.device)
         members, xy = state.take(batch.members), (batch.x, batch.y)
-        after = inner_step(net, members, mix.index_select(0, rows), rate.index_select(0, rows), xy)
+        member_mix, member_rate = mix.index_select(0, rows), rate.index_select(0, rows)
+        after = inner_step(net, members, member_mix, member_rate, xy, optimizer=optimizer)
         pieces.append((batch.members, after))
         waiting -= set(batch.members)
     if waiting:
@@ -164,4 +172,5 @@ def _step(
     return ModelState(
         gather_clients([(members, piece.params) for members, piece in pieces]),
         gather_clients([(members, piece.stats) for members, piece in pieces]),
+        gather_clients([(members, piece.moments) for members, piece in pieces]),
     )

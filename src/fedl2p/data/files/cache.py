@@ -16,10 +16,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Raised when the layout of a cache changes: older ones are then built again."""
 
-Allocate = Callable[[tuple[int, ...], "DTypeLike"], np.ndarray]
+# Text, so that sources can be imported without loading numpy.
+Allocate: TypeAlias = "Callable[[tuple[int, ...], DTypeLike], np.ndarray]"
 """``allocate(shape, dtype)``: the array of all examples, to be filled in place; call it once."""
 
 Columns = dict[str, list[Any]]
@@ -134,7 +134,8 @@ def _build(folder: Path, key: Mapping[str, Any], build: Callable[[Allocate], Col
 
     def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         assert not arrays, "a cache holds one array"
-        arrays.append(open_memmap(folder / "x.npy", mode="w+", dtype=dtype, shape=shape))
+        place = folder / "x.npy"
+        arrays.append(np.lib.format.open_memmap(place, mode="w+", dtype=dtype, shape=shape))
         return arrays[0]
 
     columns = build(allocate)

@@ -15,7 +15,7 @@ from torch import nn
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.data_check import check_client
 from fedl2p.core.functional.precision import compute_of
-from fedl2p.core.functional.working_copies import working_copies
+from fedl2p.core.working_copies import working_copies
 from fedl2p.data.pools.client_cache import KEEP_BYTES, ClientCache, size_of
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.received_models import ReceivedModels

@@ -7,12 +7,13 @@ its file. For all of them:
 - Batch-norm trains as in plain PyTorch. Running statistics that travel are averaged like weights.
 - A round's metrics evaluate what a client would use without training: the received tensors and, of
   those that never travel, the kept ones.
-- **Personalization is one more update of the client, for the epochs of fine-tuning** (setting
-  ``finetune``, as in every other method), unless the method's file says otherwise. It starts from
-  the final state and what the client kept; for a client never seen, tensors that never travel start
-  from the initial weights. Running statistics start afresh as ``finetune.statistics`` says, so that
-  they are the client's. Published evaluations differ in this: some take the models as the last
-  round left them, in which a client that was not drawn lately is behind.
+- **Personalization is one more update of the client, for the epochs of fine-tuning** and with its
+  optimizer (setting ``finetune``, as in every other method), unless the method's file says
+  otherwise; ditto and apfl take steps of their own, of plain SGD only. It starts from the final
+  state and what the client kept; for a client never seen, tensors that never travel start from the
+  initial weights. Running statistics start afresh as ``finetune.statistics`` says, so that they are
+  the client's. Published evaluations differ in this: some take the models as the last round left
+  them, in which a client that was not drawn lately is behind.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from fedl2p.core.finetuning.batches import EpochBatches
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.in_place_sgd import Gradient, batch_gradient, sgd
 from fedl2p.core.finetuning.inner_loop import all_finite, inner_batches, run_inner_loop
+from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.working_copies import working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import (
     DIVERGED,
@@ -220,14 +222,14 @@ def run_local_sgd(
     gradient: Gradient | None = None,
     stream: str = "local",
 ) -> ModelState:
-    """Train a stack of clients with plain batch-norm and plain SGD.
+    """Train a stack of clients with plain batch-norm and the optimizer of ``inner``.
 
     Parameters
     ----------
     net, start, clients
         The model, the clients' states before training, the clients.
     inner, rate
-        Epochs and batch size; the learning rate.
+        Epochs, batch size and optimizer (plain SGD with a ``gradient``); the learning rate.
     only
         Names of the tensors that train; None for all. Running statistics always follow.
     gradient
@@ -239,6 +241,7 @@ def run_local_sgd(
     """
     rates = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only).rate
     if gradient is not None:
+        assert inner.plain_sgd, "a method with a gradient of its own takes no optimizer"
         return sgd(start, rates, gradient, range(inner.steps(clients[0].data.train.num)))
     return run_inner_loop(
         net,
@@ -246,6 +249,7 @@ def run_local_sgd(
         _draw_batches(net, clients, inner, stream),
         statistics=inner.statistics,
         start=start,
+        optimizer=optimizer_of(inner),
     )
 
 
@@ -273,7 +277,7 @@ def finetune_plain(
     *,
     only: Collection[str] | None = None,
 ) -> PersonalModels:
-    """Fine-tune a stack of clients with plain SGD and batch-norm statistics of their own."""
+    """Fine-tune a stack of clients at one rate, with batch-norm statistics of their own."""
     begin = with_fresh_statistics(net, start, inner)
     state = run_local_sgd(net, begin, clients, inner, rate, only=only, stream="finetune")
     hyperparams = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only)

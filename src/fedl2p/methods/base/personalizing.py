@@ -22,14 +22,15 @@ from fedl2p.core.finetuning.inner_loop import (
     inner_batches,
     run_inner_loop,
 )
+from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.inspection import inherit
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.functional.working_copies import WorkingCopies, working_copies
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import InnerLoop
+from fedl2p.core.working_copies import WorkingCopies, working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.tensor_groups import where
 from fedl2p.seeds import derive_seed
@@ -149,7 +150,9 @@ def finetune_stack(
     validation = [c.data.validation for c in clients if c.data.validation is not None]
     if inner.early_stopping and len(validation) == len(clients):
         return _finetune_with_early_stopping(net, hyperparams, batches, validation, inner)
-    return run_inner_loop(net, hyperparams, batches, statistics=inner.statistics)
+    return run_inner_loop(
+        net, hyperparams, batches, statistics=inner.statistics, optimizer=optimizer_of(inner)
+    )
 
 
 def _finetune_with_early_stopping(
@@ -168,7 +171,8 @@ def _finetune_with_early_stopping(
     mix, rate = hyperparams.mix.detach(), hyperparams.rate.detach()
     best = initial_state(net, len(mix), inner.statistics, steps=len(batches))
     lowest = losses(best)
-    with InPlaceSGD(net, best, mix, rate, trainable=trainable(best, rate)) as sgd:
+    names, optimizer = trainable(best, rate), optimizer_of(inner)
+    with InPlaceSGD(net, best, mix, rate, trainable=names, optimizer=optimizer) as sgd:
         for begin in range(0, len(batches), batches.per_epoch):
             for step in range(begin, begin + batches.per_epoch):
                 for batch in step_batches(batches, step):
@@ -236,7 +240,7 @@ def personalize_with(
 def with_final_data(clients: Sequence[Client], inner: InnerLoop) -> list[Client]:
     """Return the clients with the data that the last fine-tuning reads.
 
-    Clients whose shapes agreed before agree afterwards, and the other way round.
+    Clients have equal shapes afterwards if and only if they had before.
     """
     return [replace(c, data=inner.final_data(c.data)) for c in clients]
 

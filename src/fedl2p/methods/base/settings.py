@@ -11,6 +11,7 @@ from fedl2p.core.settings import (
     HypergradientConfig,
     InnerLoop,
     MetaNetsConfig,
+    check_mode,
     check_whole,
 )
 
@@ -285,10 +286,37 @@ class Settings:
 
     @property
     def personal_rate(self) -> float:
-        """The learning rate with which baselines personalize."""
+        """The learning rate with which baselines personalize.
+
+        Raises
+        ------
+        ValueError
+            If it would be that of local training, which is one of SGD, but they use adam.
+        """
+        if self.baselines.rate is None and self.finetune.optimizer == "adam":
+            raise ValueError(
+                f"finetune.optimizer is adam, but baselines would personalize at local.rate "
+                f"{self.local.rate}, which is for SGD; give baselines.rate, e.g. 0.001"
+            )
         return self.local.rate if self.baselines.rate is None else self.baselines.rate
 
+    def plain_sgd_loop(self, method: str) -> InnerLoop:
+        """Return the inner loop for a method whose steps are defined for plain SGD only.
+
+        Raises
+        ------
+        ValueError
+            If fine-tuning has another optimizer.
+        """
+        if not self.finetune.plain_sgd:
+            raise ValueError(
+                f"{method} personalizes by steps of its own, which take no momentum, weight decay "
+                f"or adam; leave out {method}, or these settings of finetune"
+            )
+        return self.finetune
+
     def __post_init__(self) -> None:
+        check_mode(self.meta.hypergradient.mode, plain_sgd=self.finetune.plain_sgd)
         for name in ("finetune_rate", "alone_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < math.inf:
