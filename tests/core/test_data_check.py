@@ -38,6 +38,7 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "infinite targets": (X, X[:, :3] / 0, {"loss": "mse"}, "targets that are not finite"),
     "a mean": (X, X[:, :3], {"loss": nn.MSELoss()}, r"loss returned a tensor of shape \(\)"),
     "a loss that fails": (X, X, {"loss": lambda o, y: o - y}, "loss or metric fails on outputs"),
+    "an error as a metric": (X, LABELS, {"metric": lambda o, y: y * 7.0}, r"metric returned .*7"),
     "no outputs": (X, LABELS, {"outputs": lambda o: (o, o)}, "takes one tensor; pick one by"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -100,7 +101,8 @@ class ClientData:
                 continue
             examples = Examples(*read_examples(given, what=part))
             _check_lengths(part, examples)
-            object.__setattr__(self, part, examples)
+            same = isinstance(given, Examples) and all(map(is_, given, examples))
+            object.__setattr__(self, part, given if same else examples)
         if self.balanced:
             _check_classes(self.train.y)
         self._check_raw()

@@ -95,13 +95,15 @@ def _try(net: FunctionalModel, examples: Examples) -> int | None:
             raise ValueError(
                 f"the model cannot run on inputs of {trees.describe(examples.x)}: {_line(error)}"
             ) from error
-        if net.objective.loss == "cross-entropy":
-            assert isinstance(few.y, Tensor)
-            first = classes_last(_one_tensor(outputs)[0], few.y)
-            return first.shape[-1]
+        classes = None
         try:
-            net.objective.losses_of_many(outputs, y)
-            net.objective.metrics_of_many(outputs, y)
+            if net.objective.loss == "cross-entropy":
+                assert isinstance(few.y, Tensor)
+                classes = classes_last(_one_tensor(outputs)[0], few.y).shape[-1]
+            else:
+                net.objective.losses_of_many(outputs, y)
+            if net.objective.metric is not None:
+                _check_metric(net.objective.metrics_of_many(outputs, y))
         except ValueError:
             raise
         except Exception as error:
@@ -109,7 +111,16 @@ def _try(net: FunctionalModel, examples: Examples) -> int | None:
                 f"the loss or metric fails on outputs {trees.describe(outputs)} and targets "
                 f"{trees.describe(y)}, one client first: {_line(error)}"
             ) from error
-    return None
+    return classes
+
+
+def _check_metric(values: Tensor | None) -> None:
+    assert values is not None
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(
+            f"the metric returned {values.flatten().tolist()}, but numbers in [0, 1] are wanted, "
+            "the higher the better; an error belongs into the loss"
+        )
 
 
 def _one_tensor(outputs: Any) -> Tensor:

@@ -90,6 +90,7 @@ def serve_latecomers(config: RunConfig, clients: OnFlower) -> None:
         source.open(study.seed),
         seed=study.seed,
         clients=clients,
+        has_accuracy=study.has_accuracy,
     )
     rows = tuple(Row.of(method.name, "unseen", outcome) for outcome in outcomes)
     report = Report(

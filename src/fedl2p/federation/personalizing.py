@@ -10,6 +10,7 @@ from math import isnan
 import torch
 from torch import nn
 
+from fedl2p.core.functional.recorded_objective import objective_of
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.clients.node import failed_outcome
@@ -42,6 +43,7 @@ def personalize_all(
     names: Sequence[str] | None = None,
     clients: Clients | None = None,
     listeners: Sequence[Listener] = (),
+    has_accuracy: bool | None = None,
 ) -> list[Outcome]:
     """Have clients personalize and evaluate themselves.
 
@@ -67,6 +69,9 @@ def personalize_all(
         what they keep.
     listeners
         Called at the start and the end.
+    has_accuracy
+        Whether the loss has an accuracy, or a metric in its place; if not, it is NaN. None for what
+        is recorded on the model.
 
     Returns
     -------
@@ -82,6 +87,8 @@ def personalize_all(
         If every client failed: then there is no result, and no row.
     """
     names = population.names if names is None else names
+    if has_accuracy is None:
+        has_accuracy = objective_of(model).has_metric
     if clients is None:
         clients = in_process(model, population, {method.name: method})
     question = Question(
@@ -97,7 +104,10 @@ def personalize_all(
     for listener in listeners:
         listener.on_start(stage, 0, ())
     try:
-        outcomes = {answer.client: _outcome(answer) for answer in clients.ask(question)}
+        outcomes = {
+            answer.client: _outcome(answer, has_accuracy=has_accuracy)
+            for answer in clients.ask(question)
+        }
         failed = {name: outcomes[name].failure or "" for name in names if outcomes[name].failure}
         for name, reason in failed.items():
             log.warning("%s: client %s failed: %s", stage, name, reason)
@@ -115,7 +125,7 @@ def personalize_all(
     return [outcomes[name] for name in names]
 
 
-def _outcome(answer: Answer) -> Outcome:
+def _outcome(answer: Answer, *, has_accuracy: bool) -> Outcome:
     """Return an answer's outcome, or that of a failure if no client can have its numbers."""
     outcome = answer.outcome
     if outcome is None:
@@ -123,19 +133,19 @@ def _outcome(answer: Answer) -> Outcome:
     if outcome.failure is not None:
         counts = {key: min(max(getattr(outcome, key), 0), int(MOST_EXAMPLES)) for key in COUNTS}
         return replace(outcome, failure=one_line(outcome.failure), **counts)
-    if (fault := _implausible(outcome)) is not None:
+    if (fault := _implausible(outcome, has_accuracy=has_accuracy)) is not None:
         return failed_outcome(answer.client, fault)
     return outcome
 
 
-def _implausible(outcome: Outcome) -> str | None:
+def _implausible(outcome: Outcome, *, has_accuracy: bool) -> str | None:
     """Return which number of an outcome no client can have, in one line, or None."""
     for key in COUNTS:
         if not 0 <= getattr(outcome, key) <= MOST_EXAMPLES:
             return f"its {key} is {getattr(outcome, key)}, wanted a number of examples"
-    accuracies = {key: getattr(outcome, key) for key in ACCURACIES}
-    if not all(map(isnan, accuracies.values())):  # not tested, or a loss without accuracy
-        for key, value in accuracies.items():
-            if not 0 <= value <= 1:
-                return f"its {key} is {value}, wanted a fraction in [0, 1]"
+    for key in ACCURACIES:
+        value = getattr(outcome, key)
+        unknown = isnan(value) and (outcome.num_test == 0 or not has_accuracy)
+        if not (unknown or 0 <= value <= 1):
+            return f"its {key} is {value}, wanted a fraction in [0, 1]"
     return None

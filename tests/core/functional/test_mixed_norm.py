@@ -23,6 +23,7 @@ from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.workspace import Workspace
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.objective import Objective
 from fedl2p.core.profiles import profile
 from fedl2p.core.settings import MODES, InnerLoop, Statistics
 from fedl2p.core.sites import find_sites
@@ -527,7 +528,7 @@ def test_a_cohort_gives_each_client_what_it_gets_alone(
 
 def test_a_workspace_keeps_the_modules_and_marks_each_norm_once() -> None:
     model = settled(SharedNorm())
-    work = Workspace(model, find_sites(model))
+    work = Workspace(model, find_sites(model), Objective())
     assert [type(m) for m in work.module.modules()] == [type(m) for m in model.modules()]
     norm = work.module.first[1]
     assert type(norm) is nn.BatchNorm1d
@@ -537,8 +538,9 @@ def test_a_workspace_keeps_the_modules_and_marks_each_norm_once() -> None:
     names = [name for name, _ in model.named_parameters()]
     assert [name for name, _ in work.module.named_parameters()] == names
     plain = ConvNet(2, track_running_stats=False)
-    assert Workspace(plain, find_sites(plain)).norms == {}
-    assert list(Workspace(nn.BatchNorm1d(3), find_sites(nn.BatchNorm1d(3))).norms) == [""]
+    assert Workspace(plain, find_sites(plain), Objective()).norms == {}
+    norm = nn.BatchNorm1d(3)
+    assert list(Workspace(norm, find_sites(norm), Objective()).norms) == [""]
 
 
 def test_a_marked_mean_is_a_plain_tensor_to_all_but_batch_norm() -> None:

@@ -186,8 +186,8 @@ def _one_client(net: FunctionalModel, batch: Any, what: str) -> tuple[Tree, Tree
     """Return a checked batch on the model's device, as that of a stack of one client."""
     examples = Examples(*read_examples(batch, what=what))
     check_examples(net, examples, what=what)
-    examples = examples.to(net.device)
-    return trees.stack([examples.x]), trees.stack([examples.y])
+    x, y = examples.to(net.device)
+    return trees.map_tree(lambda t: t[None], x), trees.map_tree(lambda t: t[None], y)
 
 
 def stack_hypergradient(problem: Problem, config: HypergradientConfig) -> Hypergradient:
