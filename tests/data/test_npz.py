@@ -28,7 +28,7 @@ def client(n: int = 10, **changes: object) -> Arrays:
 
 def write(path: Path, arrays: Arrays) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
     return path
 
 
@@ -66,7 +66,7 @@ def test_parts_types_and_values(tmp_path: Path) -> None:
     assert data.validation is not None
     assert data.test is not None
     assert (len(data.train.y), len(data.validation.y), len(data.test.y)) == (10, 2, 6)
-    np.testing.assert_allclose(data.train.x.numpy(), arrays["x_train"], rtol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(data.train.x.numpy(), arrays["x_train"], rtol=1e-6)
     assert data.validation.y.tolist() == [0, 2]
     for part in (data.train, data.validation, data.test):
         assert (part.x.dtype, part.y.dtype) == (torch.float32, torch.int64)
@@ -137,9 +137,16 @@ BAD = {
     "other half": (client(x_validation=None, y_validation=np.zeros(2, int)), "x_validation miss"),
     "misspelt": (client(x_val=np.zeros((2, 1, 4, 4))), "unknown array x_val; the names are"),
     "flat inputs": (client(x_train=np.zeros(10)), r"x_train has shape \(10,\); give"),
-    "labels 2-d": (client(y_train=np.zeros((10, 1), int)), r"y_train has shape \(10, 1\)"),
-    "one-hot": (client(y_train=np.eye(10, dtype=int)), r"y_train has shape \(10, 10\)"),
-    "float labels": (client(y_train=np.zeros(10)), "y_train is of type float64; give integer"),
+    "no targets": (client(y_train=np.zeros((10, 0))), r"y_train has shape \(10, 0\)"),
+    "infinite targets": (client(y_train=np.full(10, np.inf)), "y_train has values that are not"),
+    "mixed inputs": (
+        client(x_test=np.zeros((3, 1, 4, 4), int), y_test=np.zeros(3, int)),
+        "x_train is floating and x_test is integer; store the inputs of all parts the same way",
+    ),
+    "mixed targets": (
+        client(x_test=np.zeros((3, 1, 4, 4)), y_test=np.zeros(3)),
+        "y_train is integer and y_test is floating; store the targets of all parts the same way",
+    ),
     "bool labels": (client(y_train=np.zeros(10, bool)), "y_train is of type bool"),
     "text labels": (client(y_train=np.array(["a"] * 10)), "y_train is of type <U1"),
     "negative": (client(y_train=np.arange(10) - 1), "y_train has the label -1; number"),
@@ -147,7 +154,6 @@ BAD = {
     "NaN": (client(x_train=with_value(np.nan)), "not finite .* in 1 of 10 examples"),
     "infinite": (client(x_train=with_value(np.inf)), "not finite"),
     "beyond float32": (client(x_train=with_value(1e60)), "not finite numbers in float32"),
-    "integers": (client(x_train=np.zeros((10, 1, 4, 4), int)), "int64; give floats, or uint8"),
     "complex": (client(x_train=np.zeros((10, 1, 4, 4), complex)), "complex128; give floats"),
     "lengths": (client(y_train=np.zeros(9, int)), "has 10 examples but y_train 9"),
     "nothing": (
@@ -249,6 +255,39 @@ def test_clients_must_be_alike(tmp_path: Path) -> None:
     other = client(x_train=np.zeros((10, 3, 4, 4)), x_test=np.zeros((6, 3, 4, 4)))
     write(tmp_path / "b.npz", other)
     with pytest.raises(ValueError, match=r"b\.npz: x_train .*\(3, 4, 4\) where \(1, 4, 4\)"):
+        NpzFolder(tmp_path).open(0)
+
+
+def test_tokens_and_a_label_for_each_are_taken_as_they_are(tmp_path: Path) -> None:
+    tokens = np.arange(20, dtype=np.int32).reshape(10, 2)
+    labels = tokens % 3
+    labels[:, 1] = -100
+    path = write(tmp_path / "a.npz", {"x_train": tokens, "y_train": labels})
+    x, y = read_npz_client(path, split=False).train
+    assert torch.equal(x, torch.from_numpy(tokens).long())
+    assert torch.equal(y, torch.from_numpy(labels).long())
+    population = NpzFolder(tmp_path).open(0)
+    assert (population.shape, population.classes) == ((2,), 3)
+    assert population.about("a") == {}
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((10,), 1), ((10, 3), 3), ((10, 3, 4, 4), 3)])
+def test_floating_targets_have_values_instead_of_classes(
+    tmp_path: Path, shape: tuple[int, ...], classes: int
+) -> None:
+    targets = np.random.default_rng(0).normal(size=shape)
+    tested = targets[: len(client()["y_test"])]
+    path = write(tmp_path / "a.npz", client(y_train=targets, y_test=tested))
+    _, y = read_npz_client(path, split=False).train
+    assert torch.equal(y, torch.from_numpy(targets).float())
+    assert NpzFolder(tmp_path).open(0).classes == classes
+
+
+def test_all_clients_have_targets_of_one_kind(tmp_path: Path) -> None:
+    write(tmp_path / "a.npz", client())
+    tested = np.zeros(len(client()["y_test"]))
+    write(tmp_path / "b.npz", client(y_train=np.zeros(10), y_test=tested))
+    with pytest.raises(ValueError, match=r"b.npz: its targets are .* than those of a.npz"):
         NpzFolder(tmp_path).open(0)
 
 

@@ -6,17 +6,20 @@ A batch of inputs, and one of targets, is such a tree. A single tensor takes no 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
 
-Tree: TypeAlias = Union[Tensor, dict[str, "Tree"], tuple["Tree", ...]]  # noqa: UP007 (recursive)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Text, so that sources can be imported without loading torch.
+Tree: TypeAlias = "Tensor | dict[str, Tree] | tuple[Tree, ...]"
 
 
 def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Return the tree of a function's values at the tensors."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         return function(tree)
     if isinstance(tree, dict):
         return {k: map_tree(function, v) for k, v in tree.items()}
@@ -25,7 +28,7 @@ def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
 def leaves(tree: Tree) -> Iterator[Tensor]:
     """Yield the tensors."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         yield tree
         return
     for child in tree.values() if isinstance(tree, dict) else tree:
@@ -34,7 +37,7 @@ def leaves(tree: Tree) -> Iterator[Tensor]:
 
 def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors with their names: ``['key']`` of a dictionary, ``[0]`` of a tuple."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         yield name, tree
         return
     for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
@@ -43,7 +46,7 @@ def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def first_leaf(tree: Tree) -> Tensor:
     """Return the first tensor."""
-    return tree if isinstance(tree, Tensor) else next(leaves(tree))
+    return tree if isinstance(tree, torch.Tensor) else next(leaves(tree))
 
 
 def length(tree: Tree) -> int:
@@ -53,14 +56,14 @@ def length(tree: Tree) -> int:
 
 def rows(tree: Tree, index: Tensor | slice | int) -> Tree:
     """Return the rows of every tensor."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         return tree[index]
     return map_tree(lambda t: t[index], tree)
 
 
 def split(tree: Tree, size: int, dim: int = 0) -> Sequence[Tree]:
     """Return the tree in pieces of ``size`` along a dimension; the last one may be smaller."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         return list(torch.split(tree, size, dim))
     total = first_leaf(tree).shape[dim]
     return [
@@ -84,8 +87,8 @@ def cat(trees: Sequence[Tree]) -> Tree:
 
 def _joined(join: Callable[[list[Tensor]], Tensor], trees: Sequence[Tree]) -> Tree:
     first = trees[0]
-    if isinstance(first, Tensor):
-        return join([t for t in trees if isinstance(t, Tensor)])
+    if isinstance(first, torch.Tensor):
+        return join([t for t in trees if isinstance(t, torch.Tensor)])
     if isinstance(first, dict):
         return {k: _joined(join, [t[k] for t in trees if isinstance(t, dict)]) for k in first}
     children = zip(*(t for t in trees if isinstance(t, tuple)), strict=True)
@@ -99,7 +102,7 @@ def to_device(tree: Tree, device: torch.device | str) -> Tree:
 
 def kind(tree: Tree, *, skip: int = 1) -> Hashable:
     """Return structure, shapes without the first ``skip`` dimensions, and dtypes."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         return tree.shape[skip:], tree.dtype
     if isinstance(tree, dict):
         return tuple((k, kind(v, skip=skip)) for k, v in tree.items())
@@ -108,14 +111,14 @@ def kind(tree: Tree, *, skip: int = 1) -> Hashable:
 
 def call(module: nn.Module, inputs: Tree) -> Any:
     """Return ``module(x)``, ``module(**x)`` for a dictionary, ``module(*x)`` for a tuple."""
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, torch.Tensor):
         return module(inputs)
     return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
 
 
 def describe(tree: Tree) -> str:
     """Return shapes and dtypes for a message: ``(32, 3, 8, 8) float32``."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         return f"{tuple(tree.shape)} {str(tree.dtype).removeprefix('torch.')}"
     if isinstance(tree, dict):
         return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in tree.items()) + "}"

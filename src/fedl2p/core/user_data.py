@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fedl2p.core import trees
 from fedl2p.core.trees import Tree
@@ -55,7 +53,7 @@ def read_examples(data: Any, *, what: str = "the data") -> tuple[Tree, Tree]:
     """
     if isinstance(data, tuple):
         return _converted(_pair(data, what), what)
-    if isinstance(data, DataLoader):
+    if isinstance(data, torch.utils.data.DataLoader):
         return _converted(_read(data, _batches_of_loader, trees.cat, what), what)
     if _is_table(data):
         return _converted(_columns(data.with_format("torch")[:], what), what)
@@ -64,7 +62,7 @@ def read_examples(data: Any, *, what: str = "the data") -> tuple[Tree, Tree]:
     if isinstance(data, list) and len(data) == 2 and all(hasattr(p, "__array__") for p in data):
         return _converted(_pair(tuple(data), what), what)
     is_sequence = isinstance(data, Sequence) and not isinstance(data, str | bytes)
-    if is_sequence or isinstance(data, Dataset):
+    if is_sequence or isinstance(data, torch.utils.data.Dataset):
         return _converted(_read(data, _examples_of, trees.stack, what), what)
     raise ValueError(f"{what}: a {type(data).__name__} came; {_WANTED}")
 
@@ -76,7 +74,7 @@ def _converted(pair: tuple[Tree, Tree], what: str) -> tuple[Tree, Tree]:
 def inputs_of(data: Any, what: str = "inputs") -> Tree:
     """Return inputs as a tree of tensors, images scaled to [0, 1]."""
     tree = _tensors(data, what)
-    if isinstance(tree, Tensor):
+    if isinstance(tree, torch.Tensor):
         return tree.to(torch.float32) / 255 if tree.dtype == torch.uint8 else tree
     for name, leaf in trees.named_leaves(tree):
         if leaf.dtype == torch.uint8 and leaf.dim() < 3:
@@ -100,7 +98,7 @@ def inputs_of_batch(batch: Any) -> Tree:
 
 def _tensors(data: Any, what: str) -> Tree:
     """Return a tree of tensors out of tensors, arrays, numbers and lists."""
-    if isinstance(data, Tensor):
+    if isinstance(data, torch.Tensor):
         return data
     if isinstance(data, Mapping | tuple) and not data:
         raise ValueError(f"{what}: an empty {type(data).__name__} came; give at least one tensor")
@@ -114,7 +112,7 @@ def _tensors(data: Any, what: str) -> Tree:
             "tuple of these"
         )
     try:
-        if isinstance(data, list) and data and all(isinstance(v, Tensor) for v in data):
+        if isinstance(data, list) and data and all(isinstance(v, torch.Tensor) for v in data):
             return torch.stack(data)
         array = data if isinstance(data, list | int | float) else data.__array__()
         with warnings.catch_warnings():
@@ -148,7 +146,7 @@ def _columns(columns: Mapping[str, Any], what: str) -> tuple[Tree, Tree]:
                 f"{what}: column {column!r} holds text; turn it into numbers and remove it "
                 "(remove_columns)"
             )
-        if len({v.shape for v in rows if isinstance(v, Tensor)}) > 1:
+        if len({v.shape for v in rows if isinstance(v, torch.Tensor)}) > 1:
             raise ValueError(
                 f"{what}: column {column!r} has rows of unequal shapes; pad them to one"
             )
@@ -213,7 +211,7 @@ def _with_batch_dimension(example: Any) -> Any:
 
 
 def _examples_of(data: Any) -> Iterator[Any]:
-    if isinstance(data, IterableDataset):
+    if isinstance(data, torch.utils.data.IterableDataset):
         yield from data
         return
     for i in range(len(data)):  # not every data set ends its iteration

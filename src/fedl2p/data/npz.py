@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
 from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData, Examples
@@ -107,7 +107,7 @@ class NpzPopulation(Population):
     def about(self, name: str) -> Mapping[str, str | float]:
         """Return the entropy of the client's training labels, in nats; nothing of other targets."""
         y = self.open(name).train.y
-        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+        if not isinstance(y, torch.Tensor) or y.dim() != 1 or y.is_floating_point():
             return {}
         return {"label_entropy": round(label_entropy(y), 4)}
 
