@@ -167,7 +167,6 @@ WIRE_FAULTS: dict[str, tuple[Spoil, str]] = {
         "no ArrayRecord 'arrays'",
     ),
     "loss": (metric("loss", float("nan")), "its loss is nan"),
-    "good loss": (metric("loss", -1e9), r"its loss is -1000000000.0, wanted a finite number >= 0"),
     "vast loss": (metric("loss", 1e308), r"its loss is 1e\+308"),
     "accuracy": (metric("accuracy", 7.0), "its accuracy is 7.0"),
     "error": (error, r"killed \[31m by the system x+\.\.\."),
@@ -346,17 +345,21 @@ def test_no_strategy_raises_when_few_answers_are_left(
     strategy: str, robust: str, left: int
 ) -> None:
     method = Toward(bad=POPULATION.names[left:], how="nan", rate=0.5)
-    done = run(method, strategy=strategy, robust=robust, hostile=int("krum" in robust), give_up=9)
-    assert all(t.isfinite().all() for t in done.state.values())
-    assert [r.failures for r in done.records] == [5 - left, 5 - left, 0]
+    options: dict[str, Any] = {"strategy": strategy, "robust": robust, "give_up": 9}
+    options["hostile"] = int("krum" in robust)
     fewest = {"none": 1, "krum": 5, "multikrum": 5, "fedtrimmedavg": 5}.get(robust, 3)
     if left < fewest:
-        assert same(done.state, method.start(model()))
+        with pytest.raises(FederationError, match="no round brought a new state"):
+            run(method, **options)
+        return
+    done = run(method, **options)
+    assert all(t.isfinite().all() for t in done.state.values())
+    assert [r.failures for r in done.records] == [5 - left, 5 - left, 0]
 
 
 def test_answers_that_overflow_together_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    done = run(strategy="fedadam", server_rate=1e300)
-    assert same(done.state, Toward().start(model()))
+    with pytest.raises(FederationError, match="no round brought a new state"):
+        run(strategy="fedadam", server_rate=1e300)
     said = "the combined answers overflow in tensor 'half', the state stays as it was"
     assert f"learn, round 1: {said}" in caplog.text
     # What the server optimizer remembers is as before too.

@@ -6,6 +6,7 @@ judges the last state.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import logging
@@ -199,6 +200,9 @@ def federate(
 def refuse_common_failure(stage: str, failures: Mapping[str, str], *, asked: int) -> None:
     """Raise if every client that was asked failed for the same reason.
 
+    Only errors that the next round must meet again count: not those of a disk or a connection
+    (OSError), nor values that are not finite.
+
     Raises
     ------
     FederationError
@@ -206,6 +210,9 @@ def refuse_common_failure(stage: str, failures: Mapping[str, str], *, asked: int
     """
     if asked and len(failures) == asked and len(set(failures.values())) == 1:
         client, reason = min(failures.items())
+        kind = getattr(builtins, reason.partition(":")[0], None)
+        if not isinstance(kind, type) or issubclass(kind, (OSError, ArithmeticError)):
+            return
         others = "" if asked == 1 else f", and all {asked} clients fail in the same way"
         raise FederationError(
             f"{stage}: client {client!r} failed{others}: {reason}; mend the model or the data"

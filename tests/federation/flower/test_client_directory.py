@@ -23,7 +23,14 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower.client_app import answer
 from fedl2p.federation.flower.clients import OnFlower
-from fedl2p.federation.messages import Clients, FrozenModel, Question, content_hash, state_bytes
+from fedl2p.federation.messages import (
+    Clients,
+    FederationError,
+    FrozenModel,
+    Question,
+    content_hash,
+    state_bytes,
+)
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.sampling import draw_cohort
@@ -253,7 +260,10 @@ def test_lost_double_and_error_replies(caplog: pytest.LogCaptureFixture) -> None
 def test_an_unknown_method_is_a_failure_that_says_so(caplog: pytest.LogCaptureFixture) -> None:
     population = Line(seen=1)
     clients = here(population, Toward(name="other"))
-    with caplog.at_level(logging.WARNING, logger="fedl2p"):
+    with (
+        caplog.at_level(logging.WARNING, logger="fedl2p"),
+        pytest.raises(FederationError, match="method 'toward' is not here; there are other"),
+    ):
         go(Toward(), model(), population, clients, rounds=1)
     assert "method 'toward' is not here; there are other" in caplog.text
 
