@@ -24,6 +24,8 @@ from support.federation_toys import Line, Toward, model, same
 from support.flower_grid import NodeGrid, is_query
 from support.fuzzing import ends_well, fuzz, mutated
 
+pytestmark = pytest.mark.slow
+
 POPULATION = Line(seen=3)
 METHOD = Toward(rate=0.5)
 BAD_NODE = 10  # that of c1

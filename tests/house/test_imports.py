@@ -88,6 +88,7 @@ def test_public_names_resolve() -> None:
         _ = fedl2p.personalise  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_import_costs_less_than_one_and_a_half_times_torch() -> None:
     code = """
         import time

@@ -74,7 +74,16 @@ def numbers(outcomes: list[Outcome]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@pytest.fixture(params=names())
+REPRESENTATIVE = ("fedl2p", "fedavg", "ditto", "finetuning-client")
+"""Of each kind one, for make test: learned, averaged, with state of its own, without rounds."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if name in REPRESENTATIVE else pytest.mark.slow)
+        for name in names()
+    ]
+)
 def method(request: pytest.FixtureRequest) -> Method:
     built = build(request.param, SETTINGS)
     assert built.name == request.param

@@ -20,6 +20,8 @@ from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.study.settings import Study
 from support.fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, refused
 
+pytestmark = pytest.mark.slow
+
 SMOKE = to_plain(recipes.get("smoke"))
 
 

@@ -19,7 +19,10 @@ import pytest
 
 from support.killing import TINY, call, result, start
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits of POSIX systems")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="kills and limits of POSIX systems"),
+]
 
 KILLS = 20
 

@@ -30,6 +30,8 @@ from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.new_client import load_run
 from support.fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, mutated, refused
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
