@@ -144,7 +144,6 @@ class FunctionalModel:
         self._original = weakref.ref(model)
         self._compute = compute_of(model)
         self.stack_size = self._compute.stack_size
-        self.stack_size = self._compute.stack_size
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._findings = known(model)
         self._foreseen: str | None = None
