@@ -14,10 +14,11 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -26,9 +27,10 @@ from fedl2p.deploy.node import Node
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.deploy.server import serve
 from fedl2p.federation.clients.node import ClientNode
-from fedl2p.federation.flower.client_app import answer
+from fedl2p.federation.flower.client_app import answer, register, without_paths
+from fedl2p.federation.flower.client_directory import read_keys
 from fedl2p.federation.flower.clients import OnFlower
-from fedl2p.federation.flower.records import ACTIONS, QUERY
+from fedl2p.federation.flower.records import CLIENT_FAILED
 from fedl2p.runs.folder import RunWriter
 from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.study.engines import device_of, node_of
@@ -50,21 +52,32 @@ def client_app(study: Study | None = None) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        machine = Node.of(context.node_config)
-        with _log_of(machine):
-            asked = config_of(context) if study is None else RunConfig(study=study)
-            resident = _resident(
-                json.dumps(to_plain(asked.study)), machine, learns=asked.task == "study"
-            )
-            if machine is not None:
-                context.node_config["client"] = machine.client
-            return answer(resident, message, context)
+        machine = None
+        try:
+            machine = Node.of(context.node_config)
+            with _on(machine):
+                try:
+                    return _answered(message, context, study, machine)
+                except Exception:
+                    log.exception("a message cannot be answered")
+                    raise
+        except Exception as error:
+            if machine is None and "data" not in context.node_config:
+                raise
+            # Flower would send the whole text, with what it says of the node's files.
+            reason = without_paths(f"{type(error).__name__}: {error}")
+            return Message(Error(CLIENT_FAILED, reason), reply_to=message)
 
-    register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
-    for message_type in (QUERY, *ACTIONS):
-        category, name = message_type.split(".")
-        register[category](name)(handle)
+    register(app, handle)
     return app
+
+
+def _answered(
+    message: Message, context: Context, study: Study | None, machine: Node | None
+) -> Message:
+    asked = config_of(context) if study is None else RunConfig(study=study)
+    node = _resident(json.dumps(to_plain(asked.study)), machine, learns=asked.task == "study")
+    return answer(node, message, context, client=None if machine is None else machine.client)
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,7 +108,12 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
         with _shown():
             serve(
                 dataclasses.replace(asked, out=out or asked.out),
-                OnFlower(grid, timeout=asked.timeout or None),
+                OnFlower(
+                    grid,
+                    timeout=asked.timeout or None,
+                    grace=(asked.grace or None) if asked.timeout else None,
+                    keys=None if asked.keys is None else read_keys(asked.keys),
+                ),
             )
 
     return app
@@ -122,14 +140,24 @@ def study_of(context: Context) -> Study:
 
 
 @contextlib.contextmanager
-def _log_of(machine: Node | None) -> Iterator[None]:
-    """Append what happens on a machine of its own to the log in its folder."""
+def _on(machine: Node | None) -> Iterator[None]:
+    """Append what happens on a machine of its own to the log in its folder.
+
+    What is written there is its owner's alone.
+    """
     if machine is None:
         yield
         return
-    machine.out.mkdir(parents=True, exist_ok=True)
-    with RunWriter(machine.out).logging():
-        yield
+    before = os.umask(0o077)
+    level = log.level
+    try:
+        machine.out.mkdir(parents=True, exist_ok=True)
+        log.setLevel(min(level or logging.INFO, logging.INFO))
+        with RunWriter(machine.out).logging():
+            yield
+    finally:
+        log.setLevel(level)
+        os.umask(before)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from flwr.app import Context, Message, RecordDict
@@ -36,6 +37,9 @@ class NodeGrid:
             for i in range(count)
         }
         self.sent: list[Message] = []
+        self._numbers = itertools.count()
+        self._arrived: list[Message] = []
+        self._pulls = 0
 
     def id_of(self, client: str) -> int:
         """Return the id of a client's node, where each has its own."""
@@ -43,6 +47,20 @@ class NodeGrid:
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer at once; tests change what comes back by :meth:`send_and_receive`."""
+        asked = list(messages)
+        for message in asked:
+            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        self._arrived = list(self.send_and_receive(asked))
+        return [message.metadata.message_id for message in asked]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        arrived, self._arrived = self._arrived, []
+        self._pulls = 0 if arrived else self._pulls + 1
+        assert self._pulls < 20, "nothing more will come; give OnFlower a timeout"
+        return arrived
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

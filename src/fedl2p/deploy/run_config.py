@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedl2p import recipes
+from fedl2p.federation.settings import GRACE, TIMEOUT
 from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.study.preparation import build_methods
 from fedl2p.study.settings import Study
@@ -56,6 +57,12 @@ class RunConfig:
         Seconds to wait for the answers to one question; who has not answered then has failed in
         that round. 0: wait until Flower itself gives a node up, which it does about a minute after
         the last sign of life.
+    grace
+        When half of the clients have answered, the others have as long again as these needed, but
+        at least so many seconds. 0: they have until the timeout.
+    keys
+        Folder on the server's machine with a ``CLIENT.pub`` file per client: a client is believed
+        only on the node that has that key. None to believe every node.
     """
 
     study: Study
@@ -66,12 +73,14 @@ class RunConfig:
     clients: tuple[str, ...] = ()
     min_clients: int = 1
     wait: float = 600.0
-    timeout: float = 3600.0
+    timeout: float = TIMEOUT
+    grace: float = GRACE
+    keys: Path | None = None
 
     def __post_init__(self) -> None:
         if self.min_clients < 1:
             raise ValueError(f"min-clients is {self.min_clients}, but must be 1 or more")
-        for name in ("wait", "timeout"):
+        for name in ("wait", "timeout", "grace"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 seconds or more")
         if (self.task == "personalize") != (self.run is not None):

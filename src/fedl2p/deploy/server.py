@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fedl2p import methods
 from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.federation.flower.clients import OnFlower
+from fedl2p.federation.flower.gathering import wait_for_clients
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
@@ -25,9 +25,6 @@ from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
 
 log = logging.getLogger("fedl2p")
-
-# How often to ask again who is there. Every question costs each node a process.
-_ASK_AGAIN = 30.0
 
 
 def serve(config: RunConfig, clients: OnFlower) -> None:
@@ -105,48 +102,14 @@ def serve_latecomers(config: RunConfig, clients: OnFlower) -> None:
 def gather(
     clients: OnFlower, config: RunConfig, *, without: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Wait until enough clients are there and return their names, sorted.
-
-    Parameters
-    ----------
-    clients
-        Whose nodes are asked which clients they are.
-    config
-        Its ``clients``, ``min_clients`` and ``wait`` say who, how many and how long.
-    without
-        Names that do not count, unless ``config.clients`` has them.
-
-    Raises
-    ------
-    ValueError
-        If they are not there in time, or two nodes are the same client.
-    """
-    wanted = len(config.clients) or config.min_clients
-    deadline = time.monotonic() + config.wait
-    asked, asked_at = set[int](), -_ASK_AGAIN
-    names: tuple[str, ...] = ()
-    log.info("waiting for %d clients", wanted)
-    while True:
-        online = clients.directory.online()
-        again = online != asked or time.monotonic() - asked_at > _ASK_AGAIN
-        if len(online) >= wanted and again:
-            known = clients.directory.refresh()
-            names = tuple(n for n in known if n in config.clients or n not in without)
-            if config.clients:
-                names = tuple(n for n in names if n in config.clients)
-            if len(names) >= wanted:
-                log.info("clients: %s", ", ".join(names))
-                return names
-            asked, asked_at = online, time.monotonic()
-        if time.monotonic() >= deadline:
-            absent = sorted(set(config.clients) - set(names))
-            who = f"; {', '.join(absent)} did not" if absent else ""
-            raise ValueError(
-                f"{len(names)} of {wanted} clients answered within {config.wait:g} s{who}; "
-                f"{len(online)} nodes are online: start the others, wait longer or ask for fewer "
-                "(wait, min-clients, clients); the log names nodes that answered with an error"
-            )
-        time.sleep(1)
+    """Wait for the clients that a run configuration asks for, as :func:`wait_for_clients` does."""
+    return wait_for_clients(
+        clients.directory,
+        count=config.min_clients,
+        names=config.clients,
+        seconds=config.wait,
+        without=without,
+    )
 
 
 def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:

@@ -201,7 +201,7 @@ def state_bytes(state: State) -> int:
         If a tensor has a dtype that cannot travel.
     """
     return sum(
-        len(name) + _tensor_bytes(tensor.dtype, tuple(tensor.shape))
+        len(name) + tensor_bytes(tensor.dtype, tuple(tensor.shape))
         for name, tensor in state.items()
     )
 
@@ -247,7 +247,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _tensor_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+def tensor_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Return the encoded size of a tensor, in NumPy's file format.
+
+    Raises
+    ------
+    ValueError
+        If its dtype cannot travel.
+    """
     dtype_name(dtype)
     array = torch.empty(0, dtype=torch.float32 if dtype in HALF else dtype).numpy()
     buffer = BytesIO()

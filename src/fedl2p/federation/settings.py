@@ -199,6 +199,13 @@ class Rounds:
         return self.server_rate * (1 + math.cos(math.pi * min(step / self.rounds, 1.0))) / 2
 
 
+TIMEOUT = 600.0
+"""Seconds to wait for the replies to one question, if nobody says otherwise."""
+
+GRACE = 60.0
+"""Seconds that the others have when half of the nodes have answered, if nobody says otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ray:
     """How the clients of a study share this machine under Ray; no result depends on it.
@@ -264,3 +271,14 @@ class Ray:
 def _need(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value!r}, but must be {wanted}")
+
+
+DEFAULT_ROUNDS = Rounds(
+    rounds=30,
+    strategy="fedadam",
+    server_rate=0.0075,
+    server_schedule="cosine",
+    server_tau=1e-8,
+    keep="last",
+)
+"""As in the digits recipe: clients send clipped hypergradients, the server takes Adam steps."""

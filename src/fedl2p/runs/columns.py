@@ -89,8 +89,19 @@ def values_of(line: object, columns: Sequence[str]) -> list[Any]:
     return [getattr(line, name) for name in columns]
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a text begins with that a spreadsheet takes for a formula."""
+
+
 def to_csv(lines: Iterable[Sequence[Any]]) -> str:
-    """Return lines of values as CSV."""
+    """Return lines of values as CSV.
+
+    A text that a spreadsheet would run gets an apostrophe in front, as OWASP advises.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows([_plain(v) for v in line] for line in lines)
     return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedl2p.runs import layout
-from fedl2p.runs.files import LARGEST_TABLE, read_fields, write_atomically
+from fedl2p.runs.client_names import check_name
+from fedl2p.runs.files import LARGEST_TABLE, damaged, read_fields, write_atomically
 from fedl2p.runs.results import Pool
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 1 << 16
 MOST_CLASSES = 100_000
-
-LONGEST_NAME = 200
-"""Most characters of a client's name as that of a file; with suffixes, systems allow 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ class PopulationInfo:
         """
         seen = set(population.seen)
         for name in population.names:
-            _check_name(name)
+            check_name(name)
         return cls(
             classes=population.classes,
             shape=tuple(population.shape),
@@ -100,17 +98,10 @@ class PopulationInfo:
         ValueError
             If the file is missing, or a field is, or is not what it must be.
         """
-        return read_fields(run / layout.POPULATION, cls, limit=LARGEST_TABLE)
-
-
-def _check_name(name: str) -> None:
-    if not name or not name.isprintable():
-        raise ValueError(
-            f"the name of the client {name!a} is not one line of printable text in UTF-8; rename "
-            "it, or the file that it is called like"
-        )
-    if len(layout.as_file_name(name)) > LONGEST_NAME:
-        raise ValueError(
-            f"the name of the client {name[:30]!a}... is too long for a file of it; shorten it, or "
-            "the name of the file that it is called like"
-        )
+        info = read_fields(run / layout.POPULATION, cls, limit=LARGEST_TABLE)
+        try:
+            for name in info.clients:
+                check_name(name)
+        except ValueError as error:
+            raise damaged(run / layout.POPULATION, str(error)) from None
+        return info

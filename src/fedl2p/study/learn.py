@@ -18,18 +18,8 @@ from fedl2p.core.working_copies import working_copies
 from fedl2p.data.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.rounds import federate
-from fedl2p.federation.settings import Rounds
+from fedl2p.federation.settings import DEFAULT_ROUNDS, Rounds
 from fedl2p.methods.base.settings import Settings
-
-DEFAULT_ROUNDS = Rounds(
-    rounds=30,
-    strategy="fedadam",
-    server_rate=0.0075,
-    server_schedule="cosine",
-    server_tau=1e-8,
-    keep="last",
-)
-"""As in the digits recipe: clients send clipped hypergradients, the server takes Adam steps."""
 
 
 def learn(

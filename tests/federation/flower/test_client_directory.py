@@ -59,7 +59,7 @@ def here(population: Line, *methods: Toward, **options: Any) -> InProcess:
 
 
 def on_flower(grid: NodeGrid) -> OnFlower:
-    return OnFlower(grid)  # type: ignore[arg-type]
+    return OnFlower(grid, timeout=0.2)  # type: ignore[arg-type]
 
 
 def weights_bytes(of: torch.nn.Module) -> int:

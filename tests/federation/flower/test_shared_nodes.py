@@ -42,7 +42,7 @@ class FewNodes(NodeGrid):
 
 def few(population: Line, *methods: Toward, nodes: int) -> tuple[OnFlower, FewNodes]:
     grid = FewNodes(node_of(population, *methods), nodes=nodes)
-    return OnFlower(grid), grid  # type: ignore[arg-type]
+    return OnFlower(grid, simulation=True, timeout=0.2), grid  # type: ignore[arg-type]
 
 
 def go(method: Toward, population: Line, clients: Clients, **rounds: Any) -> Any:
@@ -162,14 +162,12 @@ def test_a_superlink_that_gives_a_node_up_speaks_for_it() -> None:
             replies = super().send_and_receive(asked, **options)
             if is_query(asked[0]):
                 return replies
-            for i, message in enumerate(asked):
-                message.metadata.__dict__["_message_id"] = f"id-{i}"
             gone = Message(Error(5, "Node Unavailable"), reply_to=asked[1])
             gone.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
             return [replies[0], gone, *replies[2:]]
 
     population, method = Line(seen=4), Toward()
-    clients = OnFlower(SuperLink(node_of(population, method)))  # type: ignore[arg-type]
+    clients = OnFlower(SuperLink(node_of(population, method)), simulation=True)  # type: ignore[arg-type]
     done = go(method, population, clients, rounds=1)
     assert done.records[0].reasons == {"c1": "Node Unavailable"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from math import nan
@@ -155,9 +156,17 @@ class ClientNode:
                         calls += reversed([names[i : i + size] for i in range(0, len(names), size)])
                         continue
                     log.debug("client %s raised", names[0], exc_info=True)
-                    reason = one_line(f"{type(error).__name__}: {error}".partition("\n")[0])
-                    answers = [self._failed(question, names[0], reason)]
+                    answers = [self._failed(question, names[0], _reason(error))]
                 yield from answers
+
+    def fault(self, name: str) -> str | None:
+        """Return why a client's data cannot be used, in one line, or None if they can."""
+        try:
+            self._open(name)
+        except Exception as error:
+            log.debug("client %s cannot be opened", name, exc_info=True)
+            return _reason(error)
+        return None
 
     def _checked(self, name: str) -> ClientData:
         """Return the data of a client, which fit the model and its loss."""
@@ -290,6 +299,15 @@ def failed_outcome(client: str, reason: str, num_train: int = 0, num_test: int =
         seconds=nan,
         failure=reason,
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return an error in one line."""
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("%s: %s", kind, error)
+        return f"{kind}: its disk is full; its log says more"
+    return one_line(f"{kind}: {error}".partition("\n")[0])
 
 
 def _in_order(clients: Sequence[Client], results: Sequence[T]) -> Sequence[T]:

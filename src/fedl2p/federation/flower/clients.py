@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -12,6 +12,9 @@ from fedl2p.federation.flower import records, shared_nodes
 from fedl2p.federation.flower.client_directory import ClientDirectory
 from fedl2p.federation.messages import Answer, Question
 from fedl2p.method import State
+
+# Most questions in a row of which a silent client is left out.
+_LONGEST_SILENCE = 8
 
 
 class OnFlower:
@@ -26,22 +29,48 @@ class OnFlower:
     timeout
         Seconds to wait for the answers to one question; None to wait for all. A client without an
         answer by then has failed in that round.
+    grace
+        When half of the nodes have answered, the others have as long again as these needed, but at
+        least this many seconds; None: they have until the timeout.
+    simulation
+        Whether a node may be several clients; None for what the grid is.
+    keys, settings
+        What nodes must have, see
+        :class:`~fedl2p.federation.flower.client_directory.ClientDirectory`.
 
     Raises
     ------
     ValueError
-        If ``timeout`` is not above 0.
+        If ``timeout`` or ``grace`` is not above 0.
 
     Notes
     -----
-    Flower's grid hands over all replies of a question at once, encoded: memory must hold them. They
-    are decoded one by one.
+    Answers are decoded one by one, as they come. A client that does not answer is left out of its
+    next question, then of two, four and at most eight, and then asked again: it costs a grace time
+    now and then. To be personalized it is always asked.
     """
 
     simulated = False
 
-    def __init__(self, grid: Grid, *, timeout: float | None = None) -> None:
-        self.directory = ClientDirectory(grid, timeout=timeout)
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        timeout: float | None = None,
+        grace: float | None = None,
+        simulation: bool | None = None,
+        keys: Mapping[str, bytes] | None = None,
+        settings: str = "",
+    ) -> None:
+        self.directory = ClientDirectory(
+            grid,
+            timeout=timeout,
+            grace=grace,
+            simulation=is_simulation(grid) if simulation is None else simulation,
+            keys=keys,
+            settings=settings,
+        )
+        self._silences: dict[str, _Silence] = {}
 
     def ask(self, question: Question) -> Iterator[Answer]:
         """Yield one answer per client, as they come.
@@ -54,8 +83,12 @@ class OnFlower:
         nodes = self.directory.nodes_of(question.seeds)
         encoded = _Encoded(question)
         sent = {name: Answer(client=name) for name in question.seeds}
-        left = set(question.seeds)
-        asked = list(question.seeds)
+        asked = [name for name in question.seeds if not self._left_out(question, name)]
+        asked = asked or list(question.seeds)  # nobody to wait for is no round
+        for name in question.seeds.keys() - asked:
+            self._silences[name].rounds -= 1
+            yield replace(sent[name], failure="left out for some rounds: it was silent before")
+        left = set(asked)
         for attempt in range(2):
             if not asked:
                 break
@@ -70,6 +103,7 @@ class OnFlower:
                 messages,
                 shared=self.directory.shared,
                 timeout=self.directory.timeout,
+                grace=self.directory.grace,
             )
             for name, reply in replies:
                 if isinstance(reply, RecordDict):
@@ -88,12 +122,18 @@ class OnFlower:
                     reason = f"does not accept the weights of model {question.model.key}"
                     answer = Answer(client=name, failure=reason)
                 left.discard(name)
+                self._silences.pop(name, None)
                 yield _with_bytes(answer, sent[name])
-        timeout = self.directory.timeout
-        within = "" if timeout is None else f" within {timeout:g} s"
         for name in question.seeds:
             if name in left:
-                yield replace(sent[name], failure=f"no answer{within}")
+                silence = self._silences.setdefault(name, _Silence())
+                silence.begin()
+                yield replace(sent[name], failure="no answer in time")
+
+    def _left_out(self, question: Question, name: str) -> bool:
+        """Return whether a client that was silent is not asked this time."""
+        silence = self._silences.get(name)
+        return question.action != "personalize" and silence is not None and silence.rounds > 0
 
     def kept(self, method: str) -> dict[str, State]:
         """Return nothing: what clients keep stays on their nodes."""
@@ -111,6 +151,27 @@ class OnFlower:
 
     def close(self) -> None:
         """Do nothing: the grid is its giver's."""
+
+
+def is_simulation(grid: Grid) -> bool:
+    """Return whether a grid is that of Flower's simulation, so that all its nodes are here.
+
+    Flower has no public name for it.
+    """
+    return type(grid).__name__ == "InMemoryGrid"
+
+
+@dataclass
+class _Silence:
+    """How often in a row a client has not answered, and of how many questions it is left out."""
+
+    times: int = 0
+    rounds: int = 0
+
+    def begin(self) -> None:
+        """Note one more question without an answer."""
+        self.rounds = min(2**self.times, _LONGEST_SILENCE)
+        self.times += 1
 
 
 class _Encoded:

@@ -23,6 +23,8 @@ from fedl2p.federation.messages import (
     FrozenModel,
     Question,
     dtype_name,
+    one_line,
+    tensor_bytes,
 )
 from fedl2p.method import Outcome, State, Update
 from fedl2p.runs.columns import COUNTS, SCORES
@@ -49,6 +51,12 @@ FAILURE = "failure"
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 _NUMPY = "numpy.ndarray"
+
+MOST_NUMBERS = 64
+"""Most numbers in a reply; ours have fewer than ten."""
+
+# Another version of NumPy may pad a header by some bytes more.
+_SLACK = 256
 
 
 def encode_state(state: State) -> ArrayRecord:
@@ -146,8 +154,13 @@ def encode_answer(answer: Answer) -> RecordDict | str:
 
 
 def decode_answer(question: Question, client: str, content: RecordDict) -> Answer:
-    """Return a client's answer; content that is none becomes its failure."""
+    """Return a client's answer; content that is none becomes its failure.
+
+    Names, dtypes, shapes and bytes of tensors are compared with those that were sent before
+    anything is decoded: a client may send as much as it likes of anything.
+    """
     try:
+        _check_content(question, content)
         if question.action == "personalize":
             return Answer(client=client, outcome=_outcome(client, content))
         metrics: Mapping[str, Any] = record_of(content, METRICS, MetricRecord)
@@ -162,6 +175,45 @@ def decode_answer(question: Question, client: str, content: RecordDict) -> Answe
         return Answer(client=client, update=Update(client, shared, weight=weight, metrics=numbers))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         return Answer(client=client, failure=f"its answer cannot be read: {error}")
+
+
+def _check_content(question: Question, content: RecordDict) -> None:
+    """Refuse records that were not asked for, and tensors unlike those that were sent."""
+    allowed = {METRICS} | {"train": {ARRAYS}, "validate": set(), "personalize": {CONFIG}}[
+        question.action
+    ]
+    if extra := sorted(content.keys() - allowed):
+        raise ValueError(f"record {one_line(extra[0], most=60)!r} was not asked for")
+    for key, kind, most in ((METRICS, MetricRecord, MOST_NUMBERS), (CONFIG, ConfigRecord, 1)):
+        record = content.get(key)
+        if isinstance(record, kind) and len(record) > most:
+            raise ValueError(f"its {key} hold {len(record)} values, wanted at most {most}")
+    arrays = content.get(ARRAYS)
+    if isinstance(arrays, ArrayRecord):
+        _check_arrays(arrays, question.state)
+
+
+def _check_arrays(arrays: ArrayRecord, sent: State) -> None:
+    if absent := sorted(sent.keys() - arrays.keys()):
+        raise ValueError(f"tensor {absent[0]!r} is missing ({len(absent)} in all)")
+    if len(arrays) > len(sent):
+        extra = next(name for name in arrays if name not in sent)
+        number = len(arrays) - len(sent)
+        name = one_line(extra, most=60)
+        raise ValueError(f"tensor {name!r} was not asked for ({number} in all)")
+    for name, tensor in sent.items():
+        array, shape = arrays[name], tuple(tensor.shape)
+        if tuple(array.shape) != shape:
+            raise ValueError(f"tensor {name!r} has shape {_cut(array.shape)}, wanted {shape}")
+        if array.dtype != dtype_name(tensor.dtype):
+            dtype = one_line(str(array.dtype), most=60)
+            raise ValueError(f"tensor {name!r} is torch.{dtype}, wanted {tensor.dtype}")
+        if array.stype != _NUMPY or len(array.data) > tensor_bytes(tensor.dtype, shape) + _SLACK:
+            raise ValueError(f"tensor {name!r} has {len(array.data)} bytes, more than it can need")
+
+
+def _cut(shape: tuple[int, ...]) -> str:
+    return one_line(str(tuple(shape[:8])), most=60)
 
 
 def record_of(content: RecordDict, key: str, kind: type[Record]) -> Record:

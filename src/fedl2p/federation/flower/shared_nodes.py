@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedl2p.data.population import Population
 from fedl2p.federation.flower import records
+from fedl2p.federation.flower.waiting import send_and_receive
 
 # What clients of one node have in common in a message; everything else carries their position.
 _COMMON = (records.ARRAYS, records.MODEL)
@@ -54,6 +55,7 @@ def exchange(
     *,
     shared: Mapping[int, set[str]],
     timeout: float | None,
+    grace: float | None = None,
 ) -> Iterator[tuple[str, Reply]]:
     """Send one message per client, those to a shared node together; yield the replies that come.
 
@@ -66,8 +68,8 @@ def exchange(
     shared
         The nodes that are several clients, and the models that each has; kept up to date, so that a
         model travels to a node once, for whichever of its clients.
-    timeout
-        Seconds to wait for the replies; None to wait for all.
+    timeout, grace
+        How long to wait, see :func:`~fedl2p.federation.flower.waiting.send_and_receive`.
     """
     groups = {message.metadata.group_id for message in messages.values()} | {""}
     asked: dict[int, list[str]] = {}
@@ -79,10 +81,10 @@ def exchange(
         else messages[names[0]]
         for node, names in asked.items()
     ]
-    replies = grid.send_and_receive(sent, timeout=timeout)
-    # Known only now: a message has an id when a SuperLink has it.
-    by_id = {m.metadata.message_id: m.metadata.dst_node_id for m in sent if m.metadata.message_id}
-    for reply in replies:
+    by_id: dict[str, int] = {}
+    for reply in send_and_receive(grid, sent, timeout=timeout, grace=grace):
+        if not by_id:  # a message has an id when a SuperLink has it
+            by_id = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         node = _answering(reply, by_id)
         if reply.metadata.group_id not in groups:
             continue  # the answer to an earlier question
