@@ -79,8 +79,8 @@ class Machines:
             make_node_key(self.certs, name)
         self.flwr("supernode", "register", self.certs / f"{name}.pub", CONNECTION)
 
-    def start_supernode(self, name: str, data: Path, out: Path) -> None:
-        """Start a SuperNode with its own key, its own data and its own folder."""
+    def start_supernode(self, name: str, config: Mapping[str, object]) -> None:
+        """Start a SuperNode with its own key and its own configuration."""
         if not (self.certs / f"{name}.key").exists():
             make_node_key(self.certs, name)
         self._start(
@@ -89,13 +89,13 @@ class Machines:
             *("--root-certificates", self.certs / "ca.crt"),
             *("--auth-supernode-private-key", self.certs / f"{name}.key"),
             *("--host", HOST, "--port", str(free_port())),
-            *("--node-config", f'client="{name}" data="{data}" out="{out}"'),
+            *("--node-config", " ".join(f"{k}={_toml(str(v))}" for k, v in config.items())),
         )
 
-    def submit(self, config: Mapping[str, str | int | float | bool]) -> str:
-        """Start a run and return its id."""
+    def submit(self, config: Mapping[str, str | int | float | bool], *, app: Path = APP) -> str:
+        """Start a run of an app and return its id."""
         text = " ".join(f"{key}={_toml(value)}" for key, value in config.items())
-        said = self.flwr("run", APP, CONNECTION, "--run-config", text, "--format", "json")
+        said = self.flwr("run", app, CONNECTION, "--run-config", text, "--format", "json")
         return str(_json_in(said)["run-id"])
 
     def status(self, run: str) -> str:

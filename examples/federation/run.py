@@ -48,7 +48,7 @@ def join(machines: Machines, name: str) -> None:
     """Register a SuperNode and start it."""
     machines.register(name)
     home = machines.folder / "nodes" / name
-    machines.start_supernode(name, home / "data", home / "out")
+    machines.start_supernode(name, {"client": name, "data": home / "data", "out": home / "out"})
 
 
 def do(machines: Machines, config: dict[str, str | int | float | bool]) -> None:

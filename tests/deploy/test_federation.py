@@ -163,7 +163,8 @@ def stricken(tmp_path_factory: pytest.TempPathFactory, given: Path) -> Iterator[
         for name in script.CLIENTS:
             script.join(machines, name)
         home = folder / "nodes" / "hospital-d"
-        machines.start_supernode("hospital-d", home / "data", home / "out")  # never registered
+        unknown = {"client": "hospital-d", "data": home / "data", "out": home / "out"}
+        machines.start_supernode("hospital-d", unknown)  # never registered
         run = machines.submit(
             {
                 "data.shape": "1,8,8",

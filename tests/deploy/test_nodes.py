@@ -345,20 +345,30 @@ def test_too_few_clients_are_an_error_that_says_what_to_do(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unusable_file_fails_by_name_and_its_content_stays_on_the_node(tmp_path: Path) -> None:
+def test_a_node_with_an_unusable_file_is_left_out_and_its_content_stays_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_client(tmp_path / "a" / "data.npz", 0)
     (tmp_path / "b").mkdir()
     x, y = np.zeros((4, 1, 8, 8), np.float32), np.array([0, 1, 2, 99])
     np.savez(tmp_path / "b" / "data.npz", x_train=x, y_train=y)
     machines = Machines({n: home_of(tmp_path, n) for n in "ab"}, {})
-    serve(machines, STUDY | {"out": str(tmp_path / "run"), "pretrain.rounds": 0})
-    said = (tmp_path / "run" / "log.txt").read_text()
-    assert "client b failed: ValueError: the node's data file cannot be used" in said
-    reasons = [reply.error.reason for reply in machines.replies if reply.has_error()]
-    assert len(reasons) >= 3  # the round, the pass that judges it, the personalization
-    assert not any("99" in str(reason) or str(tmp_path) in str(reason) for reason in reasons)
+    few = STUDY | {"out": str(tmp_path / "run"), "pretrain.rounds": 0, "min-clients": 1}
+    serve(machines, few)
+    why = "node 101 (b) is left out: ValueError: the node's data file cannot be used"
+    assert why in caplog.text
+    sent = [str(r.content) if r.has_content() else r.error.reason for r in machines.replies]
+    assert not any(("99" in text and "label" in text) or str(tmp_path) in text for text in sent)
     assert "label 99" in (tmp_path / "b" / "out" / "log.txt").read_text()
     assert (tmp_path / "a" / "out" / "fedl2p" / "model.safetensors").is_file()
+    assert not (tmp_path / "b" / "out" / "fedl2p").exists()
+    # A node says what it does, and what it writes is its owner's alone.
+    log = (tmp_path / "a" / "out" / "log.txt").read_text()
+    assert "train.fedl2p for a" in log
+    assert "evaluate.fedl2p_personalize: answered" in log
+    written = [f for f in (tmp_path / "a" / "out").rglob("*") if f.is_file()]
+    assert written
+    assert all(f.stat().st_mode & 0o077 == 0 for f in written)
 
 
 def test_nothing_of_the_data_or_the_personal_model_travels(federation: Path) -> None:
@@ -379,7 +389,7 @@ def test_nothing_of_the_data_or_the_personal_model_travels(federation: Path) -> 
                 assert all(weights not in array.data for array in record.values())
             else:
                 assert key == "config", key
-                assert set(record) <= {"client", "models"}
+                assert set(record) <= {"client", "models", "version"}
     assert metrics == {
         *("num-examples", "loss", "accuracy", "num_train", "num_test"),
         *("accuracy_before", "loss_before", "seconds"),

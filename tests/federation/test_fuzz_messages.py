@@ -147,7 +147,7 @@ def grid_of(change: Callable[[RecordDict], RecordDict], **flags: bool) -> Changi
 
 
 def clients(change: Callable[[RecordDict], RecordDict], **flags: bool) -> OnFlower:
-    return OnFlower(grid_of(change, **flags))  # type: ignore[arg-type]
+    return OnFlower(grid_of(change, **flags), timeout=0.05)  # type: ignore[arg-type]
 
 
 def run(where: OnFlower) -> Any:
@@ -229,7 +229,7 @@ def test_introductions(change: Callable[[RecordDict], RecordDict]) -> None:
 def test_questions_to_a_node(change: Callable[[RecordDict], RecordDict]) -> None:
     """A node answers a server that sends nonsense, and goes on serving."""
     grid = grid_of(change, asked=True)
-    where = OnFlower(grid)  # type: ignore[arg-type]
+    where = OnFlower(grid, timeout=0.05)  # type: ignore[arg-type]
     with ends_well("questions"):
         done = run(where)
         assert list(done.records[0].reasons) in ([], ["c1"])

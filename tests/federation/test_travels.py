@@ -85,7 +85,7 @@ def arrays(content: RecordDict, key: str = records.ARRAYS) -> dict[str, Tensor]:
 def strange_fields(said: Said) -> Iterator[str]:
     """Yield what an answer holds beyond what was asked for."""
     if said.kind == records.QUERY:
-        allowed: dict[str, Any] = {records.CONFIG: {"client", "models"}}
+        allowed: dict[str, Any] = {records.CONFIG: {"client", "models", "version"}}
     else:
         allowed = {records.METRICS: METRICS[said.kind]}
         if said.kind == TRAIN:

@@ -208,7 +208,9 @@ def _check_arrays(arrays: ArrayRecord, sent: State) -> None:
         if array.dtype != dtype_name(tensor.dtype):
             dtype = one_line(str(array.dtype), most=60)
             raise ValueError(f"tensor {name!r} is torch.{dtype}, wanted {tensor.dtype}")
-        if array.stype != _NUMPY or len(array.data) > tensor_bytes(tensor.dtype, shape) + _SLACK:
+        if array.stype != _NUMPY:
+            raise ValueError(f"tensor {name!r} is encoded as {one_line(array.stype, most=60)!r}")
+        if len(array.data) > tensor_bytes(tensor.dtype, shape) + _SLACK:
             raise ValueError(f"tensor {name!r} has {len(array.data)} bytes, more than it can need")
 
 

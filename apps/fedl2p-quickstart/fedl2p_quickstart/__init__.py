@@ -1,0 +1,1 @@
+"""FedAvg, then FedL2P: every client gets a model of its own."""
