@@ -15,8 +15,9 @@ default
     are, such as a rotated image, shows in the divergences only. Divergences enter as
     ``log(0.001 + x) + 1.5``, since they vary over orders of magnitude and a dead channel alone
     gives thousands of nats; it has about mean 0 and deviation 1 over the clients of the embedded
-    data. A learnable shift and scale per entry follows, which lives in the nets, so that no profile
-    leaves a client. ``mix = clamp(base_mix + BNNet, 0, 1)`` and
+    data. A learnable shift and scale per entry follows, which lives in the nets, so that no client
+    has to send its profile for it (what a server can compute from an update is another matter: see
+    ``docs/security.md``). ``mix = clamp(base_mix + BNNet, 0, 1)`` and
     ``rate = exp(clamp(log base + LRNet, log min_rate, log max_rate))``; the gradient of a clamp is
     0 where a descent step would lead further outside, so that no entry winds up behind its bound.
     Hidden layers start Kaiming-normal, the last ones scaled by 0.1.
@@ -277,13 +278,15 @@ class MetaNets(nn.Module):
             names = {k: _names(v) for k, v in description["sites"].items()}
             config = MetaNetsConfig(**description["config"])
             check_regular(weights.stat())
+            # On the meta device: a description may claim any size, and nothing is allocated before
+            # the weights, which are as large as their file, agree with it in every name and shape.
+            with torch.device("meta"):
+                nets = cls(Sites(**names), config=config)
+            _refuse_other_sizes(weights, nets)
             tensors = load_file(weights)
-            # Before nets of that width are made: the weights are as large as their file, a number
-            # in a description may be anything.
-            if not config.constant and len(tensors["lrnet.hidden2.bias"]) != config.hidden:
-                raise ValueError(f"hidden is {config.hidden}, but the weights have another width")
-            nets = cls(Sites(**names), config=config)
-            nets.to(tensors["base"].dtype).load_state_dict(tensors)
+            nets.to(tensors["base"].dtype).load_state_dict(tensors, assign=True)
+            for parameter in nets.parameters():
+                parameter.requires_grad_()
             if not all(bool(t.isfinite().all()) for t in tensors.values()):
                 raise ValueError("a weight is NaN or infinite")
         except (
@@ -302,6 +305,19 @@ def _files(path: str | Path) -> tuple[Path, Path]:
     if path.suffix in (".safetensors", ".json"):
         path = path.with_suffix("")
     return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
+
+
+def _refuse_other_sizes(weights: Path, nets: MetaNets) -> None:
+    """Raise ValueError if a file's tensors have other names or shapes than the nets."""
+    from safetensors import safe_open
+
+    wanted = {name: list(t.shape) for name, t in nets.state_dict().items()}
+    with safe_open(weights, framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if different := sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k)):
+        name = different[0]
+        there, here = found.get(name, "missing"), wanted.get(name, "not wanted")
+        raise ValueError(f"{name} is {there} in the weights and {here} by the description")
 
 
 def _names(value: object) -> tuple[str, ...]:

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from fedl2p import methods, models
@@ -136,6 +139,11 @@ class Node:
                 self._keep_received(study, model, nets)
             _write_personal_files(self.out / layout.as_file_name(method), method, outcome)
 
+        # Before a model of that shape is made: a server may claim any.
+        if (shape := _shape_in(self.data)) is not None and shape != source.shape:
+            raise ValueError(
+                f"client {self.client!r} has examples of shape {shape}, the study of {source.shape}"
+            )
         return node_of(
             study,
             NodePopulation(
@@ -151,14 +159,36 @@ class Node:
         """Write what ``fedl2p personalize`` needs, all files or none."""
         assert isinstance(study.data, Remote)
         place = self.out / RECEIVED
+        # A process that was killed or found the disk full has left one; a node has one at a time.
+        for left in self.out.glob(f".{RECEIVED}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
         unfinished = self.out / f".{RECEIVED}.{os.getpid()}.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
         population = RemotePopulation((), shape=study.data.shape, classes=study.data.classes)
-        RunWriter(unfinished).describe(study, PopulationInfo.of(population))
-        write_tensors(unfinished / layout.GLOBAL_MODEL, model.state_dict())
-        nets.save(unfinished / layout.METANETS)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(unfinished, place)
+        try:
+            RunWriter(unfinished).describe(study, PopulationInfo.of(population))
+            write_tensors(unfinished / layout.GLOBAL_MODEL, model.state_dict())
+            nets.save(unfinished / layout.METANETS)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(unfinished, place)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _shape_in(file: Path) -> tuple[int, ...] | None:
+    """Return the shape of one example by the file's header, or None if it has none to be read.
+
+    What is wrong with the file is said where its data are read.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open("x_train.npy") as array:
+            version = np.lib.format.read_magic(array)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape: tuple[int, ...] = read(array)[0]
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return None
+    return shape[1:]
 
 
 def _write_personal_files(out: Path, method: str, outcome: Outcome) -> None:

@@ -195,14 +195,22 @@ def load_run(run: Path, *, model: str | None = None) -> tuple[Study, nn.Module, 
     population = PopulationInfo.read(run)
     path = run / layout.GLOBAL_MODEL
     weights = load_tensors(path)
-    net = models.load(study.model, shape=population.shape, classes=population.classes)
+    shape, classes = population.shape, population.classes
+    unfit = ValueError(
+        f"the weights in {path} do not fit the model {study.model}; give the folder of an "
+        "unchanged run"
+    )
+    if models.is_ours(study.model):
+        # Before anything is allocated: a folder may claim any shape.
+        with torch.device("meta"):
+            claimed = models.load(study.model, shape=shape, classes=classes).state_dict()
+        if {k: v.shape for k, v in claimed.items()} != {k: v.shape for k, v in weights.items()}:
+            raise unfit
+    net = models.load(study.model, shape=shape, classes=classes)
     try:
         net.load_state_dict(weights)
     except RuntimeError:
-        raise ValueError(
-            f"the weights in {path} do not fit the model {study.model}; give the folder of an "
-            "unchanged run"
-        ) from None
+        raise unfit from None
     return study, net.eval(), MetaNets.load(run / layout.METANETS)
 
 
