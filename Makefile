@@ -1,11 +1,11 @@
-# make setup | demo | test | test-all | bench | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | test-flower | bench | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-all bench bench-more lint clean
+.PHONY: setup demo test test-all test-flower bench bench-more lint clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,24 @@ test: $(STAMP)
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20
 
+# The federation's tests on the oldest and the newest Flower that pyproject.toml allows. Each has an
+# environment of its own, which finds everything else in .venv; that one is not changed.
+FLOWERS := 1.40.0 1.42.0
+FLOWER_TESTS := tests/flower tests/federation tests/deploy
+
+test-flower: $(STAMP)
+	set -e; for version in $(FLOWERS); do \
+	  env=.venv-flower/$$version; \
+	  [ -e $$env/.installed ] || { \
+	    $(BIN)/python -m venv $$env; \
+	    $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	      > $$($$env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth; \
+	    $$env/bin/python -m pip install --quiet "flwr==$$version"; \
+	    touch $$env/.installed; }; \
+	  PYTHONPATH=src OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	    $$env/bin/python -m pytest -q $(FLOWER_TESTS); \
+	done
+
 # What costs what, in one table from one run; about half an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
@@ -47,5 +65,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-flower build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

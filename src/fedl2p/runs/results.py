@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedl2p.method import Scores
 from fedl2p.runs import layout
+from fedl2p.runs.client_names import check_name
 from fedl2p.runs.columns import ACCURACIES, CLIENT_COLUMNS, SCORES, names_of, to_csv, values_of
 from fedl2p.runs.files import (
     damaged,
@@ -56,6 +57,9 @@ class Row(Scores):
     failure: str | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.client)
+        if not self.method.isprintable():  # results of others are shown on a terminal
+            raise ValueError(f"the method's name {self.method[:30]!a} is not printable")
         where = f"client {self.client!r} of method {self.method!r}"
         if self.pool not in POOLS:
             raise ValueError(f"{where} is in pool {self.pool!r}; a pool is 'seen' or 'unseen'")
@@ -299,11 +303,22 @@ def _failed_row(failed: FailedClient) -> Row:
 
 def _read_results(path: Path) -> ResultsFile:
     content = read_json(path)
+    if (text := _unprintable(content)) is not None:
+        raise damaged(path, f"it holds the text {text[:30]!a}, which a terminal would obey")
     privacy = {"privacy": with_number(math.inf, content["privacy"])} if "privacy" in content else {}
     try:
         return from_plain(ResultsFile, {**with_number(math.nan, content), **privacy})
     except ValueError as error:
         raise damaged(path, str(error)) from None
+
+
+def _unprintable(value: object) -> str | None:
+    """Return the first text in JSON values that is not one printable line, or None."""
+    if isinstance(value, str):
+        return None if value.isprintable() else value
+    items = [*value, *value.values()] if isinstance(value, dict) else value
+    found = map(_unprintable, items) if isinstance(items, list) else iter(())
+    return next((text for text in found if text is not None), None)
 
 
 def _summary(method: str, pool: Pool, rows: Sequence[Row]) -> Summary:
