@@ -24,6 +24,7 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.messages import Answer, FederationError, FrozenModel, Question
 from fedl2p.federation.settings import Ray
 from fedl2p.method import State
+from fedl2p.thread_waiting import PASSIVE, wait_asleep
 
 log = logging.getLogger("fedl2p")
 
@@ -249,7 +250,7 @@ class OnRay(LocalClients):
         for attempt in range(_ATTEMPTS):
             self._folder = _short_folder()
             try:
-                with _search_path():
+                with _environment():
                     self._ray.init(
                         address="local",
                         num_cpus=self._cpus,
@@ -302,13 +303,15 @@ def _short_folder() -> str:
 
 
 @contextlib.contextmanager
-def _search_path() -> Iterator[None]:
-    """Let processes that start meanwhile import what this one can import."""
-    before = os.environ.get("PYTHONPATH")
+def _environment() -> Iterator[None]:
+    """Let processes that start meanwhile import what this one can, and wait as it should."""
+    before = {key: os.environ.get(key) for key in ("PYTHONPATH", *PASSIVE)}
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    wait_asleep()
     try:
         yield
     finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
