@@ -187,6 +187,7 @@ class FunctionalModel:
         work, x = self._workspace, self._cast(trees.to_device(x, self.device))
         state = self.start(1, "global").squeezed()
         mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
+        versions: list[int] = []  # which torch counts up when a tensor is changed in place
 
         def run(training: bool, watch: AbstractContextManager[object]) -> Any:
             work.set_mode(training, "single", first_order=True)
@@ -195,17 +196,21 @@ class FunctionalModel:
                 work.bind(params, state.stats, mix) as call,
                 autocast(self._compute, self.device),
             ):
+                own = trees.clone(x)
                 with watch:
-                    outputs = call(x)
+                    outputs = call(own)
+                versions.extend(t._version for t in trees.leaves(own))
                 return outputs, work.stats()
 
         def reference(model: nn.Module) -> Any:
             with autocast(self._compute, self.device):
-                return self.objective.forward(model, x)
+                return self.objective.forward(model, trees.clone(x))
 
-        return examine(
+        found = examine(
             work, run, self.plain, reference, original=self._original(), device=self.device
         )
+        found.writes_inputs = any(versions)
+        return found
 
     def check_twice_differentiable(self, grads: Iterable[Tensor]) -> None:
         """Refuse a gradient that cannot be differentiated, once for each model."""
@@ -502,6 +507,8 @@ class FunctionalModel:
         return self._widened(y), stats
 
     def _cast(self, x: Tree) -> Tree:
+        if self._findings is not None and self._findings.writes_inputs:
+            x = trees.clone(x)
         if isinstance(x, Tensor):
             return x.to(self._inputs) if x.is_floating_point() else x
         return trees.map_tree(lambda t: t.to(self._inputs) if t.is_floating_point() else t, x)
