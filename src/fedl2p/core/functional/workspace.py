@@ -37,6 +37,8 @@ class Findings:
         Whether it calls torch's fused attention.
     writes_inputs
         Whether it changes its inputs in place, so that it must be given copies.
+    writes_parameters
+        Whether it changes its trainable parameters in place (norms of embeddings, bounds).
     head
         Name of the linear layer that is called last in evaluation mode; None without one.
     batchable
@@ -51,6 +53,7 @@ class Findings:
     frozen: frozenset[str] = frozenset()
     attention: bool = False
     writes_inputs: bool = False
+    writes_parameters: bool = False
     head: str | None = None
     batchable: bool | None = None
     differentiable: bool = False
