@@ -141,7 +141,7 @@ def test_extra_state_and_tensors_left_by_a_forward_do_not_stop_rounds(
     population = InMemory({f"c{i}": ClientData(data(9), data(6)) for i in range(3)})
     learner = build_method(method, SETTINGS)
     done = federate(
-        build_method(method, SETTINGS),
+        learner,
         model,
         population,
         rounds=Rounds(rounds=1),
