@@ -1,11 +1,13 @@
-# make setup | demo | test | test-all | test-flower | bench | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | test-lowest | test-flower | bench | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-all test-flower bench bench-more lint clean
+LOWEST := .venv-lowest
+
+.PHONY: setup demo test test-all test-lowest test-flower bench bench-more lint clean
 
 setup: $(STAMP)
 
@@ -27,6 +29,17 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20
+
+# On the lowest versions that pyproject.toml allows; the tests of federations take long and are left
+# out.
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
+		--ignore tests/federation --ignore tests/deploy
+
+$(LOWEST)/.installed: pyproject.toml requirements-lowest.lock
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -c requirements-lowest.lock -e '.[dev]'
+	@touch $@
 
 # The federation's tests on the oldest and the newest Flower that pyproject.toml allows. Each has an
 # environment of its own, which finds everything else in .venv; that one is not changed.
@@ -65,5 +78,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-flower build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-lowest .venv-flower build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

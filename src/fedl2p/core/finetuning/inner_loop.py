@@ -6,6 +6,7 @@ section 3.1). Shapes: C clients, B norms, P parameter tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedl2p.core.data_check import check_examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, step_batches
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
 from fedl2p.core.finetuning.optimizers import Optimizer, optimizer_of
+from fedl2p.core.finetuning.stacking import fewest_to_stack
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
@@ -66,6 +68,11 @@ def run_inner_loop(
 def all_finite(state: ModelState) -> Tensor:
     """Tell for each client whether all its tensors are finite, shape (C,), bool."""
     tensors = (*state.params.values(), *state.stats.values())
+    real = [t for t in tensors if t.numel() and (t.is_floating_point() or t.is_complex())]
+    # One pass over all tensors and one read; client by client only where that fails.
+    largest = [norm.double() for norm in torch._foreach_norm(real, math.inf)] if real else []
+    if largest and bool(torch.stack(largest).isfinite().all()):
+        return torch.ones(len(tensors[0]), dtype=torch.bool, device=tensors[0].device)
     # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
     flags = [v.isfinite().unsqueeze(-1).flatten(1).all(1) for v in tensors]
     return torch.stack(flags).all(0)
@@ -183,6 +190,7 @@ def inner_batches(
         raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
         balanced=[d.balanced for d in data],
         align=align,
+        fewest=1 if len(data) == 1 else fewest_to_stack(net, data[0].train.x),
     )
 
 
