@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from fedl2p.core.metanets import (
@@ -450,3 +450,24 @@ def test_shared_parameters_move_their_scale_times_as_far(form: Form) -> None:
     torch.testing.assert_close(before.mix - after.mix, torch.full((6,), 0.01 * scale))
     moved = before.rate.log() - after.rate.log() if form == "default" else before.rate - after.rate
     torch.testing.assert_close(moved, torch.full((21,), 0.01 * scale))
+
+
+@pytest.mark.parametrize("hidden", [20_000, 10**7, 10**13])
+def test_a_width_that_a_description_claims_costs_nothing(
+    hidden: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and shapes are compared before a weight is read or made."""
+    import safetensors.torch
+
+    MetaNets(find_sites(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))).save(tmp_path / "nets")
+    about = tmp_path / "nets.json"
+    description = json.loads(about.read_text())
+    description["config"]["hidden"] = hidden
+    about.write_text(json.dumps(description))
+
+    def read(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", read)
+    with pytest.raises(ValueError, match=r"by the description|overflowed"):
+        MetaNets.load(tmp_path / "nets")

@@ -288,6 +288,41 @@ def test_a_study_of_machines_gives_a_run_folder_and_a_model_on_each(federation: 
     assert sent[0] - sent[1] > 2 * 14_000 * 4  # the global model, to both, in the first round only
 
 
+def test_the_wait_for_clients_is_in_the_log_of_the_run(federation: Path) -> None:
+    said = (federation / "run-7" / "log.txt").read_text()
+    assert "waiting for 2 clients" in said
+    assert "2 nodes are online, 2 clients are wanted" in said
+    assert said.index("clients: a, b") < said.index("2 of 2 clients personalized")
+
+
+def test_what_a_killed_process_has_left_is_removed(federation: Path, tmp_path: Path) -> None:
+    write_client(tmp_path / "a" / "data.npz", 0)
+    left = tmp_path / "a" / "out" / ".received.12345.tmp"
+    left.mkdir(parents=True)
+    (left / "global.safetensors").write_bytes(b"half")
+    machines = Machines({"a": home_of(tmp_path, "a")}, {})
+    serve(machines, STUDY | {"min-clients": 1, "pretrain.rounds": 0})
+    assert not list((tmp_path / "a" / "out").glob(".received*"))
+    assert (tmp_path / "a" / "out" / "received" / "global.safetensors").is_file()
+
+
+def test_a_shape_that_the_server_claims_is_compared_before_a_model_is_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_client(tmp_path / "a" / "data.npz", 0)
+
+    def made(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was made")
+
+    monkeypatch.setattr("fedl2p.models.build", made)
+    machines = Machines({"a": home_of(tmp_path, "a")}, {})
+    with pytest.raises(ValueError, match="0 of 1 clients answered"):
+        serve(machines, STUDY | {"min-clients": 1, "data.shape": "1,60000,60000"})
+    assert "client 'a' has examples of shape (1, 8, 8), the study of (1, 60000, 60000)" in (
+        caplog.text
+    )
+
+
 def test_what_a_node_has_received_is_a_run_folder_for_personalize(
     federation: Path, tmp_path: Path
 ) -> None:
@@ -342,7 +377,7 @@ def test_too_few_clients_are_an_error_that_says_what_to_do(tmp_path: Path) -> No
     machines = Machines({"a": home_of(tmp_path, "a")}, {})
     with pytest.raises(ValueError, match="1 nodes are online: start the others"):
         serve(machines, STUDY | {"out": str(tmp_path / "run")})
-    assert not (tmp_path / "run").exists()
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["log.txt"]
 
 
 def test_a_node_with_an_unusable_file_is_left_out_and_its_content_stays_there(

@@ -63,6 +63,9 @@ class RunConfig:
     keys
         Folder on the server's machine with a ``CLIENT.pub`` file per client: a client is believed
         only on the node that has that key. None to believe every node.
+    tensorboard
+        Write the rounds for TensorBoard too, into the folder tensorboard/ of ``out``; needs the
+        package tensorboard on the server.
     """
 
     study: Study
@@ -76,6 +79,7 @@ class RunConfig:
     timeout: float = TIMEOUT
     grace: float = GRACE
     keys: Path | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.min_clients < 1:
@@ -83,6 +87,8 @@ class RunConfig:
         for name in ("wait", "timeout", "grace"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 seconds or more")
+        if self.tensorboard and self.out is None:
+            raise ValueError("tensorboard is written into out; name that folder")
         if (self.task == "personalize") != (self.run is not None):
             raise ValueError(
                 "run names the finished study of the task 'personalize' and is for that task "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,11 +14,12 @@ from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.flower.gathering import wait_for_clients
-from fedl2p.federation.listeners import Listener
+from fedl2p.federation.listeners import Listener, TensorBoardListener
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
 from fedl2p.runs import layout
 from fedl2p.runs.config import differences
+from fedl2p.runs.folder import RunWriter
 from fedl2p.runs.population import PopulationInfo
 from fedl2p.runs.results import Report, Row
 from fedl2p.study.new_client import load_run
@@ -50,7 +52,10 @@ def serve(config: RunConfig, clients: OnFlower) -> None:
         study.data.check()
         names = gather(clients, config)
         study = dataclasses.replace(study, data=dataclasses.replace(study.data, clients=names))
-    run_study(study, config.out, resume=config.resume, listeners=[LogListener()], clients=clients)
+    listeners: list[Listener] = [LogListener()]
+    if config.tensorboard and config.out is not None:
+        listeners.append(TensorBoardListener(config.out / layout.TENSORBOARD))
+    run_study(study, config.out, resume=config.resume, listeners=listeners, clients=clients)
     if config.out is not None:
         # Not at the top: nodes load this file too, and need no jinja2.
         from fedl2p.reporting.page import write_page
@@ -102,14 +107,21 @@ def serve_latecomers(config: RunConfig, clients: OnFlower) -> None:
 def gather(
     clients: OnFlower, config: RunConfig, *, without: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Wait for the clients that a run configuration asks for, as :func:`wait_for_clients` does."""
-    return wait_for_clients(
-        clients.directory,
-        count=config.min_clients,
-        names=config.clients,
-        seconds=config.wait,
-        without=without,
-    )
+    """Wait for the clients that a run configuration asks for, as :func:`wait_for_clients` does.
+
+    What happens meanwhile is in the log of the run's folder, unless that holds results already.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.out is not None and not (config.out / layout.RESULTS).exists():
+            config.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunWriter(config.out).logging())
+        return wait_for_clients(
+            clients.directory,
+            count=config.min_clients,
+            names=config.clients,
+            seconds=config.wait,
+            without=without,
+        )
 
 
 def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:

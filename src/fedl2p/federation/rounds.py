@@ -41,6 +41,7 @@ from fedl2p.federation.server.aggregation import (
 from fedl2p.federation.server.tally import Tally
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
+from fedl2p.runs import layout
 from fedl2p.seeds import derive_seed
 from fedl2p.version import __version__
 
@@ -378,7 +379,7 @@ def _why_given_up(record: RoundRecord, rounds: Rounds) -> str:
     return (
         f"{record.stage}: {rounds.give_up} rounds in a row brought no new state, for lack of "
         f"{rounds.fewest} or more good answers, the last one round {record.round}{example}; "
-        "{layout.FAILURES} and the log name all clients and reasons"
+        f"{layout.FAILURES} and the log name all clients and reasons"
     )
 
 

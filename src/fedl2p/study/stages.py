@@ -120,7 +120,8 @@ def personalize(
     rows = tuple(Row.of(method.name, pools[outcome.client], outcome) for outcome in outcomes)
     personalized = PersonalizedClients(rows=rows, seconds=seconds)
     personalized.write(layout.outcomes_file(run.folder.path, method.name))
-    log.info("%s: %d clients personalized in %.1f s", method.name, len(rows), seconds)
+    good = sum(row.failure is None for row in rows)
+    log.info("%s: %d of %d clients personalized in %.1f s", method.name, good, len(rows), seconds)
     return personalized
 
 
