@@ -36,6 +36,7 @@ from fedl2p.federation.flower.client_app import answer, register, without_paths
 from fedl2p.federation.flower.client_directory import read_keys
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.flower.records import CLIENT_FAILED
+from fedl2p.federation.flower.shown_log import shown
 from fedl2p.runs.folder import RunWriter
 from fedl2p.runs.validation import from_plain, to_plain
 from fedl2p.study.engines import device_of, node_of
@@ -110,7 +111,7 @@ def server_app(study: Study | None = None, *, out: Path | None = None) -> Server
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         asked = config_of(context) if study is None else RunConfig(study=study)
-        with _shown():
+        with shown():
             serve(
                 dataclasses.replace(asked, out=out or asked.out),
                 OnFlower(
@@ -163,21 +164,6 @@ def _on(machine: Node | None) -> Iterator[None]:
     finally:
         log.setLevel(level)
         os.umask(before)
-
-
-@contextlib.contextmanager
-def _shown() -> Iterator[None]:
-    """Show the package's log on stderr, where ``flwr log`` and the SuperLink take it from."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fedl2p: %(message)s"))
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(min(level or logging.INFO, logging.INFO))
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
 
 
 client = client_app()

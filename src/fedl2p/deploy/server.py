@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from fedl2p import methods
@@ -14,9 +13,9 @@ from fedl2p.data.remote import Remote
 from fedl2p.deploy.run_config import RunConfig
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.flower.gathering import wait_for_clients
+from fedl2p.federation.flower.shown_log import LogListener
 from fedl2p.federation.listeners import Listener, TensorBoardListener
 from fedl2p.federation.personalizing import personalize_all
-from fedl2p.federation.round_records import RoundRecord
 from fedl2p.runs import layout
 from fedl2p.runs.config import differences
 from fedl2p.runs.folder import RunWriter
@@ -145,25 +144,3 @@ def _refuse_other(config: RunConfig, study: Study, run: Path) -> None:
             f"the run in {run} and the run configuration differ (there and here): "
             f"{'; '.join(different[:3])}; give the keys that the run was started with"
         )
-
-
-class LogListener(Listener):
-    """Writes each round to the log."""
-
-    def on_start(self, stage: str, rounds: int, records: Sequence[RoundRecord]) -> None:
-        """Say what begins."""
-        log.info("%s: %d rounds, %d of them done", stage, rounds, len(records))
-
-    def on_round(self, record: RoundRecord) -> None:
-        """Say what came of a round."""
-        content = {
-            "clients": record.clients,
-            "failures": record.failures,
-            "loss": round(record.loss, 4),
-            "accuracy": round(record.accuracy, 4),
-            "seconds": round(record.seconds, 1),
-        }
-        log.info("%s, round %d: %s", record.stage, record.round, json.dumps(content))
-
-    def on_end(self, stage: str) -> None:
-        """Say nothing: the last round has."""

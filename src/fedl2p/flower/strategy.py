@@ -22,6 +22,7 @@ from fedl2p.federation.flower import records
 from fedl2p.federation.flower.client_directory import read_keys
 from fedl2p.federation.flower.clients import OnFlower
 from fedl2p.federation.flower.gathering import wait_for_clients
+from fedl2p.federation.flower.shown_log import LogListener, shown
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.messages import Answer, Question
 from fedl2p.federation.personalizing import personalize_all
@@ -101,7 +102,7 @@ class FedL2P(Strategy):
         self._rounds, self._settings, self._seed = rounds, settings or Settings(), seed
         self._least, self._wait, self._grace = min_available_nodes, wait, grace
         self._keys = None if keys is None else read_keys(Path(keys))
-        self._listeners = listeners
+        self._listeners = (LogListener(), *listeners)
         self._method = methods.build(methods.METANETS, self._settings)
 
     def start(
@@ -152,6 +153,17 @@ class FedL2P(Strategy):
                 "train_config and evaluate_config reach no client of FedL2P; give settings to "
                 "FedL2P and add_fedl2p"
             )
+        with shown():
+            return self._run(grid, initial_arrays, num_rounds, timeout, evaluate_fn)
+
+    def _run(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        evaluate_fn: EvaluateFn | None,
+    ) -> Result:
         model = self._loaded(initial_arrays)
         result = Result()
         clients = _Watched(
@@ -205,9 +217,11 @@ class FedL2P(Strategy):
         MetricRecord
             Scores of the personalized models, weighted by test examples.
         """
+        model = self._loaded(initial_arrays)
         clients = _Watched(grid, timeout, self._grace, self._keys, hash_of(self._settings))
-        names = wait_for_clients(clients.directory, count=self._least, seconds=self._wait)
-        self.outcomes = self._personalized(clients, self._loaded(initial_arrays), metanets, names)
+        with shown():
+            names = wait_for_clients(clients.directory, count=self._least, seconds=self._wait)
+            self.outcomes = self._personalized(clients, model, metanets, names)
         return _scores(self.outcomes)
 
     def summary(self) -> None:
