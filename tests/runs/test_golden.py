@@ -163,6 +163,7 @@ RESULTS = """\
       "accuracy_before": 0.25,
       "accuracy": 0.5,
       "accuracy_worst_decile": 0.5,
+      "share_worse": 0.0,
       "loss": null,
       "seconds_per_client": 0.125
     },
@@ -173,6 +174,7 @@ RESULTS = """\
       "accuracy_before": null,
       "accuracy": null,
       "accuracy_worst_decile": null,
+      "share_worse": null,
       "loss": null,
       "seconds_per_client": 1.0
     }

@@ -172,5 +172,6 @@ def _write_strategies(
             "rate": rate,
             "divergence": far if norms else None,
             "moments": None,
+            **dict.fromkeys(("gradients", "loss", "labels", "size")),
         }
         (folder / f"{i}.json").write_text(json.dumps(content))

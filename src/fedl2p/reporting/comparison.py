@@ -12,7 +12,7 @@ from typing import Any
 from fedl2p.reporting.intervals import Interval, mean_interval
 from fedl2p.runs import layout
 from fedl2p.runs.config import read_config
-from fedl2p.runs.results import POOLS, WORST_DECILE, Pool, Report, Summary
+from fedl2p.runs.results import POOLS, SHARE_WORSE, WORST_DECILE, Pool, Report, Summary
 from fedl2p.runs.text_table import columns
 
 
@@ -24,7 +24,7 @@ class Line:
     ----------
     method, pool
         As in a report.
-    accuracy, worst_decile, loss
+    accuracy, worst_decile, share_worse, loss
         Mean over seeds and half-width of its 95 % t-interval; fractions, and the loss's unit.
     difference
         Accuracy of the reference method minus this one's, paired by seed; None for the reference
@@ -37,6 +37,7 @@ class Line:
     pool: Pool
     accuracy: Interval
     worst_decile: Interval
+    share_worse: Interval
     loss: Interval
     difference: Interval | None
     above: int | None
@@ -72,6 +73,7 @@ class Comparison:
                     "pool": line.pool,
                     **_plain("accuracy", line.accuracy),
                     **_plain(WORST_DECILE, line.worst_decile),
+                    **_plain(SHARE_WORSE, line.share_worse),
                     **_plain("loss", line.loss),
                     **_plain("difference", line.difference),
                     "seeds_above": line.above,
@@ -86,6 +88,7 @@ class Comparison:
         seeds = ", ".join(map(str, self.seeds))
         out = [f"{self.recipe}: mean over {_count(len(self.seeds), 'seed')} ({seeds})"]
         scores = ("accuracy %", "worst tenth %") if self.has_accuracy else ("loss",)
+        scores = (*scores, "made worse %")
         side = "above in" if self.has_accuracy else "below in"
         heads = ("method", *scores, f"{self.reference} minus it", side)
         for pool in POOLS:
@@ -107,7 +110,8 @@ class Comparison:
         write = percent_interval if self.has_accuracy else plain_interval
         scores = (line.accuracy, line.worst_decile) if self.has_accuracy else (line.loss,)
         difference = "" if line.difference is None else write(line.difference, sign=True)
-        return (line.method, *map(write, scores), difference, above)
+        worse = percent_interval(line.share_worse, digits=1)
+        return (line.method, *map(write, scores), worse, difference, above)
 
 
 def compare(
@@ -181,6 +185,7 @@ def _line(
         pool=pool,
         accuracy=mean_interval(accuracies),
         worst_decile=mean_interval([table[method, pool].accuracy_worst_decile for table in tables]),
+        share_worse=mean_interval([table[method, pool].share_worse for table in tables]),
         loss=mean_interval(losses),
         difference=difference,
         above=above,
@@ -274,10 +279,10 @@ def _plain(name: str, interval: Interval | None) -> dict[str, Any]:
     return {name: interval.mean, f"{name}_interval": list(bounds) if bounds else None}
 
 
-def percent_interval(interval: Interval, *, sign: bool = False) -> str:
+def percent_interval(interval: Interval, *, sign: bool = False, digits: int = 2) -> str:
     """Return a mean of fractions and the half-width of its interval in percent."""
-    mean = f"{100 * interval.mean:+.2f}" if sign else f"{100 * interval.mean:.2f}"
-    return mean if interval.half is None else f"{mean} ± {100 * interval.half:.2f}"
+    mean = f"{100 * interval.mean:{'+' if sign else ''}.{digits}f}"
+    return mean if interval.half is None else f"{mean} ± {100 * interval.half:.{digits}f}"
 
 
 def plain_interval(interval: Interval, *, sign: bool = False) -> str:

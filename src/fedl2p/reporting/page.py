@@ -146,6 +146,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "label": label,
         "loss": number_formats.loss,
         "percent": number_formats.percent,
+        "share": number_formats.share,
         "points": number_formats.points,
         "seconds": number_formats.seconds,
         "short": number_formats.short_number,
