@@ -179,6 +179,7 @@ RESULTS = """\
       "seconds_per_client": 1.0
     }
   ],
+  "kinds": [],
   "failures": [
     {
       "method": "fedl2p",

@@ -12,7 +12,9 @@ from typing import Any
 from fedl2p.reporting.intervals import Interval, mean_interval
 from fedl2p.runs import layout
 from fedl2p.runs.config import read_config
-from fedl2p.runs.results import POOLS, SHARE_WORSE, WORST_DECILE, Pool, Report, Summary
+from fedl2p.runs.files import without_infinities
+from fedl2p.runs.kinds import geometric_mean, mean_of, or_nan
+from fedl2p.runs.results import POOLS, SHARE_WORSE, WORST_DECILE, KindSummary, Pool, Report, Summary
 from fedl2p.runs.text_table import columns
 
 
@@ -44,6 +46,31 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KindLine:
+    """One method on the clients of one kind in one pool, over the seeds that have any.
+
+    Parameters
+    ----------
+    method, pool, kind
+        As in a report.
+    accuracy, share_worse, loss
+        As in :class:`Line`.
+    mix, rate
+        What the clients were fine-tuned with: means over seeds, of rates the geometric one; NaN if
+        that is not known.
+    """
+
+    method: str
+    pool: Pool
+    kind: str
+    accuracy: Interval
+    share_worse: Interval
+    loss: Interval
+    mix: float
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The table over seeds. ``str()`` gives it for a terminal, :meth:`to_dict` for JSON."""
 
@@ -51,6 +78,7 @@ class Comparison:
     reference: str
     seeds: tuple[int, ...]
     lines: tuple[Line, ...]
+    kinds: tuple[KindLine, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,6 +108,18 @@ class Comparison:
                 }
                 for line in self.lines
             ],
+            "kinds": [
+                {
+                    "method": line.method,
+                    "pool": line.pool,
+                    "kind": line.kind,
+                    **_plain("accuracy", line.accuracy),
+                    **_plain(SHARE_WORSE, line.share_worse),
+                    **_plain("loss", line.loss),
+                    **without_infinities({"mix": line.mix, "rate": line.rate}),
+                }
+                for line in self.kinds
+            ],
             "notes": list(self.notes),
         }
 
@@ -95,6 +135,9 @@ class Comparison:
             cells = [self._cells(line) for line in self.lines if line.pool == pool]
             if cells:
                 out += ["", f"{pool} clients", *columns([heads, *cells])]
+            if lines := [line for line in self.kinds if line.pool == pool]:
+                score = "accuracy %" if self.has_accuracy else "loss"
+                out += ["", f"{pool} clients by kind, {score}", *columns(self._by_kind(lines))]
         if len(self.seeds) > 1:
             out += [
                 "",
@@ -104,6 +147,24 @@ class Comparison:
         else:
             out += ["", "one seed: no intervals; compare several runs that differ in --seed"]
         return "\n".join([*out, *(f"note: {note}" for note in self.notes)])
+
+    def _by_kind(self, lines: Sequence[KindLine]) -> list[tuple[str, ...]]:
+        """Return rows of methods and columns of kinds, and what the reference chose."""
+        write = percent_interval if self.has_accuracy else plain_interval
+        kinds = tuple(dict.fromkeys(line.kind for line in lines))
+        table = {(line.method, line.kind): line for line in lines}
+        scored = {k: one.accuracy if self.has_accuracy else one.loss for k, one in table.items()}
+        rows = [("method", *kinds)]
+        for method in dict.fromkeys(line.method for line in lines):
+            keys = [(method, kind) for kind in kinds]
+            rows.append((method, *(write(scored[k]) if k in scored else "" for k in keys)))
+        for name, form in (("mix", ".2f"), ("rate", ".2g")):
+            chosen = [table.get((self.reference, kind)) for kind in kinds]
+            values = [math.nan if one is None else getattr(one, name) for one in chosen]
+            if any(map(math.isfinite, values)):
+                cells = (format(v, form) if math.isfinite(v) else "" for v in values)
+                rows.append((f"{self.reference}, mean {name}", *cells))
+        return rows
 
     def _cells(self, line: Line) -> tuple[str, ...]:
         above = "" if line.above is None else f"{line.above} of {len(self.seeds)}"
@@ -159,6 +220,7 @@ def compare(
         reference=reference,
         seeds=tuple(reports[i].seed for i in order),
         lines=tuple(_line(method, pool, reference, tables) for method, pool in tables[0]),
+        kinds=_kind_lines([reports[i].kinds for i in order]),
         notes=_notes(reference, paths, reports),
     )
 
@@ -189,6 +251,26 @@ def _line(
         loss=mean_interval(losses),
         difference=difference,
         above=above,
+    )
+
+
+def _kind_lines(tables: Sequence[Sequence[KindSummary]]) -> tuple[KindLine, ...]:
+    groups: dict[tuple[str, Pool, str], list[KindSummary]] = {}
+    for table in tables:
+        for one in table:
+            groups.setdefault((one.method, one.pool, one.kind), []).append(one)
+    return tuple(
+        KindLine(
+            method=method,
+            pool=pool,
+            kind=kind,
+            accuracy=mean_interval([one.accuracy for one in group]),
+            share_worse=mean_interval([one.share_worse for one in group]),
+            loss=mean_interval([one.loss for one in group]),
+            mix=or_nan(mean_of(one.mix for one in group)),
+            rate=or_nan(geometric_mean(one.rate for one in group)),
+        )
+        for (method, pool, kind), group in groups.items()
     )
 
 

@@ -30,7 +30,7 @@ from fedl2p.runs.columns import RoundLine
 from fedl2p.runs.files import damaged, write_atomically
 from fedl2p.runs.privacy_spent import epsilon_words
 from fedl2p.runs.reading import RunFolder, read_run
-from fedl2p.runs.results import POOLS, Pool, Summary
+from fedl2p.runs.results import POOLS, KindSummary, Pool, Summary
 
 
 def write_page(folder: str | Path) -> Path:
@@ -84,7 +84,9 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         "method": method,
         "learned": learned is not None,
         "pools": pools,
+        "main_pool": main_pool(run),
         "comparison": _comparison(run, pools),
+        "by_kind": _by_kind(run, method),
         "best": {pool: _best_score(run, pool) for pool in pools},
         "accuracy": run.report.has_accuracy,
         "unit": gain_unit(run),
@@ -154,6 +156,18 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "what": lambda method: method_name(method).line,
     }
     return environment.get_template(template).render(content) + "\n"
+
+
+def _by_kind(run: RunFolder, method: str) -> dict[str, dict[str, KindSummary]]:
+    """Return summaries by kind and method on the main pool, the method in focus first."""
+    table: dict[str, dict[str, KindSummary]] = {}
+    for one in run.report.kinds:
+        if one.pool == main_pool(run):
+            table.setdefault(one.kind, {})[one.method] = one
+    return {
+        kind: dict(sorted(found.items(), key=lambda item: item[0] != method))
+        for kind, found in table.items()
+    }
 
 
 def _failures(run: RunFolder) -> dict[tuple[str, str, str], list[str]]:

@@ -112,6 +112,24 @@ class Summary:
     seconds_per_client: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class KindSummary(Summary):
+    """One method on the clients of one kind in one pool.
+
+    Parameters
+    ----------
+    kind
+        What these clients have in common, e.g. a sensor or a domain.
+    mix, rate
+        What they were fine-tuned with, where it is known: mean mix over norm layers and clients,
+        geometric mean of the learning rates over parameter tensors and clients; else NaN.
+    """
+
+    kind: str
+    mix: float
+    rate: float
+
+
 WORST_DECILE = "accuracy_worst_decile"
 """The field of a summary that comparisons over seeds report too."""
 
@@ -219,11 +237,14 @@ class ResultsFile(RunInfo):
     ----------
     methods
         One summary per method and pool.
+    kinds
+        The same per kind of client; empty where clients have no kinds.
     failures
         Clients without a result.
     """
 
     methods: tuple[Summary, ...]
+    kinds: tuple[KindSummary, ...]
     failures: tuple[FailedClient, ...]
 
 
@@ -235,9 +256,12 @@ class Report(RunInfo):
     ----------
     rows
         One per method and client.
+    kinds
+        Their summaries per kind of client, see :func:`fedl2p.runs.kinds.summarise_kinds`.
     """
 
     rows: tuple[Row, ...]
+    kinds: tuple[KindSummary, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[tuple[str, str]] = set()
@@ -300,6 +324,7 @@ class Report(RunInfo):
         content = ResultsFile(
             **info,
             methods=self.methods,
+            kinds=self.kinds,
             failures=tuple(_failed_client(row) for row in self.failures),
         )
         plain = without_infinities(asdict(content))
@@ -322,6 +347,7 @@ class Report(RunInfo):
             report = cls(
                 **{name: getattr(stored, name) for name in names_of(RunInfo)},
                 rows=(*rows, *map(_failed_row, stored.failures)),
+                kinds=stored.kinds,
             )
         except ValueError as error:
             raise damaged(folder / layout.CLIENTS, str(error)) from None
