@@ -1,19 +1,20 @@
 """The groups of a client's profile: names and units of their entries, and how the nets read them.
 
 A profile holds plain values. The default form of the meta-nets reads them on scales on which
-entries of clients have about mean 0 and deviation 1, by formulas that are the same for everybody
-(an average over clients would reveal profiles):
+entries of clients lie around 0 and are about 1 in size, by formulas that are the same for everybody
+(an average over clients would reveal profiles). Larger ones let the nets' first steps go too far:
+the rates of some clients then ran off.
 
-=========== ==================================== ==============================
+=========== ==================================== ===================================
 group       entries                              read as
-=========== ==================================== ==============================
+=========== ==================================== ===================================
 divergences nats, one per norm                   ``log(0.001 + x) + 1.5``
 moments     mean and deviation, two per layer    as they are
-gradients   gradient / weight, one per tensor    ``log(0.001 + x) + 1``
-loss        mean loss; accuracy in [0, 1]        ``log(0.001 + x)``; ``4 x - 3``
+gradients   gradient / weight, one per tensor    ``log(0.001 + x) / 2``
+loss        mean loss; accuracy in [0, 1]        ``log(0.001 + x) / 2``; ``2 x - 1``
 labels      entropy in nats; number of classes   ``x - 1.5``; ``log(x) - 1.5``
-size        number of examples                   ``log(x) - 4``
-=========== ==================================== ==============================
+size        number of examples                   ``log(x) / 2 - 2``
+=========== ==================================== ===================================
 
 The number that is added before a logarithm is what counts as none: a loss of 0, a tensor without a
 gradient. A loss below 0, which only a function of the user's has, is read as 0; no classes, as one.
@@ -63,7 +64,7 @@ class Group:
 
 def _loss_as_read(x: Tensor) -> Tensor:
     loss, accuracy = x.unbind(-1)
-    return torch.stack([(loss.clamp_min(0) + 1e-3).log(), 4 * accuracy - 3], -1)
+    return torch.stack([(loss.clamp_min(0) + 1e-3).log() / 2, 2 * accuracy - 1], -1)
 
 
 def _labels_as_read(x: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ GROUPS: Mapping[ProfileGroup, Group] = {
         "gradients",
         lambda sites: tuple(f"relative gradient of {name}" for name in sites.params),
         ("",),
-        lambda x: (x + 1e-3).log() + 1,
+        lambda x: (x + 1e-3).log() / 2,
     ),
     "loss": Group(
         "loss",
@@ -108,7 +109,7 @@ GROUPS: Mapping[ProfileGroup, Group] = {
         "size",
         lambda _: ("number of examples",),
         ("",),
-        lambda x: x.log() - 4,
+        lambda x: x.log() / 2 - 2,
     ),
 }
 """All groups, in the order in which the nets read them."""
