@@ -339,9 +339,10 @@ class Profiler:
 
     def _seen(self, x: Tree, judged: bool) -> Any:
         def run() -> Any:
+            # Copies, since a model may change its inputs in place, and here they are the caller's.
             if judged:
-                return self._objective.forward(self._model, x)
-            return trees.call(self._model, x)
+                return self._objective.forward(self._model, trees.clone(x))
+            return trees.call(self._model, trees.clone(x))
 
         if self._functional is not None:
             with self._functional:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,15 @@ from torch.func import vmap
 
 from fedl2p.core import trees
 from fedl2p.core.functional.copies import Modes, duplicate, eager_copy
-from fedl2p.core.functional.inspection import ROWS, examine, known, last_linear, remember
+from fedl2p.core.functional.inspection import (
+    ROWS,
+    check_graph,
+    check_settled,
+    examine,
+    known,
+    last_linear,
+    remember,
+)
 from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
 from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
@@ -187,6 +196,9 @@ class FunctionalModel:
         work, x = self._workspace, self._cast(trees.to_device(x, self.device))
         state = self.start(1, "global").squeezed()
         mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
+        # torch counts a tensor's version up when it is changed in place
+        versions: list[int] = []
+        written: set[str] = set()
 
         def run(training: bool, watch: AbstractContextManager[object]) -> Any:
             work.set_mode(training, "single", first_order=True)
@@ -195,17 +207,29 @@ class FunctionalModel:
                 work.bind(params, state.stats, mix) as call,
                 autocast(self._compute, self.device),
             ):
+                own = trees.clone(x)
                 with watch:
-                    outputs = call(x)
-                return outputs, work.stats()
+                    outputs = call(own)
+                versions.extend(t._version for t in trees.leaves(own))
+                written.update(k for k, p in params.items() if p._version)
+                after = work.stats()
+                check_settled({k: params[k] for k in written}, lambda: call(trees.clone(x)))
+                return outputs, after
 
         def reference(model: nn.Module) -> Any:
             with autocast(self._compute, self.device):
-                return self.objective.forward(model, x)
+                return self.objective.forward(model, trees.clone(x))
 
-        return examine(
+        found = examine(
             work, run, self.plain, reference, original=self._original(), device=self.device
         )
+        found.writes_inputs, found.writes_parameters = any(versions), bool(written)
+        with torch.enable_grad(), watched(self.device):
+            work.set_mode(True, "single", first_order=True)
+            leaves = state.leaves()
+            with work.bind(leaves.params, leaves.stats, mix) as call:
+                check_graph(call(trees.clone(x)))
+        return found
 
     def check_twice_differentiable(self, grads: Iterable[Tensor]) -> None:
         """Refuse a gradient that cannot be differentiated, once for each model."""
@@ -316,6 +340,11 @@ class FunctionalModel:
             second = [_gradient(grad, [*inputs, mix])] if grad.requires_grad else []
         return [t.detach() for t in (judged, trained, first, grad, *second)]
 
+    @cached_property
+    def saved(self) -> dict[str, Tensor]:
+        """The global model's tensors as ``state_dict`` names them."""
+        return dict(self.plain.state_dict())
+
     @property
     def num_parameters(self) -> int:
         """The number of trainable parameters."""
@@ -370,6 +399,8 @@ class FunctionalModel:
         for name in self._findings.carried if self._findings else ():
             stats[name] = self._buffers[name].expand(clients, *self._buffers[name].shape)
         params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
+        if self._findings and self._findings.writes_parameters:
+            params = {k: v.clone() for k, v in params.items()}
         return ModelState(params, stats)
 
     def logits(
@@ -466,7 +497,8 @@ class FunctionalModel:
     ) -> Iterator[BoundModel]:
         """Leave one client's tensors in place for many training calls, in this thread.
 
-        ``params`` may be changed in place between the calls; no tensor has a client dimension.
+        ``params`` may be changed in place between the calls, and the calls may change ``stats`` in
+        place; no tensor has a client dimension.
         """
         work = self._workspace
         with work.bind(params, stats, mix) as call:
@@ -497,11 +529,43 @@ class FunctionalModel:
         work = self._workspace
         work.set_mode(training, "stacked", first_order=first_order)
         # fused attention has no rule for vmap
+        stats = {**self._own_buffers({}, len(mix)), **stats}
         with self._running(training, 0, twice=True):
             y, stats = vmap(work)(params, stats, mix, self._cast(x))
         return self._widened(y), stats
 
+    def judged(self, state: ModelState, mix: Tensor, x: Tree) -> Any:
+        """Return the outputs of one model in evaluation mode on the inputs of C clients.
+
+        ``state`` and ``mix`` hold one client's tensors, (1, ...); ``x`` has leaves (C, n, ...) and
+        the outputs too. The same as :meth:`logits` with these tensors repeated, without computing
+        a layer's weights once per client.
+        """
+        found = self._findings or self.examine(trees.rows(x, 0))
+        if trees.length(x) == 1 or found.draws_in_evaluation or self._compute.precision != "full":
+            raise ValueError("one model is judged on the data of several clients at once")
+        one, work = state.squeezed(), self._workspace
+        norms = {k: v for k, v in one.stats.items() if k not in self._buffers}
+        own = self._own_buffers(one.stats, trees.length(x))
+        work.set_mode(False, "stacked", first_order=False)
+
+        def of_client(x: Tree, own: dict[str, Tensor]) -> Any:
+            return work(one.params, {**norms, **own}, mix.squeeze(0), x)[0]
+
+        with self._running(False, 0, twice=True):
+            return self._widened(vmap(of_client)(self._cast(x), own))
+
+    def _own_buffers(self, given: dict[str, Tensor], clients: int) -> dict[str, Tensor]:
+        """Return one model's buffers, given or the global model's, for each of C clients.
+
+        A layer that writes its buffers, from a client's data, then writes that client's.
+        """
+        values = {k: given.get(k, b) for k, b in self._buffers.items()}
+        return {k: v.expand(clients, *v.shape) for k, v in values.items()}
+
     def _cast(self, x: Tree) -> Tree:
+        if self._findings is not None and self._findings.writes_inputs:
+            x = trees.clone(x)
         if isinstance(x, Tensor):
             return x.to(self._inputs) if x.is_floating_point() else x
         return trees.map_tree(lambda t: t.to(self._inputs) if t.is_floating_point() else t, x)
