@@ -106,6 +106,7 @@ def test_the_page_says_who_is_made_worse_and_has_the_kinds(usual: Path) -> None:
     assert headline(run, "fedl2p").endswith(words)
     _, text = shown(usual)
     assert words in text
+    assert "Its data profile (divergences; the divergence says" in text
     assert "By kind of client" in text
     for one in run.report.kinds:
         if (one.method, one.pool) == ("fedl2p", "unseen"):

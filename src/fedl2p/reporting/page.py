@@ -10,6 +10,7 @@ from typing import Any
 from fedl2p.core.settings import WITH_ACCURACY
 from fedl2p.reporting import findings, number_formats
 from fedl2p.reporting.client_views import (
+    ClientView,
     baseline_of,
     best_method,
     client_views,
@@ -113,6 +114,7 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         else None,
         "strategies": strategy_maps(groups, unit=gain_unit(run)) if learned else [],
         "with_strategy": sum(view.strategy is not None for view in views),
+        "profile_parts": _profile_parts(views),
         "with_mix": any(view.strategy and view.strategy.mix for view in views),
         "stages": _curves(run.rounds, " nats" if _in_nats(run) else ""),
         "single_rounds": [
@@ -168,6 +170,24 @@ def _by_kind(run: RunFolder, method: str) -> dict[str, dict[str, KindSummary]]:
         kind: dict(sorted(found.items(), key=lambda item: item[0] != method))
         for kind, found in table.items()
     }
+
+
+_PARTS = {
+    "divergence": "divergences",
+    "moments": "moments",
+    "gradients": "relative gradients",
+    "loss": "loss and accuracy of the global model",
+    "labels": "entropy and number of classes",
+    "size": "number of examples",
+}
+
+
+def _profile_parts(views: Sequence[ClientView]) -> str:
+    """Return what the clients' profiles hold, in words."""
+    known = [view.strategy for view in views if view.strategy is not None]
+    return ", ".join(
+        words for field, words in _PARTS.items() if any(getattr(s, field) for s in known)
+    )
 
 
 def _failures(run: RunFolder) -> dict[tuple[str, str, str], list[str]]:
