@@ -24,7 +24,9 @@ from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
 from fedl2p.runs import layout
 from fedl2p.runs.folder import versions
+from fedl2p.runs.kinds import summarise_kinds
 from fedl2p.runs.outcomes import PersonalizedClients
+from fedl2p.runs.reading import read_strategies
 from fedl2p.runs.results import Report, Row
 from fedl2p.seeds import derive_seed
 from fedl2p.study.preparation import RunContext
@@ -158,12 +160,19 @@ def report(
         "learn": math.fsum(record.seconds for record in later),
         "personalize": math.fsum(clients.seconds for clients in personalized),
     }
+    rows = tuple(row for clients in personalized for row in clients.rows)
+    clients = run.info.clients
     return Report(
         recipe=run.study.recipe,
         seed=run.study.seed,
         engine="flower" if run.external else run.study.engine,
         device=run.device.type,
-        rows=tuple(row for clients in personalized for row in clients.rows),
+        rows=rows,
+        kinds=summarise_kinds(
+            rows,
+            {name: client.about for name, client in clients.items()},
+            read_strategies(run.folder.path, clients),
+        ),
         versions=versions(),
         seconds={**seconds, "total": math.fsum(seconds.values())},
         bytes_per_client_round={
