@@ -16,7 +16,7 @@ from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
 from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.recipes._paper_tables import cells
+from fedl2p.recipes.paper.tables import cells
 from fedl2p.runs.results import Report
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study

@@ -14,7 +14,7 @@ import pytest
 
 from fedl2p.cli import entry as cli
 from fedl2p.recipes import _paper_tables
-from fedl2p.recipes._paper_tables import cells, run_table
+from fedl2p.recipes.paper.tables import cells, run_table
 from fedl2p.reporting.paper_table import paper_table
 from fedl2p.reporting.published import PUBLISHED, published_accuracies
 from fedl2p.study.settings import Study

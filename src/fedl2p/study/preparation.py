@@ -46,6 +46,8 @@ class RunContext:
         The model with its initial weights.
     given
         The global model of a file; None to pre-train one.
+    pretraining
+        The population that the global model is pre-trained on; None for ``population``.
     methods
         The methods to compare.
     device
@@ -64,6 +66,7 @@ class RunContext:
     info: PopulationInfo
     initial: nn.Module
     given: nn.Module | None
+    pretraining: Population | None
     methods: tuple[Method, ...]
     device: torch.device
     clients: Clients
@@ -134,6 +137,9 @@ def prepare(
     device = device_of(study)
     built = build_methods(study)
     population = study.data.open(study.seed)
+    pretraining = None if study.pretrained else population.pretraining()
+    if pretraining is not None:
+        study.pretrain.cohort(len(pretraining.seen))
     for rounds in (study.pretrain, study.learn):
         rounds.cohort(len(population.seen))
         if rounds.privacy.on:
@@ -163,6 +169,7 @@ def prepare(
         info=info,
         initial=initial,
         given=given,
+        pretraining=pretraining,
         methods=built,
         device=device,
         clients=clients,
