@@ -1,8 +1,8 @@
 """What do hostile clients cost, under every way of combining answers?
 
-The digits_sensors recipe in small (20 seen clients, all in every round). A share of the seen clients is
-hostile in every round, in pre-training and in learning the meta-nets: each trains as told and then
-sends
+The digits_sensors recipe in small (20 seen clients, all in every round). A share of the seen
+clients is hostile in every round, in pre-training and in learning the meta-nets: each trains as
+told and then sends
 
 flip     its state minus 3 x its update (the sign turned, and stronger)
 scale    its state plus 100 x its update

@@ -1,7 +1,7 @@
 """Which hypergradient mode is worth its cost? The study behind the default.
 
-On the digits_sensors recipe, for every seed: the pre-trained model is shared, then meta-nets are learned
-once per mode, with two meta-optimizers, and every client is personalized.
+On the digits_sensors recipe, for every seed: the pre-trained model is shared, then meta-nets are
+learned once per mode, with two meta-optimizers, and every client is personalized.
 
 published  published meta-nets and outer loop: 3 passes over the validation part in batches of 32,
            entries clamped to [-1, 1], the client's own SGD steps of 1e-3 (nets) and 1e-4 (base

@@ -1,9 +1,9 @@
 """What does differential privacy cost? Accuracy against epsilon.
 
-200 seen clients of the digits_sensors recipe, each in a round with probability 1/2, learn the meta-nets in
-12 rounds under every mechanism and several noise multipliers; FedL2P's accuracy is that on 40
-unseen clients. Epsilon (at delta 1e-5) is that of learning the meta-nets. The global model stands
-for a public one: it is pre-trained without privacy, by clients of another population.
+200 seen clients of the digits_sensors recipe, each in a round with probability 1/2, learn the
+meta-nets in 12 rounds under every mechanism and several noise multipliers; FedL2P's accuracy is
+that on 40 unseen clients. Epsilon (at delta 1e-5) is that of learning the meta-nets. The global
+model stands for a public one: it is pre-trained without privacy, by clients of another population.
 
     python benchmarks/privacy.py --seeds 2 --workers 1
 

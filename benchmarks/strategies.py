@@ -1,7 +1,7 @@
 """Which strategy wins, which defaults earn their place, and does the profile matter?
 
-Studies on the digits_sensors recipe. Each is a grid of rows x seeds; every seed pre-trains one global
-model that all its rows share, and all rows meet the same clients, cohorts and batches.
+Studies on the digits_sensors recipe. Each is a grid of rows x seeds; every seed pre-trains one
+global model that all its rows share, and all rows meet the same clients, cohorts and batches.
 
 choices        the recipe with one setting changed per row (seeds 0 to 9, on which we choose)
 final          FedL2P against everything else (seeds 100 to 109, opened for this table only)

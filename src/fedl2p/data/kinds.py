@@ -82,7 +82,7 @@ class Kinds:
     wrong
         Share of wrong labels in the kind noisy-labels.
     clean
-        Clean images that the global model is pre-trained on.
+        Clean images that the global model is pre-trained on; rounded class by class.
     """
 
     dataset: Dataset = "fashion"

@@ -29,7 +29,7 @@ DEFAULT_ROUNDS = Rounds(
     server_tau=1e-8,
     keep="last",
 )
-"""As in the digits_sensors recipe: clients send clipped hypergradients, the server takes Adam steps."""
+"""As in the recipes: clients send clipped hypergradients, the server takes Adam steps."""
 
 
 def learn(

@@ -140,6 +140,11 @@ def prepare(
     pretraining = None if study.pretrained else population.pretraining()
     if pretraining is not None:
         study.pretrain.cohort(len(pretraining.seen))
+        if study.pretrain.privacy.on:
+            raise ValueError(
+                "pretrain.privacy protects clients, but the global model of this data set is "
+                "pre-trained on other data, none of theirs; leave it out"
+            )
     for rounds in (study.pretrain, study.learn):
         rounds.cohort(len(population.seen))
         if rounds.privacy.on:

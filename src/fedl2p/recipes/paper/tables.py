@@ -25,7 +25,7 @@ from fedl2p.study.settings import Study
 
 CELLS: dict[str, dict[str, dict[str, Any]]] = {
     name: {f"alpha {alpha:g}": {"alpha": alpha} for alpha in paper.ALPHAS}
-    for name in ("cifar10", "cifar10c", "domainnet")
+    for name in ("cifar10", "cifar10c", "domainnet", "fashion", "fashionc")
 }
 """The cells of a recipe's table by label, from left to right, with the arguments of each."""
 
