@@ -17,6 +17,11 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedl2p.thread_waiting import wait_asleep
+
+wait_asleep()  # before anything imports torch
+
+# ruff: noqa: E402
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp

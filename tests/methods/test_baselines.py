@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedl2p import recipes
+from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.finetuning.in_place_sgd import sgd
 from fedl2p.core.functional.model import ModelState
 from fedl2p.core.settings import InnerLoop
@@ -18,7 +19,7 @@ from fedl2p.methods import build
 from fedl2p.methods.base.settings import Baselines
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import METHODS
-from support.baseline_tools import NAMES, SETTINGS, after_a_round, method
+from support.baseline_tools import NAMES, SETTINGS, after_a_round, make_client, method
 from support.nets import nested_net
 
 
@@ -119,3 +120,20 @@ def test_a_study_runs_them_all_and_none_unasked() -> None:
         (name, pool) for name in study.methods for pool in ("seen", "unseen")
     }
     assert not [row for row in report.rows if row.failure is not None]
+
+
+@pytest.mark.parametrize("name", ["finetuning-client", "finetuning-global"])
+def test_finite_weights_that_give_no_finite_loss_are_a_failure(name: str) -> None:
+    """One step at a rate of 1e25: every weight is finite, their product is not."""
+    torch.manual_seed(0)
+    deep = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    inner = InnerLoop(epochs=1, batch_size=64)
+    client = make_client(0)
+    train, test = (Examples(p.x.float(), p.y) for p in (client.data.train, client.data.test) if p)
+    chosen = build(name, dataclasses.replace(SETTINGS, finetune=inner, finetune_rate=1e25))
+    (outcome,) = chosen.personalize(
+        deep, {}, [dataclasses.replace(client, data=ClientData(train, test=test))]
+    )
+    assert outcome.failure is not None
+    assert "the loss on the test part is" in outcome.failure
+    assert outcome.model is None

@@ -30,14 +30,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.in_place_sgd import Gradient
-from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.functional.named_tensors import add_scaled, inner_product
-from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, State, Update
 from fedl2p.methods.base.local_sgd import LocalSGD, RoundResult, loss_gradient, run_local_sgd
 from fedl2p.methods.base.personalizing import constant_mix, evaluation_updates, validation_part
@@ -136,20 +134,17 @@ class PerFedAvg(LocalSGD):
         )
         return RoundResult(trained, [{}] * len(clients))
 
-    def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
+    def validate_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> list[Update]:
         """Evaluate the received model after one step on a training batch."""
-        net = working_copies(model).net
-
-        def stack(clients: Sequence[Client]) -> list[Update]:
-            parts = [validation_part(c) for c in clients]
-            start = client_states(net, state, clients)
-            first = loss_gradient(net, clients, self.round_loop, "local")
-            grads, stats = first(start, 0, start.params)
-            stepped = ModelState(_moved(start, grads, -self.alpha).params, stats)
-            scores = evaluate(net, stepped, constant_mix(net, len(clients), 1.0), parts)
-            return evaluation_updates(clients, parts, scores)
-
-        return map_stacks(stack, net, [c.data for c in clients], clients)
+        parts = [validation_part(c) for c in clients]
+        start = client_states(net, state, clients)
+        first = loss_gradient(net, clients, self.round_loop, "local")
+        grads, stats = first(start, 0, start.params)
+        stepped = ModelState(_moved(start, grads, -self.alpha).params, stats)
+        scores = evaluate(net, stepped, constant_mix(net, len(clients), 1.0), parts)
+        return evaluation_updates(clients, parts, scores)
 
 
 def _perfedavg(settings: Settings, name: str, variant: Variant) -> PerFedAvg:

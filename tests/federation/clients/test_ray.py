@@ -100,6 +100,21 @@ def on_ray(ray_runs: None) -> Iterator[Any]:
         clients.close()
 
 
+@pytest.mark.slow
+def test_workers_that_wait_for_others_processors_are_an_error(
+    ray_runs: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker of another job holds a part of a processor, so all of them are not to be had."""
+    monkeypatch.setattr("fedl2p.federation.clients.ray._SAY_AFTER", 0.5)
+    monkeypatch.setattr("fedl2p.federation.clients.ray._GIVE_UP_AFTER", 1.0)
+    make = functools.partial(make_node, Line(), [Toward()])
+    clients = OnRay(make, Line().names)
+    with pytest.raises(FederationError, match=r"workers have started.*set fewer ray\.workers"):
+        go(Toward(), model(), Line(), clients, rounds=1)
+    assert "free are" in caplog.text
+    clients.close()
+
+
 def in_this_process(population: Line, *methods: Toward) -> InProcess:
     return InProcess(make_node(population, methods))
 
@@ -376,7 +391,8 @@ def test_engines_give_the_same_bits_by_default(tmp_path: Path) -> None:
         run_study(study, tmp_path / "here")
     finally:
         torch.set_num_threads(threads)
-    run_study(dataclasses.replace(study, engine="ray"), tmp_path / "ray")
+    # Half a processor each: there may be a Ray running, with a worker of another test.
+    run_study(dataclasses.replace(study, engine="ray", ray=HALF), tmp_path / "ray")
     node = engines.node_of(study, folder=(tmp_path / "encoded").absolute(), simulated=True)
     run_study(study, tmp_path / "encoded", clients=Encoded(InProcess(node)))
     for other in ("ray", "encoded"):

@@ -32,7 +32,8 @@ def evaluate(
     net
         The model.
     state, mix
-        Tensors of C clients, and their mixes of shape (C, B).
+        Tensors of C clients, and their mixes of shape (C, B). Where all have one model (tensors
+        that are expanded, equal mixes), it runs as one.
     examples
         One part per client; the parts may differ in length. Scores without examples are NaN.
     examples_per_pass
@@ -40,16 +41,16 @@ def evaluate(
     """
     scores: dict[int, tuple[float, float]] = {}
     size, objective = net.stack_size, net.objective
+    one_model = _is_one_model(state, mix)
     keys = [(i // size, e.num, trees.kind(e.x), trees.kind(e.y)) for i, e in enumerate(examples)]
     for members in grouped(keys, [largest_stack(net, e.x, size) for e in examples]):
         count = examples[members[0]].num
         if count == 0:
             scores.update((i, (nan, nan)) for i in members)
             continue
-        own = ModelState(
-            {k: v[members] for k, v in state.params.items()},
-            {k: v[members] for k, v in state.stats.items()},
-        )
+        together = one_model and len(members) > 1
+        rows = members[:1] if together else members
+        own, own_mix = state.take(rows), mix[rows]
         x = trees.to_device(trees.stack([examples[i].x for i in members]), net.device)
         y = trees.to_device(trees.stack([examples[i].y for i in members]), net.device)
         losses: list[Tensor] = []
@@ -57,7 +58,11 @@ def evaluate(
         for x_part, y_part in zip(
             trees.split(x, examples_per_pass, 1), trees.split(y, examples_per_pass, 1), strict=True
         ):
-            outputs, _ = net.logits(own, mix[members], x_part, training=False)
+            outputs = (
+                net.judged(own, own_mix, x_part)
+                if together
+                else net.logits(own, own_mix, x_part, training=False)[0]
+            )
             loss = objective.losses_of_many(outputs, y_part)
             losses.append(loss * objective.count(y_part))
             metric = objective.metrics_of_many(outputs, y_part)
@@ -67,3 +72,9 @@ def evaluate(
         pairs = zip(loss.tolist(), metric.tolist(), strict=True)
         scores.update(zip(members, pairs, strict=True))
     return [scores[i] for i in range(len(examples))]
+
+
+def _is_one_model(state: ModelState, mix: Tensor) -> bool:
+    """Tell whether all clients have the same tensors, by their strides, and the same mix."""
+    tensors = (*state.params.values(), *state.stats.values())
+    return all(t.stride(0) == 0 for t in tensors) and bool((mix == mix[:1]).all())

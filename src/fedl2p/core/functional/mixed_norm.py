@@ -99,9 +99,13 @@ class MixedNorm:
         self.first_order = False
         self.frozen = False
         """Whether training calls it with running statistics: these are the global ones then."""
+        self.pure: float | None = None
+        """The mix where it is known to be 0 or 1 and first derivatives are enough: then torch's own
+        batch-norm computes it."""
         zero = mean.new_zeros(())
         self.values = zero, torch.zeros_like(mean), torch.zeros_like(var), zero
         """The mix, and the client's running mean, running variance and their weight."""
+        self._one = mean.new_ones(())
         self._momentum = 0.1 if norm.momentum is None else norm.momentum
         self._cumulative = norm.momentum is None
         norm._buffers["running_mean"] = MarkedMean.of(mean, self.batch_norm)
@@ -144,6 +148,8 @@ class MixedNorm:
         momentum: float,
         eps: float,
     ) -> Tensor:
+        if training and self.pure is not None and self._one_kind(x, weight):
+            return self._pure(x, weight, bias, momentum, eps)
         if training and self._fusible(x, weight):
             y, mean, var = fused_mixed_norm(
                 *(x, weight, bias, (self.running_mean, self.running_var), self.values[0], eps),
@@ -168,6 +174,27 @@ class MixedNorm:
         if bias is not None:
             shift = shift + bias
         return x * scale.to(x.dtype).view(per_channel) + shift.to(x.dtype).view(per_channel)
+
+    def _pure(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
+    ) -> Tensor:
+        """Normalise by the batch's statistics alone (mix 1), or by the global ones (mix 0).
+
+        The client's running statistics are updated in place: they are the caller's own copies.
+        """
+        mix, client_mean, client_var, seen = self.values
+        if self.pure == 1:
+            y = torch.batch_norm(
+                x, weight, bias, client_mean, client_var, True, momentum, eps, False
+            )
+            self.values = mix, client_mean, client_var, torch.lerp(seen, self._one, momentum)
+            return y
+        with torch.no_grad():
+            var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+            self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
+        return torch.batch_norm(
+            x, weight, bias, self.running_mean, self.running_var, False, 0.0, eps, False
+        )
 
     def _batch_statistics(
         self, x: Tensor, per_channel: tuple[int, ...], momentum: float
@@ -196,14 +223,17 @@ class MixedNorm:
                 mix,
                 torch.lerp(client_mean, mean, momentum),
                 torch.lerp(client_var, unbiased, momentum),
-                torch.lerp(weight, torch.ones_like(weight), momentum),
+                torch.lerp(weight, self._one, momentum),
             )
 
     def _fusible(self, x: Tensor, weight: Tensor | None) -> bool:
         """Tell whether the fused norm can compute a training batch."""
+        return self.fused is not None and self._one_kind(x, weight)
+
+    def _one_kind(self, x: Tensor, weight: Tensor | None) -> bool:
+        """Tell whether a batch has a variance, and all tensors one dtype."""
         return (
-            self.fused is not None
-            and x.numel() > x.shape[1]
+            x.numel() > x.shape[1]
             and x.dtype == self.running_mean.dtype
             and (weight is None or x.dtype == weight.dtype)
         )

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -316,6 +317,11 @@ class FunctionalModel:
             second = [_gradient(grad, [*inputs, mix])] if grad.requires_grad else []
         return [t.detach() for t in (judged, trained, first, grad, *second)]
 
+    @cached_property
+    def saved(self) -> dict[str, Tensor]:
+        """The global model's tensors as ``state_dict`` names them."""
+        return dict(self.plain.state_dict())
+
     @property
     def num_parameters(self) -> int:
         """The number of trainable parameters."""
@@ -466,7 +472,8 @@ class FunctionalModel:
     ) -> Iterator[BoundModel]:
         """Leave one client's tensors in place for many training calls, in this thread.
 
-        ``params`` may be changed in place between the calls; no tensor has a client dimension.
+        ``params`` may be changed in place between the calls, and the calls may change ``stats`` in
+        place; no tensor has a client dimension.
         """
         work = self._workspace
         with work.bind(params, stats, mix) as call:
@@ -497,9 +504,39 @@ class FunctionalModel:
         work = self._workspace
         work.set_mode(training, "stacked", first_order=first_order)
         # fused attention has no rule for vmap
+        stats = {**self._own_buffers({}, len(mix)), **stats}
         with self._running(training, 0, twice=True):
             y, stats = vmap(work)(params, stats, mix, self._cast(x))
         return self._widened(y), stats
+
+    def judged(self, state: ModelState, mix: Tensor, x: Tree) -> Any:
+        """Return the outputs of one model in evaluation mode on the inputs of C clients.
+
+        ``state`` and ``mix`` hold one client's tensors, (1, ...); ``x`` has leaves (C, n, ...) and
+        the outputs too. The same as :meth:`logits` with these tensors repeated, without computing
+        a layer's weights once per client.
+        """
+        found = self._findings or self.examine(trees.rows(x, 0))
+        if trees.length(x) == 1 or found.draws_in_evaluation or self._compute.precision != "full":
+            raise ValueError("one model is judged on the data of several clients at once")
+        one, work = state.squeezed(), self._workspace
+        norms = {k: v for k, v in one.stats.items() if k not in self._buffers}
+        own = self._own_buffers(one.stats, trees.length(x))
+        work.set_mode(False, "stacked", first_order=False)
+
+        def of_client(x: Tree, own: dict[str, Tensor]) -> Any:
+            return work(one.params, {**norms, **own}, mix.squeeze(0), x)[0]
+
+        with self._running(False, 0, twice=True):
+            return self._widened(vmap(of_client)(self._cast(x), own))
+
+    def _own_buffers(self, given: dict[str, Tensor], clients: int) -> dict[str, Tensor]:
+        """Return one model's buffers, given or the global model's, for each of C clients.
+
+        A layer that writes its buffers, from a client's data, then writes that client's.
+        """
+        values = {k: given.get(k, b) for k, b in self._buffers.items()}
+        return {k: v.expand(clients, *v.shape) for k, v in values.items()}
 
     def _cast(self, x: Tree) -> Tree:
         if isinstance(x, Tensor):

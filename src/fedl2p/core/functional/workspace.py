@@ -188,15 +188,23 @@ class Workspace:
     def bind(
         self, params: Mapping[str, Tensor], stats: Mapping[str, Tensor], mix: Tensor
     ) -> Iterator[Callable[[Any], Any]]:
-        """Leave one client's tensors in place for many calls.
+        """Leave one client's tensors in place for many calls, whose gradients are of first order.
 
         Running statistics and other buffers go on from call to call (:meth:`stats`), outside of any
-        graph. Other calls may come in between: they put back what they found.
+        graph; ``stats`` may be changed in place. Other calls may come in between: they put back
+        what they found.
         """
         before = self._put(params, stats, mix)
+        mixes = mix.tolist()
 
         def call(x: Any) -> Any:
-            outputs = self._objective.forward(self.module, x)
+            for (norm, _), share in zip(self._stats, mixes, strict=True):
+                norm.pure = share if share in (0, 1) else None
+            try:
+                outputs = self._objective.forward(self.module, x)
+            finally:  # another call may come before the next of these
+                for norm, _ in self._stats:
+                    norm.pure = None
             for norm, _ in self._stats:
                 if norm.values[1].requires_grad:  # where the norm could not run fused
                     mix, *client = norm.values

@@ -24,6 +24,7 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.messages import Answer, FederationError, FrozenModel, Question
 from fedl2p.federation.settings import Ray
 from fedl2p.method import State
+from fedl2p.thread_waiting import PASSIVE, wait_asleep
 
 log = logging.getLogger("fedl2p")
 
@@ -32,6 +33,9 @@ _LONGEST_FOLDER = 40
 
 # Ray gives its daemons a fixed time to come up, which a machine under heavy load may exceed.
 _ATTEMPTS = 3
+
+# Seconds until a warning says what workers wait for, and until they are given up.
+_SAY_AFTER, _GIVE_UP_AFTER = 30.0, 600.0
 
 
 class Worker:
@@ -207,19 +211,46 @@ class OnRay(LocalClients):
             remote.remote(self._make, self._resources.threads) for _ in range(self._count)
         ]
         try:
-            initial = self._ray.get([worker.initial.remote() for worker in self._workers])[0]
+            initial = self._first_answer()
         except self._ray.exceptions.RayActorError as problem:
             reason = " ".join(str(problem).split())
             raise FederationError(f"ray: a worker cannot start: {reason}") from None
         self._has_model.setdefault(initial, None)
         log.info("ray: %d workers with %d threads each", self._count, self._resources.threads)
 
+    def _first_answer(self) -> str:
+        """Wait for all workers; return the content hash of the model that they have.
+
+        Ray lets a worker wait for ever for a processor that others hold.
+
+        Raises
+        ------
+        FederationError
+            If they have not all started in time.
+        """
+        started = [worker.initial.remote() for worker in self._workers]
+        for wait in (_SAY_AFTER, _GIVE_UP_AFTER - _SAY_AFTER):
+            ready, late = self._ray.wait(started, num_returns=len(started), timeout=wait)
+            if not late:
+                return str(self._ray.get(started)[0])
+            free = self._ray.available_resources()
+            state = (
+                f"ray: {len(ready)} of {len(started)} workers have started; each needs "
+                f"{self._resources.cpus_per_worker:g} CPUs and {self._resources.gpus_per_worker:g} "
+                f"GPUs, free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
+            )
+            log.warning("%s", state)
+        self.close()
+        raise FederationError(
+            f"{state}; wait until others are done with them, or set fewer ray.workers"
+        )
+
     def _start_ray(self) -> None:
         """Start Ray on this machine alone, in a folder of its own; try again where it is slow."""
         for attempt in range(_ATTEMPTS):
             self._folder = _short_folder()
             try:
-                with _search_path():
+                with _environment():
                     self._ray.init(
                         address="local",
                         num_cpus=self._cpus,
@@ -272,13 +303,15 @@ def _short_folder() -> str:
 
 
 @contextlib.contextmanager
-def _search_path() -> Iterator[None]:
-    """Let processes that start meanwhile import what this one can import."""
-    before = os.environ.get("PYTHONPATH")
+def _environment() -> Iterator[None]:
+    """Let processes that start meanwhile import what this one can, and wait as it should."""
+    before = {key: os.environ.get(key) for key in ("PYTHONPATH", *PASSIVE)}
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    wait_asleep()
     try:
         yield
     finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value

@@ -148,16 +148,17 @@ class LocalSGD(Method):
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Train every client for one round, from the received tensors and those that it kept."""
         net = working_copies(model).net
-        received = self.validate(model, state, clients)
         if set(state) != set(tensor_names(net)) - self.kept_names(net):
             raise ValueError(
                 f"{self.name} parts the model here otherwise than the sender of its state did, who "
                 "could not run it; name the head by head= (baselines.head)"
             )
+        read = clients
         if self.local.reads == "train+validation":
-            clients = [replace(c, data=c.data.joined()) for c in clients]
+            read = [replace(c, data=c.data.joined()) for c in clients]
 
-        def stack(clients: Sequence[Client], received: Sequence[Update]) -> list[Update]:
+        def stack(given: Sequence[Client], clients: Sequence[Client]) -> list[Update]:
+            received = self.validate_stack(net, state, given)
             result = self.train_stack(net, state, clients)
             finite = all_finite(result.state).tolist()
             return [
@@ -172,12 +173,23 @@ class LocalSGD(Method):
                 for j, client in enumerate(clients)
             ]
 
-        data = [c.data for c in clients]
-        return map_stacks(stack, net, data, clients, received, unequal_sizes=self.unequal_sizes)
+        data = [c.data for c in read]
+        return map_stacks(stack, net, data, clients, read, unequal_sizes=self.unequal_sizes)
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Evaluate the received tensors, with the kept ones, on every client's validation part."""
         net = working_copies(model).net
+
+        def stack(clients: Sequence[Client]) -> list[Update]:
+            return self.validate_stack(net, state, clients)
+
+        data = [c.data for c in clients]
+        return map_stacks(stack, net, data, clients, unequal_sizes=self.unequal_sizes)
+
+    def validate_stack(
+        self, net: FunctionalModel, state: State, clients: Sequence[Client]
+    ) -> list[Update]:
+        """Evaluate a stack of clients before they train."""
         parts = [validation_part(c) for c in clients]
         mix = constant_mix(net, len(clients), 1.0)
         scores = evaluate(net, client_states(net, state, clients), mix, parts)

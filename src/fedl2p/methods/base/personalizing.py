@@ -36,7 +36,8 @@ from fedl2p.methods.base.tensor_groups import where
 from fedl2p.seeds import derive_seed
 
 PROFILE_BATCH = 256
-DIVERGED = "fine-tuning diverged: parameters are not finite; smaller rates are needed"
+REMEDY = "smaller rates are needed"
+DIVERGED = f"fine-tuning diverged: parameters are not finite; {REMEDY}"
 
 Choose = Callable[[Sequence[Client]], tuple[Hyperparams, list[Profile] | None]]
 """Chooses the hyperparameters of a stack of clients; with their profiles, if it made any."""
@@ -281,8 +282,13 @@ def personal_outcomes(
         made = personalize_stack(clients)
         seconds = time.perf_counter() - began
         examples = sum(c.data.train.num for c in clients)
-        finite = all_finite(made.state).tolist()
         after = evaluate(net, made.state, made.mix, tests)
+        failures = [
+            _failure(finite, score, part)
+            for finite, score, part in zip(
+                all_finite(made.state).tolist(), after, tests, strict=True
+            )
+        ]
         return [
             Outcome(
                 client=client.name,
@@ -296,15 +302,28 @@ def personal_outcomes(
                 hyperparams=None if made.hyperparams is None else made.hyperparams[j],
                 profile=None if made.profiles is None else made.profiles[j],
                 model=fold_client(net, made.state, made.mix, j)
-                if finite[j] and client.wants_model
+                if failures[j] is None and client.wants_model
                 else None,
-                failure=None if finite[j] else DIVERGED,
+                failure=failures[j],
             )
             for j, client in enumerate(clients)
         ]
 
     data = [c.data for c in clients]
     return map_stacks(stack, net, data, clients, tests, before, unequal_sizes=unequal_sizes)
+
+
+def _failure(finite: bool, score: tuple[float, float], test: Examples) -> str | None:
+    """Return why a personal model is none, in one line, or None.
+
+    Finite tensors are not enough: a running variance of 1e38 and weights to match give outputs
+    that are not.
+    """
+    if not finite:
+        return DIVERGED
+    if test.num and not math.isfinite(score[0]):
+        return f"fine-tuning diverged: the loss on the test part is {score[0]}; {REMEDY}"
+    return None
 
 
 def _test_part(client: Client) -> Examples:

@@ -75,8 +75,7 @@ def norm_tensors(net: FunctionalModel, method: str) -> frozenset[str]:
 
 def initial_tensors(net: FunctionalModel) -> State:
     """Return the net's own tensors, on the CPU."""
-    tensors = net.plain.state_dict()
-    return {name: tensors[name].detach().cpu().clone() for name in tensor_names(net)}
+    return {name: net.saved[name].detach().cpu().clone() for name in tensor_names(net)}
 
 
 def client_states(
@@ -95,10 +94,9 @@ def client_states(
     prefix
         Of the names in ``kept``.
     """
-    default = net.plain.state_dict()
     tensors: State = {}
     for name in tensor_names(net):
-        shared = state.get(name, default[name]).detach().to(net.device)
+        shared = state.get(name, net.saved[name]).detach().to(net.device)
         kept = [None if name in state else c.kept.get(prefix + name) for c in clients]
         if any(k is not None for k in kept):
             tensors[name] = torch.stack([shared if k is None else k.to(net.device) for k in kept])
@@ -115,10 +113,9 @@ def client_tensors(
     for name in net.sites.norms:
         tensors[f"{name}.running_mean"] = state.stats[f"{name}.client_mean"]
         tensors[f"{name}.running_var"] = state.stats[f"{name}.client_var"]
-    default = net.plain.state_dict()
     for name in _buffers(net):
         carried = state.stats.get(name)  # missing where training never changes it
-        tensors[name] = default[name].expand(client + 1, *default[name].shape)
+        tensors[name] = net.saved[name].expand(client + 1, *net.saved[name].shape)
         if carried is not None:
             tensors[name] = carried
     return {name: tensors[name][client].cpu() for name in names}
@@ -146,7 +143,7 @@ def _statistics(net: FunctionalModel) -> list[str]:
 
 
 def _buffers(net: FunctionalModel) -> list[str]:
-    saved = net.plain.state_dict()
+    saved = net.saved
     return [k for k in net.other_buffers if k in saved and saved[k].is_floating_point()]
 
 
