@@ -175,12 +175,13 @@ class FashionC:
 
     The images are split 80/20 into training and test, the former 80/20 into training and
     validation; the split is the same for all corruptions. The global model is pre-trained on the
-    clients of :class:`Fashion` under the same label skew, whose images are clean.
+    clients of Fashion under the same label skew, whose images are clean.
 
     Parameters
     ----------
     root
-        The folder of the four files, as in :class:`Fashion`.
+        The folder of the four files; None for $FEDL2P_DATA/fashion or data/fashion, or where these
+        are not there that of Debian's package dataset-fashion-mnist.
     corruptions
         Names of the corruptions.
     severity

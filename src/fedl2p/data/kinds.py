@@ -61,7 +61,8 @@ class Kinds:
     dataset
         fashion (Fashion-MNIST) or digits (scikit-learn's).
     root
-        Folder of Fashion-MNIST, as in :class:`fedl2p.data.fashion.Fashion`.
+        Folder of Fashion-MNIST's files; None for $FEDL2P_DATA/fashion or data/fashion, or where
+        these are not there that of Debian's package dataset-fashion-mnist.
     seen
         Number of clients that take part in training.
     unseen
