@@ -1,11 +1,13 @@
-# make setup | demo | test | test-all | bench | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | test-lowest | bench | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-all bench bench-more lint clean
+LOWEST := .venv-lowest
+
+.PHONY: setup demo test test-all test-lowest bench bench-more lint clean
 
 setup: $(STAMP)
 
@@ -28,6 +30,17 @@ test: $(STAMP)
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20
 
+# On the lowest versions that pyproject.toml allows; the tests of federations take long and are left
+# out.
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
+		--ignore tests/federation --ignore tests/deploy
+
+$(LOWEST)/.installed: pyproject.toml requirements-lowest.lock
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -c requirements-lowest.lock -e '.[dev]'
+	@touch $@
+
 # What costs what, in one table from one run; about half an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
@@ -47,5 +60,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-lowest build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedl2p import Hyperparams, find_sites, finetune, hypergradient, profile
+import fedl2p
+from fedl2p import ClientData, Hyperparams, find_sites, finetune, hypergradient, profile
 from fedl2p.core.finetuning.inner_loop import DivergedError
 from foreign.nets.structure import Base
 
@@ -124,6 +125,40 @@ def holds_an_open_file() -> nn.Module:
     return net
 
 
+class WithoutGradient(Base):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Detached(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+class RecomputingByBackward(Base):
+    """Recomputes activations by a backward pass of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(checkpoint(lambda v: torch.tanh(self.n(v)), self.a(x), use_reentrant=True))
+
+
+class Decaying(Base):
+    """Makes its weights smaller whenever it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.a.weight.mul_(0.99)
+        return super().forward(x)
+
+
+class Spectrum(Base):
+    """Returns complex numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(super().forward(x))
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "closure": (Closed, r"reaches its tensor 'a\.weight' .* through a list, a closure"),
     "list of weights": (Listed, r"reaches its tensor 'o\.weight' .* through a list"),
@@ -132,6 +167,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "statistics written": (OwnAverage, r"running statistics of norm layer 'n' otherwise"),
     "merging": (Merging, r"eval\(\) changes the model's parameter 'a\.weight'"),
     "checkpointing": (Recomputing, r"recomputes activations"),
+    "checkpointing, reentrant": (RecomputingByBackward, r"recomputes activations"),
+    "no_grad": (WithoutGradient, r"no gradient by any trainable parameter"),
+    "detached": (Detached, r"no gradient by any trainable parameter"),
+    "decay of weights": (Decaying, r"changes the model's parameter 'a\.weight' in place"),
+    "complex outputs": (Spectrum, r"of torch\.complex64, but losses take real numbers"),
     "counting": (Counting, r"does not compute the same when it runs again"),
     "complex": (complex_weight, r"'phase' is of torch\.complex64"),
     "open file": (holds_an_open_file, r"\(Base\) cannot be copied"),
@@ -159,6 +199,42 @@ def test_a_kernel_without_second_derivative_is_named_with_the_mode_that_works() 
         hypergradient(model, hyper, [data()], data(6))
     answer = hypergradient(model, hyper, [data()], data(6), mode="last-step")
     assert any(answer["rate"].values())
+
+
+class Bag(nn.Module):
+    """Means of embeddings by a kernel without second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.EmbeddingBag(7, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embed(tokens))
+
+
+def test_a_kernel_whose_second_derivative_is_missing_in_torch_is_named() -> None:
+    model = Bag()
+    hyper = Hyperparams.constant(find_sites(model), mix=0.5, rate=0.1)
+    batch = torch.arange(24).view(8, 3) % 7, torch.arange(8) % 3
+    with pytest.raises(ValueError, match=r"_embedding_bag_backward, .* use mode 'last-step'"):
+        hypergradient(model, hyper, [batch], batch)
+    assert any(hypergradient(model, hyper, [batch], batch, mode="last-step")["rate"].values())
+
+
+@pytest.mark.parametrize(("model", "message"), [(nn.Linear, "the class Linear"), (len, "builtin")])
+def test_what_is_no_module(model: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"the model is {message}.* torch.nn.Module"):
+        fedl2p.learn(model, {"a": ClientData(data(), data(6))})
+
+
+def test_paths_and_fractions_where_something_else_is_wanted() -> None:
+    with pytest.raises(ValueError, match=r"metanets is a str.*MetaNets\.load\(path\)"):
+        fedl2p.personalize(Base(), "metanets", data())
+    with pytest.raises(ValueError, match=r"rounds is 1\.5, but must be a whole number"):
+        fedl2p.Rounds(rounds=1.5)
+    hyper = Hyperparams.constant(find_sites(Base()), mix=0.5, rate=0.1)
+    with pytest.raises(ValueError, match=r"seed is 0\.5, but must be a whole number"):
+        finetune(Base(), hyper, data(), seed=0.5)
 
 
 @pytest.mark.parametrize(("mix", "rate"), [(3.0, 0.1), (-0.1, 0.1), (0.5, -1.0)])

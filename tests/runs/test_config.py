@@ -175,7 +175,7 @@ def test_without_pydantic_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         ("learn", {"rounds": "20"}, "learn.rounds is '20', but must be a valid integer"),
         ("lern", {}, "unknown field 'lern'"),
         ("engine", "spark", "engine is 'spark', but must be 'in-process' or 'ray'"),
-        ("learn", {"rounds": -1}, "learn: rounds is -1, but must be a number >= 0"),
+        ("learn", {"rounds": -1}, "learn: rounds is -1, but must be 0 or more"),
         ("data", {"kind": "elsewhere:Data"}, "data: 'elsewhere:Data' is outside this package"),
         ("methods", ["elsewhere:method"], "'elsewhere' is not imported"),
     ],

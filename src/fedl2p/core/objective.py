@@ -187,7 +187,7 @@ class Objective:
     def _losses(self, outputs: Any, y: Tree) -> Tensor:
         """Return the loss of each example of one client, shape (n,); 0 if it does not count."""
         if not isinstance(self.loss, str):
-            return _checked(self.loss(outputs, y), y, "loss")
+            return _checked(_called(self.loss, outputs, y), y, "loss")
         assert isinstance(y, Tensor)
         if self.loss == "mse":
             each = (_fitted(outputs, y) - y.to(outputs.dtype)).square()
@@ -208,7 +208,7 @@ class Objective:
 
     def _metrics(self, outputs: Any, y: Tree) -> Tensor:
         assert self.metric is not None
-        return _checked(self.metric(outputs, y), y, "metric")
+        return _checked(_called(self.metric, outputs, y), y, "metric")
 
     def _counted(self, y: Tensor) -> Tensor:
         return (
@@ -274,6 +274,11 @@ def _fitted(outputs: Tensor, y: Tensor) -> Tensor:
             f"{tuple(y.shape)}; bce and mse want the same shape"
         )
     return outputs
+
+
+def _called(function: PerExample, outputs: Any, y: Tree) -> Any:
+    """Call a user's function on copies, since it may change what it gets in place."""
+    return function(trees.clone(outputs), trees.clone(y))
 
 
 def _checked(values: Any, y: Tree, what: str) -> Tensor:

@@ -89,6 +89,11 @@ def personalize(
     DivergedError
         If fine-tuning ends in values that are not finite.
     """
+    if not isinstance(metanets, MetaNets):
+        raise ValueError(
+            f"metanets is a {type(metanets).__name__}, but must be fedl2p.MetaNets; "
+            "fedl2p.MetaNets.load(path) reads saved ones"
+        )
     data = as_client_data(data)
     net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
     inner = InnerLoop(

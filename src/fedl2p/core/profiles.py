@@ -230,11 +230,12 @@ class Profiler:
         return x.to(self._device, self._inputs if x.is_floating_point() else x.dtype)
 
     def _run(self, x: Tree) -> None:
+        # Copies, since a model may change its inputs in place, and here they are the caller's.
         if self._functional is not None:
             with self._functional:
-                trees.call(self._model, x)
+                trees.call(self._model, trees.clone(x))
             return
-        trees.call(self._model, x)
+        trees.call(self._model, trees.clone(x))
         silent = {k: m for k, m in self._layers.items() if self._whole[k].count == 0}
         if silent and trees.length(
             x

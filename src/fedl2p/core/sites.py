@@ -54,6 +54,13 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, _LAYERS) and not isinstance(module, _UNSEEN)
 
 
+def check_module(model: object) -> None:
+    """Raise ValueError if a model is no module."""
+    if not isinstance(model, nn.Module):
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ValueError(f"the model is {came}, but must be a torch.nn.Module")
+
+
 def find_sites(model: nn.Module) -> Sites:
     """Find the places of ``model`` that hyperparameters address.
 
@@ -72,9 +79,10 @@ def find_sites(model: nn.Module) -> Sites:
     Raises
     ------
     ValueError
-        If no parameter is trainable, a trainable one is complex, a layer is lazy and not yet
-        initialised, or a part of the model is TorchScript.
+        If ``model`` is no module, no parameter is trainable, a trainable one is complex, a layer is
+        lazy and not yet initialised, or a part of the model is TorchScript.
     """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(

@@ -100,6 +100,11 @@ def to_device(tree: Tree, device: torch.device | str) -> Tree:
     return map_tree(lambda t: t.to(device), tree)
 
 
+def clone(tree: Tree) -> Tree:
+    """Return a copy of every tensor."""
+    return map_tree(lambda t: t.clone(), tree)
+
+
 def kind(tree: Tree, *, skip: int = 1) -> Hashable:
     """Return structure, shapes without the first ``skip`` dimensions, and dtypes."""
     if isinstance(tree, torch.Tensor):

@@ -22,6 +22,7 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
+from fedl2p.core.functional.state_tensors import state_tensors
 from fedl2p.core.metanets import MetaNets
 from fedl2p.data.remote import NodePopulation, Remote, RemotePopulation
 from fedl2p.federation.clients.node import ClientNode
@@ -155,7 +156,7 @@ class Node:
         shutil.rmtree(unfinished, ignore_errors=True)
         population = RemotePopulation((), shape=study.data.shape, classes=study.data.classes)
         RunWriter(unfinished).describe(study, PopulationInfo.of(population))
-        write_tensors(unfinished / layout.GLOBAL_MODEL, model.state_dict())
+        write_tensors(unfinished / layout.GLOBAL_MODEL, state_tensors(model))
         nets.save(unfinished / layout.METANETS)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(unfinished, place)

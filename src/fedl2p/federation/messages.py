@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedl2p.core.functional.state_tensors import state_tensors
 from fedl2p.method import Outcome, State, Update
 from fedl2p.runs.columns import SCORES
 
@@ -66,7 +67,7 @@ class FrozenModel:
     @classmethod
     def of(cls, model: nn.Module) -> FrozenModel:
         """Take the weights of a model."""
-        weights = dict(model.state_dict())
+        weights = state_tensors(model)
         return cls(weights, content_hash(weights))
 
 

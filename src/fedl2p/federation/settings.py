@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from fedl2p.core.settings import check_whole
 from fedl2p.federation.privacy.settings import Privacy
 
 Strategy = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam"]
@@ -93,9 +94,8 @@ class Rounds:
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "patience", "hostile"):
-            _need(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
-        for name in ("min_clients", "give_up"):
-            _need(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+            check_whole(0, **{name: getattr(self, name)})
+        check_whole(1, min_clients=self.min_clients, give_up=self.give_up)
         for name in ("server_rate", "server_tau"):
             value = getattr(self, name)
             _need(math.isfinite(value) and value > 0, name, value, "finite and > 0")

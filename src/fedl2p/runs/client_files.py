@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedl2p.atomic_files import write_tensors, write_text
+from fedl2p.core.functional.state_tensors import state_tensors
 from fedl2p.runs import layout
 from fedl2p.runs.columns import SCORES, values_of
 from fedl2p.runs.files import (
@@ -174,7 +175,7 @@ def write_personal_files(
         raise ValueError(
             f"cannot write into {out} ({problem.strerror}); give another folder"
         ) from None
-    write_tensors(out / layout.MODEL, model.state_dict())
+    write_tensors(out / layout.MODEL, state_tensors(model))
     numbers = [name for name in SCORES if name != "seconds"]
     texts = {
         layout.HYPERPARAMS: None if hyperparams is None else hyperparams.to_json(),

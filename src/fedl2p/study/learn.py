@@ -14,6 +14,7 @@ from fedl2p.core.finetuning.inner_loop import as_client_data
 from fedl2p.core.functional.recorded_objective import with_objective
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Loss, PerExample, Pick, objective
+from fedl2p.core.sites import check_module
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
@@ -76,6 +77,7 @@ def learn(
         If a client has no validation part, its data do not fit the model or the loss, or no client
         can be used.
     """
+    check_module(model)
     method = methods.build(methods.METANETS, settings or Settings())
     aim = objective(loss, ignore_index=ignore_index, metric=metric, outputs=outputs)
     model = with_objective(model, aim)

@@ -16,6 +16,7 @@ from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.inner_loop import DivergedError
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.functional.precision import with_compute
+from fedl2p.core.functional.state_tensors import load_state_tensors
 from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Objective
 from fedl2p.core.personalization import Personalized, personalize
@@ -197,7 +198,7 @@ def load_run(run: Path, *, model: str | None = None) -> tuple[Study, nn.Module, 
     weights = load_tensors(path)
     net = models.load(study.model, shape=population.shape, classes=population.classes)
     try:
-        net.load_state_dict(weights)
+        load_state_tensors(net, weights)
     except RuntimeError:
         raise ValueError(
             f"the weights in {path} do not fit the model {study.model}; give the folder of an "

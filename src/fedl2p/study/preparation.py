@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from torch import nn
 
 from fedl2p import methods
 from fedl2p.core.data_check import check_client
+from fedl2p.core.functional.copies import duplicate
+from fedl2p.core.functional.state_tensors import load_state_tensors
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener, Listener
@@ -206,12 +207,12 @@ def _given(study: Study, initial: nn.Module) -> nn.Module | None:
 
 def _load_weights(initial: nn.Module, path: Path) -> nn.Module:
     """Return a copy of the model with the weights of a file."""
-    model = copy.deepcopy(initial)
+    model = duplicate(initial)
     if path.suffix == ".pth":
         load_checkpoint(model, path)
         return model
     try:
-        model.load_state_dict(load_tensors(path))
+        load_state_tensors(model, load_tensors(path))
     except RuntimeError as problem:
         raise ValueError(
             f"the weights in {path} do not fit the model ({' '.join(str(problem).split())}); give "

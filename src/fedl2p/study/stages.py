@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import math
@@ -15,6 +14,8 @@ from torch import nn
 
 from fedl2p import methods
 from fedl2p.atomic_files import write_tensors
+from fedl2p.core.functional.copies import duplicate
+from fedl2p.core.functional.state_tensors import state_tensors
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.messages import content_hash, state_bytes
 from fedl2p.federation.personalizing import personalize_all
@@ -67,10 +68,10 @@ def pretrain(run: RunContext) -> GlobalModel:
             checkpoint=run.checkpoint("pretrain"),
             **_pretraining_clients(run),
         )
-        model = copy.deepcopy(run.initial)
+        model = duplicate(run.initial)
         model.load_state_dict(done.state, strict=False)
         trained = GlobalModel(done.state, done.records, model)
-    write_tensors(run.folder.path / layout.GLOBAL_MODEL, trained.model.state_dict())
+    write_tensors(run.folder.path / layout.GLOBAL_MODEL, state_tensors(trained.model))
     return trained
 
 
@@ -114,7 +115,7 @@ def personalize(
     """Return one row per client, from the checkpoint if the run had come this far before."""
     if (stored := _stored(run, method)) is not None:
         # As if it had been asked just now: the later rounds must not send the model again.
-        run.clients.set_has_model(content_hash(dict(model.state_dict())), None)
+        run.clients.set_has_model(content_hash(state_tensors(model)), None)
         return stored
     began = time.perf_counter()
     outcomes = personalize_all(
@@ -180,7 +181,7 @@ def report(
         bytes_per_client_round={
             stage: _bytes_per_client(records) for stage, records in by_stage.items() if records
         },
-        bytes_model=state_bytes(dict(pretrained.model.state_dict())),
+        bytes_model=state_bytes(state_tensors(pretrained.model)),
         privacy=accounting.spent(
             [
                 (method.name, _private_stages(run, method, pretrained, trained))

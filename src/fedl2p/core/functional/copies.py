@@ -51,6 +51,8 @@ def eager_copy(model: nn.Module) -> nn.Module:
         if original is not None:  # what torch.compile returns
             module.__dict__["forward"] = original.__call__
         _twice_differentiable(module)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False  # the same gradients, in a layout that takes every operation
     return work
 
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fedl2p.core.functional.copies import Modes, eager_copy
+from fedl2p.core.functional.kernels import nodes
 from fedl2p.core.functional.randomness import watched
 from fedl2p.core.functional.workspace import Findings, Workspace
 
@@ -215,6 +216,46 @@ def _tensors(values: tuple[Any, ...]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(tuple(value))
+
+
+def check_settled(written: dict[str, Tensor], again: Callable[[], Any]) -> None:
+    """Refuse a model that changes its parameters in place anew whenever it runs.
+
+    Parameters
+    ----------
+    written
+        The parameters that a pass has changed in place.
+    again
+        Runs the model once more on these.
+    """
+    before = {name: p.clone() for name, p in written.items()}
+    if before:
+        again()
+    for name, p in written.items():
+        if not _equal(p, before[name]):
+            raise ValueError(
+                f"every forward pass changes the model's parameter {name!r} in place (a decay?), "
+                "which is no step of an optimizer; keep what a forward changes in a buffer"
+            )
+
+
+def check_graph(outputs: Any) -> None:
+    """Refuse outputs that parameters cannot be trained by."""
+    for t in tree_leaves(outputs):
+        if isinstance(t, Tensor) and t.is_complex():
+            raise ValueError(
+                f"the outputs are of {t.dtype}, but losses take real numbers; return their "
+                "absolute value or real part"
+            )
+    tensors = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+    if not tensors:
+        raise ValueError(
+            "the outputs have no gradient by any trainable parameter (torch.no_grad or detach in "
+            "the model's forward?), so there is nothing to fine-tune; let gradients through"
+        )
+    for node in nodes(t.grad_fn for t in tensors):
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(_RECOMPUTED)
 
 
 def _check_parameters(work: Workspace, plain: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_NOT_IMPLEMENTED = re.compile(r"(?:the )?derivative for '?([\w:.]+)'? is not implemented")
 
 _lock = threading.Lock()
 _inside = 0
@@ -51,24 +54,28 @@ def check_twice_differentiable(grads: Iterable[Tensor]) -> None:
     ValueError
         If a function of the model has no second derivative.
     """
-    seen: set[Any] = set()
-    ahead = [g.grad_fn for g in grads]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes(g.grad_fn for g in grads):
         if node.name() == "torch::autograd::Error":
             raise ValueError(
                 "the model computes with a function that is marked once_differentiable, so that "
                 "second derivatives would leave it out; use mode 'last-step', or another function"
             )
+
+
+def nodes(ends: Iterable[Any]) -> Iterator[Any]:
+    """Yield every node of the graph that ends in these."""
+    seen: set[Any] = set()
+    ahead = list(ends)
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
         ahead.extend(before for before, _ in node.next_functions)
 
 
 def without_second_derivative(error: Exception) -> str | None:
     """Return the kernel that an error says cannot be differentiated twice; None for others."""
-    line = str(error).splitlines()[0] if str(error) else ""
-    if line.startswith("derivative for ") and "not implemented" in line:
-        return line.removeprefix("derivative for ").split(" ")[0]
-    return None
+    said = _NOT_IMPLEMENTED.match(str(error))
+    return said[1] if said else None

@@ -23,7 +23,15 @@ from torch.func import vmap
 
 from fedl2p.core import trees
 from fedl2p.core.functional.copies import Modes, duplicate, eager_copy
-from fedl2p.core.functional.inspection import ROWS, examine, known, last_linear, remember
+from fedl2p.core.functional.inspection import (
+    ROWS,
+    check_graph,
+    check_settled,
+    examine,
+    known,
+    last_linear,
+    remember,
+)
 from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
 from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
@@ -188,6 +196,9 @@ class FunctionalModel:
         work, x = self._workspace, self._cast(trees.to_device(x, self.device))
         state = self.start(1, "global").squeezed()
         mix = torch.zeros(len(self._norms), dtype=self.dtype, device=self.device)
+        # torch counts a tensor's version up when it is changed in place
+        versions: list[int] = []
+        written: set[str] = set()
 
         def run(training: bool, watch: AbstractContextManager[object]) -> Any:
             work.set_mode(training, "single", first_order=True)
@@ -196,17 +207,29 @@ class FunctionalModel:
                 work.bind(params, state.stats, mix) as call,
                 autocast(self._compute, self.device),
             ):
+                own = trees.clone(x)
                 with watch:
-                    outputs = call(x)
-                return outputs, work.stats()
+                    outputs = call(own)
+                versions.extend(t._version for t in trees.leaves(own))
+                written.update(k for k, p in params.items() if p._version)
+                after = work.stats()
+                check_settled({k: params[k] for k in written}, lambda: call(trees.clone(x)))
+                return outputs, after
 
         def reference(model: nn.Module) -> Any:
             with autocast(self._compute, self.device):
-                return self.objective.forward(model, x)
+                return self.objective.forward(model, trees.clone(x))
 
-        return examine(
+        found = examine(
             work, run, self.plain, reference, original=self._original(), device=self.device
         )
+        found.writes_inputs, found.writes_parameters = any(versions), bool(written)
+        with torch.enable_grad(), watched(self.device):
+            work.set_mode(True, "single", first_order=True)
+            leaves = state.leaves()
+            with work.bind(leaves.params, leaves.stats, mix) as call:
+                check_graph(call(trees.clone(x)))
+        return found
 
     def check_twice_differentiable(self, grads: Iterable[Tensor]) -> None:
         """Refuse a gradient that cannot be differentiated, once for each model."""
@@ -376,6 +399,8 @@ class FunctionalModel:
         for name in self._findings.carried if self._findings else ():
             stats[name] = self._buffers[name].expand(clients, *self._buffers[name].shape)
         params = {k: v.expand(clients, *v.shape) for k, v in self._theta.items()}
+        if self._findings and self._findings.writes_parameters:
+            params = {k: v.clone() for k, v in params.items()}
         return ModelState(params, stats)
 
     def logits(
@@ -539,6 +564,8 @@ class FunctionalModel:
         return {k: v.expand(clients, *v.shape) for k, v in values.items()}
 
     def _cast(self, x: Tree) -> Tree:
+        if self._findings is not None and self._findings.writes_inputs:
+            x = trees.clone(x)
         if isinstance(x, Tensor):
             return x.to(self._inputs) if x.is_floating_point() else x
         return trees.map_tree(lambda t: t.to(self._inputs) if t.is_floating_point() else t, x)

@@ -35,6 +35,10 @@ class Findings:
         Names of the norms that a training pass calls with running statistics.
     attention
         Whether it calls torch's fused attention.
+    writes_inputs
+        Whether it changes its inputs in place, so that it must be given copies.
+    writes_parameters
+        Whether it changes its trainable parameters in place (norms of embeddings, bounds).
     head
         Name of the linear layer that is called last in evaluation mode; None without one.
     batchable
@@ -48,6 +52,8 @@ class Findings:
     carried: tuple[str, ...] = ()
     frozen: frozenset[str] = frozenset()
     attention: bool = False
+    writes_inputs: bool = False
+    writes_parameters: bool = False
     head: str | None = None
     batchable: bool | None = None
     differentiable: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from fedl2p.core.functional.copies import duplicate
 from fedl2p.data.population import Population
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.messages import (
@@ -159,7 +159,7 @@ def in_process(
     """
     return InProcess(
         ClientNode(
-            build=lambda: copy.deepcopy(model),
+            build=lambda: duplicate(model),
             population=population,
             methods=methods,
             device=device,

@@ -15,6 +15,7 @@ from torch import nn
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.data_check import check_client
 from fedl2p.core.functional.precision import compute_of
+from fedl2p.core.functional.state_tensors import load_state_tensors, state_tensors
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.pools.client_cache import KEEP_BYTES, ClientCache, size_of
 from fedl2p.data.population import Population
@@ -97,7 +98,7 @@ class ClientNode:
         self.model = build().to(self.device)
         self.stack_size = compute_of(self.model).stack_size
         self.models = ReceivedModels(models)
-        self.initial = self.models.add(dict(self.model.state_dict()), lasting=False)
+        self.initial = self.models.add(state_tensors(self.model), lasting=False)
         self._loaded = self.initial
         usual = KEEP_BYTES if self.device.type == "cpu" else KEEP_BYTES_GPU
         self._keep_bytes = usual if keep_bytes is None else keep_bytes
@@ -175,7 +176,7 @@ class ClientNode:
             if known is None:
                 raise UnknownModelError(f"model {key} is not here; send its weights")
             self._loaded = ""  # unknown while it is half done
-            self.model.load_state_dict(known)
+            load_state_tensors(self.model, known)
             self._loaded = key
         return self.model
 
