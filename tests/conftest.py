@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +16,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Measurements of other runs have no say in the tests, nor theirs in other runs.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fedl2p-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

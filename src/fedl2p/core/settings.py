@@ -271,6 +271,7 @@ class MetaNetsConfig:
 
 
 Precision = Literal["full", "bfloat16"]
+Stacking = Literal["measured", "always"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,14 +293,22 @@ class Compute:
         Most clients that are computed together as one stack, which is what makes many small models
         fast; 1 for each alone. The clients of a round are cut into stacks in the order of their
         names, so that no result depends on what runs them. It changes results by rounding.
+    stacking
+        measured: on a CPU a step is timed at first use, and clients are stacked only if that takes
+        less time on this machine (:mod:`fedl2p.core.finetuning.stack_timing`). always: wherever the
+        model and the data allow it, so that two machines with equal arithmetic give equal bits.
     """
 
     precision: Precision = "full"
     channels_last: bool = False
     stack_size: int = 10
+    stacking: Stacking = "measured"
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             choices = ", ".join(get_args(Precision))
             raise ValueError(f"precision is {self.precision!r}, but must be one of {choices}")
+        if self.stacking not in get_args(Stacking):
+            choices = ", ".join(get_args(Stacking))
+            raise ValueError(f"stacking is {self.stacking!r}, but must be one of {choices}")
         check_whole(1, stack_size=self.stack_size)

@@ -125,7 +125,7 @@ def test_clients_of_unequal_sizes_count_their_own_steps(given: dict[str, Any]) -
         together = run_inner_loop(
             net,
             hyper,
-            EpochBatches(parts, range(4), epochs=3, batch_size=5, align=align),
+            EpochBatches(parts, range(4), epochs=3, batch_size=5, align=align, fewest=3),
             statistics="corrected",
             optimizer=optimizer_of(inner),
         )

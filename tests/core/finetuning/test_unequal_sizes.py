@@ -351,6 +351,7 @@ def test_two_clients_go_one_by_one() -> None:
         list(range(5)),
         epochs=1,
         batch_size=4,
+        fewest=3,
     )
     assert [part.members for part in pairs.step_batches(0)] == [(0, 1, 2), (3,), (4,)]
 

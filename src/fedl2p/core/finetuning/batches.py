@@ -58,16 +58,6 @@ class StackBatch:
         return trees.first_leaf(self.y).shape[1]
 
 
-FEWEST = 3
-"""Clients from which on a stack takes no more time than one by one, on a CPU
-(``benchmarks/cohorts.py``)."""
-
-
-def worth_stacking(clients: int, device: torch.device) -> bool:
-    """Tell whether so many clients take less time as one stack than one by one."""
-    return clients >= FEWEST or device.type != "cpu"
-
-
 Align = Literal["epochs", "end"]
 """What clients of a stack that take unequally many steps share: the beginnings of epochs, or the
 last step."""
@@ -95,6 +85,8 @@ class EpochBatches:
         One per client, as in :class:`~fedl2p.core.clientdata.ClientData`; none for all False.
     align
         Which of their steps clients take together, see :data:`Align`.
+    fewest
+        Fewer clients with batches of equal length take their steps one by one.
     """
 
     def __init__(
@@ -108,7 +100,9 @@ class EpochBatches:
         raw: Sequence[Tensor | None] = (),
         balanced: Sequence[bool] = (),
         align: Align = "epochs",
+        fewest: int = 1,
     ) -> None:
+        self._fewest = fewest
         self._counts = [e.num for e in examples]
         self._examples = list(examples)
         # one after another; a client that is in the stack several times (a search) is stored once
@@ -170,7 +164,7 @@ class EpochBatches:
     def step_batches(self, step: int) -> list[StackBatch]:
         """Return the batches of a step: those of equal length together, longest first.
 
-        A few of equal length go one by one (:data:`FEWEST`).
+        Too few of equal length (``fewest``) go one by one.
         """
         if not self.unequal_sizes:
             x, y = self._batch(range(len(self._counts)), [step] * len(self._counts))
@@ -185,7 +179,7 @@ class EpochBatches:
                 groups.setdefault(length, []).append((client, k))
         batches = []
         for _, group in sorted(groups.items(), reverse=True):
-            whole = len(group) == len(self._counts) or worth_stacking(len(group), self._device)
+            whole = len(group) == len(self._counts) or len(group) >= self._fewest
             for pairs in [group] if whole else [[pair] for pair in group]:
                 members = tuple(client for client, _ in pairs)
                 x, y = self._batch(members, [k for _, k in pairs])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedl2p.core import trees
 from fedl2p.core.clientdata import Examples
-from fedl2p.core.finetuning.stacking import grouped, largest_stack
+from fedl2p.core.finetuning.stacking import fewest_to_stack, grouped, largest_stack
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 
 
@@ -43,7 +43,8 @@ def evaluate(
     size, objective = net.stack_size, net.objective
     one_model = _is_one_model(state, mix)
     keys = [(i // size, e.num, trees.kind(e.x), trees.kind(e.y)) for i, e in enumerate(examples)]
-    for members in grouped(keys, [largest_stack(net, e.x, size) for e in examples]):
+    sizes = [_stack_size(net, e, one_model=one_model) for e in examples]
+    for members in grouped(keys, sizes):
         count = examples[members[0]].num
         if count == 0:
             scores.update((i, (nan, nan)) for i in members)
@@ -72,6 +73,13 @@ def evaluate(
         pairs = zip(loss.tolist(), metric.tolist(), strict=True)
         scores.update(zip(members, pairs, strict=True))
     return [scores[i] for i in range(len(examples))]
+
+
+def _stack_size(net: FunctionalModel, part: Examples, *, one_model: bool) -> int:
+    """Return how many clients with such a part are evaluated together."""
+    largest = largest_stack(net, part.x, net.stack_size) if part.num else 1
+    pays = one_model or largest == 1 or fewest_to_stack(net, part.x) <= largest
+    return largest if pays else 1
 
 
 def _is_one_model(state: ModelState, mix: Tensor) -> bool:

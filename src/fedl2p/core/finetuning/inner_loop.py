@@ -18,6 +18,7 @@ from fedl2p.core.data_check import check_examples
 from fedl2p.core.finetuning.batches import Align, Batches, EpochBatches, step_batches
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, trainable
 from fedl2p.core.finetuning.optimizers import Optimizer, optimizer_of
+from fedl2p.core.finetuning.stacking import fewest_to_stack
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
@@ -189,6 +190,7 @@ def inner_batches(
         raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
         balanced=[d.balanced for d in data],
         align=align,
+        fewest=1 if len(data) == 1 else fewest_to_stack(net, data[0].train.x),
     )
 
 

@@ -23,14 +23,17 @@ import torch
 
 from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData
-from fedl2p.core.finetuning.batches import worth_stacking
+from fedl2p.core.finetuning.stack_timing import fewest_clients
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.trees import Tree
 
 STACK_VALUES = 2_000
-"""Input values of one example up to which clients are stacked on a CPU: 16 x 16 pixels in colour, a
-log-mel of 49 x 40. Larger inputs, and models that are not small, fill the cores by themselves
-(``benchmarks/cohorts.py``)."""
+"""Input values of one example up to which clients may be stacked, or run side by side in threads,
+on a CPU: 16 x 16 pixels in colour, a log-mel of 49 x 40. Larger inputs, and models that are not
+small, fill the cores by themselves (``benchmarks/cohorts.py``)."""
+
+FEWEST = 3
+"""Clients from which on they are stacked where that is not measured."""
 
 STACK_VALUES_GPU = 40_000
 """Input values that one example per client of a stack may have together on a GPU, whatever the
@@ -99,9 +102,9 @@ def cut_into_stacks(
     """Cut clients into stacks; yield the positions of each stack's clients.
 
     Large inputs and models are not stacked on a CPU, and in smaller stacks on a GPU
-    (:data:`STACK_VALUES`, :data:`STACK_VALUES_GPU`); fewer than
-    :data:`~fedl2p.core.finetuning.batches.FEWEST` clients take less time alone. Some models run one
-    client at a time, see :meth:`~fedl2p.core.functional.model.FunctionalModel.stackable`.
+    (:data:`STACK_VALUES`, :data:`STACK_VALUES_GPU`); too few clients take less time alone
+    (:func:`fewest_to_stack`). Some models run one client at a time, see
+    :meth:`~fedl2p.core.functional.model.FunctionalModel.stackable`.
 
     Parameters
     ----------
@@ -118,7 +121,8 @@ def cut_into_stacks(
     keys = [(i // size, _kind(data[i]) if unequal_sizes else _shapes(data[i])) for i in order]
     for positions in grouped(keys, [largest[i] for i in order]):
         members = [order[i] for i in positions]
-        yield from [members] if worth_stacking(len(members), net.device) else [[i] for i in members]
+        pays = len(members) > 1 and len(members) >= fewest_to_stack(net, data[members[0]].train.x)
+        yield from [members] if pays else [[i] for i in members]
 
 
 def largest_stack(net: FunctionalModel, x: Tree, size: int) -> int:
@@ -130,6 +134,18 @@ def largest_stack(net: FunctionalModel, x: Tree, size: int) -> int:
         largest = size if net.small and values <= STACK_VALUES else 1
     net.examine(x)
     return largest if largest > 1 and net.stackable(x) else 1
+
+
+def fewest_to_stack(net: FunctionalModel, x: Tree) -> int:
+    """Return from how many clients with inputs like ``x``, of shape (n, ...), on they are stacked.
+
+    Fewer take less time one by one.
+    """
+    if net.device.type != "cpu":
+        return 1
+    if largest_stack(net, x, net.stack_size) == 1 or net.stacking == "always":
+        return FEWEST
+    return fewest_clients(net, x, net.stack_size)
 
 
 def grouped(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int]]:

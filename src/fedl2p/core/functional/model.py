@@ -153,6 +153,7 @@ class FunctionalModel:
         self._original = weakref.ref(model)
         self._compute = compute_of(model)
         self.stack_size = self._compute.stack_size
+        self.stacking = self._compute.stacking
         self._inputs = next(p.dtype for p in model.parameters() if p.is_floating_point())
         self._findings = known(model)
         self._foreseen: str | None = None
@@ -168,6 +169,8 @@ class FunctionalModel:
             self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.graph_bytes: dict[Hashable, int] = {}
         """Bytes that the graph of one inner step holds, by its inputs' kind and its optimizer."""
+        self.fewest: dict[Hashable, int] = {}
+        """From how many clients on stacks take less time, by what that depends on."""
         self.classes: dict[Hashable, int | None] = {}
         """Classes of the outputs, by the kinds of inputs and targets that were seen to fit."""
 
