@@ -1,7 +1,7 @@
 """Which strategy wins, which defaults earn their place, and does the profile matter?
 
-Studies on the digits recipe. Each is a grid of rows x seeds; every seed pre-trains one global
-model that all its rows share, and all rows meet the same clients, cohorts and batches.
+Studies on the digits_sensors recipe. Each is a grid of rows x seeds; every seed pre-trains one
+global model that all its rows share, and all rows meet the same clients, cohorts and batches.
 
 choices        the recipe with one setting changed per row (seeds 0 to 9, on which we choose)
 final          FedL2P against everything else (seeds 100 to 109, opened for this table only)
@@ -90,7 +90,7 @@ class Row:
     name: str
     method: str = "fedl2p"
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    base: str = "digits"
+    base: str = "digits_sensors"
     profiles: str = "own"
     watched: bool = False
     cheats: bool = False
@@ -175,7 +175,7 @@ FINAL = (
     Row("grid search per client", method="gridsearch"),
     Row("L2P", method="l2p"),
     Row("grid search on test data (a bound, no method)", method="gridsearch", cheats=True),
-    Row("FedL2P, published settings", base="digits_published"),
+    Row("FedL2P, published settings", base="digits_sensors_published"),
     Row("FedL2P, no early stopping", changes=LATE, watched=True),
     Row("fine-tuning, global statistics, no early stopping", "finetuning-global", LATE),
     Row("fine-tuning, client statistics, no early stopping", "finetuning-client", LATE),

@@ -16,7 +16,7 @@ from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Loss, PerExample, Pick, objective
 from fedl2p.core.sites import check_module
 from fedl2p.core.working_copies import working_copies
-from fedl2p.data.in_memory import InMemory
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
@@ -30,7 +30,7 @@ DEFAULT_ROUNDS = Rounds(
     server_tau=1e-8,
     keep="last",
 )
-"""As in the digits recipe: clients send clipped hypergradients, the server takes Adam steps."""
+"""As in the recipes: clients send clipped hypergradients, the server takes Adam steps."""
 
 
 def learn(
