@@ -27,7 +27,7 @@ from torch import nn
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute
-from fedl2p.data.in_memory import InMemory
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.clients.ray import OnRay, available_cpus

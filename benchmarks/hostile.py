@@ -1,8 +1,8 @@
 """What do hostile clients cost, under every way of combining answers?
 
-The digits recipe in small (20 seen clients, all in every round). A share of the seen clients is
-hostile in every round, in pre-training and in learning the meta-nets: each trains as told and then
-sends
+The digits_sensors recipe in small (20 seen clients, all in every round). A share of the seen
+clients is hostile in every round, in pre-training and in learning the meta-nets: each trains as
+told and then sends
 
 flip     its state minus 3 x its update (the sign turned, and stronger)
 scale    its state plus 100 x its update
@@ -41,7 +41,7 @@ from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Robust, Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.personalizing import model_with_state
-from fedl2p.recipes import digits
+from fedl2p.recipes import digits_sensors
 from fedl2p.seeds import generator
 from fedl2p.study.settings import Study
 
@@ -95,8 +95,8 @@ class Attacked(Method):
 
 
 def study_of(seed: int) -> Study:
-    """Return the digits recipe in small."""
-    full = digits()
+    """Return the digits_sensors recipe in small."""
+    full = digits_sensors()
     inner = dataclasses.replace(full.settings.finetune, epochs=3, batch_size=48)
     return dataclasses.replace(
         full,

@@ -1,7 +1,7 @@
 """Which hypergradient mode is worth its cost? The study behind the default.
 
-On the digits recipe, for every seed: the pre-trained model is shared, then meta-nets are learned
-once per mode, with two meta-optimizers, and every client is personalized.
+On the digits_sensors recipe, for every seed: the pre-trained model is shared, then meta-nets are
+learned once per mode, with two meta-optimizers, and every client is personalized.
 
 published  published meta-nets and outer loop: 3 passes over the validation part in batches of 32,
            entries clamped to [-1, 1], the client's own SGD steps of 1e-3 (nets) and 1e-4 (base
@@ -46,7 +46,7 @@ from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.personalizing import model_with_state
 from fedl2p.methods.base.settings import MetaLearning
-from fedl2p.recipes import digits
+from fedl2p.recipes import digits_sensors
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.study.settings import Study
 
@@ -66,8 +66,8 @@ class Trial:
 
 
 def study_of(trial: Trial, rounds: int, clients: int) -> Study:
-    """Return the digits recipe with the trial's outer loop."""
-    study = digits()
+    """Return the digits_sensors recipe with the trial's outer loop."""
+    study = digits_sensors()
     nets = dataclasses.replace(study.settings.meta.nets, base_rate=0.05, max_rate=1.0)
     meta = dataclasses.replace(study.settings.meta, nets=nets)
     learn = dataclasses.replace(
@@ -96,7 +96,7 @@ def study_of(trial: Trial, rounds: int, clients: int) -> Study:
 @lru_cache(maxsize=2)
 def pretrained(seed: int, cache: Path) -> tuple[Population, nn.Module]:
     """Return population and pre-trained model of a seed, from the cache if it was made before."""
-    study = dataclasses.replace(digits(), seed=seed)
+    study = dataclasses.replace(digits_sensors(), seed=seed)
     population = study.data.open(seed)
     initial = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=seed
@@ -137,7 +137,7 @@ def run(trial: Trial, rounds: int, clients: int, cache: Path) -> Result:
 def cost_in_steps(repeats: int = 3) -> dict[str, tuple[int, float]]:
     """Return for each mode K and the cost of one hypergradient in plain steps, interleaved."""
     torch.set_num_threads(1)
-    study = digits()
+    study = digits_sensors()
     population = study.data.open(0)
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=0)
     net = working_copies(model).net

@@ -1,9 +1,9 @@
 """What does differential privacy cost? Accuracy against epsilon.
 
-200 seen clients of the digits recipe, each in a round with probability 1/2, learn the meta-nets in
-12 rounds under every mechanism and several noise multipliers; FedL2P's accuracy is that on 40
-unseen clients. Epsilon (at delta 1e-5) is that of learning the meta-nets. The global model stands
-for a public one: it is pre-trained without privacy, by clients of another population.
+200 seen clients of the digits_sensors recipe, each in a round with probability 1/2, learn the
+meta-nets in 12 rounds under every mechanism and several noise multipliers; FedL2P's accuracy is
+that on 40 unseen clients. Epsilon (at delta 1e-5) is that of learning the meta-nets. The global
+model stands for a public one: it is pre-trained without privacy, by clients of another population.
 
     python benchmarks/privacy.py --seeds 2 --workers 1
 
@@ -37,7 +37,7 @@ from fedl2p.federation.privacy import accounting
 from fedl2p.federation.privacy.settings import Privacy
 from fedl2p.federation.rounds import federate, spending
 from fedl2p.methods.base.personalizing import model_with_state
-from fedl2p.recipes import digits
+from fedl2p.recipes import digits_sensors
 from fedl2p.study.settings import Study
 
 matplotlib.use("svg")
@@ -64,8 +64,8 @@ class Trial:
 
 
 def study_of(seed: int) -> Study:
-    """Return the digits recipe with many small clients."""
-    full = digits()
+    """Return the digits_sensors recipe with many small clients."""
+    full = digits_sensors()
     return dataclasses.replace(
         full,
         seed=seed,

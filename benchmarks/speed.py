@@ -13,12 +13,18 @@ pass, which counts as three forward passes; a step that is differentiated again 
 
 Peak memory is what a process of its own needs beyond what it had with everything loaded; it is
 taken for ours and for the floor (no ratio where the floor needs less than 20 MiB). Times are
-medians of wall-clock seconds after a warm-up, and so are ratios, of ours to the floor next to it.
+medians after a warm-up, and so are ratios, of ours to the floor next to it: of processor seconds
+with one thread, which tell the same on a machine that others use too, of wall-clock seconds with
+several.
+
+The floor of a FedAvg round is that round: for each client the global weights are loaded, an epoch
+is trained and the weights are added up. It does not validate; ours does.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import math
 import os
@@ -33,6 +39,7 @@ from pathlib import Path
 import engines
 import torch
 import torch.nn.functional as F
+from fedl2p.data.in_memory import InMemory
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
@@ -46,12 +53,18 @@ from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, Compute, HypergradientConfig, InnerLoop, Mode
 from fedl2p.core.working_copies import working_copies
+from fedl2p.federation.clients.in_process import in_process
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client
-from fedl2p.methods.base.settings import MetaLearning
+from fedl2p.methods.base.settings import LocalTraining, MetaLearning
+from fedl2p.methods.fedavg import FedAvg
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.models import resnet18_cifar, small_conv
 
 BATCH = 32
+ROUND_EXAMPLES = 96
+"""Of a client in a FedAvg round, in which it takes one epoch."""
 SECONDS = 10.0
 """How long a row is repeated at least: short ones often, since a machine's pace changes."""
 RESULT = Path(__file__).parent / "results" / "speed.md"
@@ -73,6 +86,8 @@ class Case:
         Fewest and most training examples of clients that differ; of as many of them another round.
     unequal_sizes
         How many they are; 0 leaves that row out.
+    fedavg
+        Clients of rounds of FedAvg.
     modes
         Estimators of the hypergradient to measure.
     """
@@ -86,6 +101,7 @@ class Case:
     clients: int = 0
     sizes: tuple[int, int] = (20, 120)
     unequal_sizes: int = 0
+    fedavg: tuple[int, ...] = ()
     modes: tuple[Mode, ...] = MODES
 
     @property
@@ -94,8 +110,10 @@ class Case:
 
 
 CASES = {
-    "small-8": Case(small_conv, (1, 8, 8), steps=15, clients=100, unequal_sizes=40),
-    "small-16": Case(small_conv, (3, 16, 16), steps=15, clients=20),
+    "small-8": Case(
+        small_conv, (1, 8, 8), steps=15, clients=100, unequal_sizes=40, fedavg=(20, 100)
+    ),
+    "small-16": Case(small_conv, (3, 16, 16), steps=15, clients=20, fedavg=(20,)),
     # two passes instead of 15, one outer step instead of 3, fewer modes: a step takes a second
     "resnet18": Case(
         resnet18_cifar,
@@ -189,6 +207,22 @@ def plain(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
+
+
+def fedavg_round(model: nn.Module, trained: nn.Module, people: Sequence[Client]) -> None:
+    """One round of FedAvg as everybody writes it: the floor of ours."""
+    received = model.state_dict()
+    total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in received.items()}
+    for client in people:
+        trained.load_state_dict(received)
+        train = client.data.train
+        batches = [
+            (train.x[rows], train.y[rows]) for rows in torch.randperm(train.num).split(BATCH)
+        ]
+        plain(trained, batches)
+        for k, v in trained.state_dict().items():
+            total[k] += v * (train.num / (ROUND_EXAMPLES * len(people)))
+    model.load_state_dict({k: v.to(received[k].dtype) for k, v in total.items()})
 
 
 def rows_of(case: Case) -> list[Row]:
@@ -292,6 +326,39 @@ def rows_of(case: Case) -> list[Row]:
             loop + (case.batches + 2) / 3,  # the profile, and the test part before and after
         )
     )
+    fedavg = FedAvg(name="fedavg", local=LocalTraining(epochs=1, batch_size=BATCH, rate=1e-3))
+    received = fedavg.start(model)
+    averaged = copy.deepcopy(model)
+    epoch = ROUND_EXAMPLES // BATCH
+    lone = client(case, 1, ROUND_EXAMPLES)
+    rows.append(
+        Row(
+            "a client's FedAvg round, alone, with validation",
+            lambda: fedavg.train(model, received, [lone]),
+            lambda: fedavg_round(averaged, trained, [lone]),
+            epoch,
+            epoch,
+        )
+    )
+    for count in case.fedavg:
+        crowd = {f"c{i:03d}": client(case, i, ROUND_EXAMPLES).data for i in range(count)}
+        several = [Client(name, data, seed=0) for name, data in crowd.items()]
+        population = InMemory(crowd)
+        where = in_process(model, population, {"fedavg": fedavg})
+        some = Rounds(rounds=4, clients_per_round=count, keep="last")
+        rows.append(
+            Row(
+                f"FedAvg, {some.rounds} rounds of {count} clients and their validation",
+                lambda p=population, w=where, r=some: federate(
+                    fedavg, model, p, rounds=r, seed=0, stage="pretrain", clients=w
+                ),
+                lambda s=several, r=some: [
+                    fedavg_round(averaged, trained, s) for _ in range(r.rounds)
+                ],
+                some.rounds * count * epoch,
+                some.rounds * count * epoch,
+            )
+        )
     if case.clients:
         people = [client(case, i) for i in range(case.clients)]
         few = 4  # the floor is one client after another, so that a few tell what all take
@@ -343,7 +410,9 @@ def idle(engine: str) -> Work:
     return lambda: engines.milliseconds(where, 100, engines.SIZES[0], rounds=1)
 
 
-def measured(work: Work, floor: Work, repeats: int, seconds: float) -> tuple[float, float, float]:
+def measured(
+    work: Work, floor: Work, repeats: int, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float, float]:
     """Return the median seconds of both and the median of their ratio, taken in turns.
 
     At least ``repeats`` times, and until ``seconds`` are over.
@@ -353,9 +422,9 @@ def measured(work: Work, floor: Work, repeats: int, seconds: float) -> tuple[flo
     while len(times) <= repeats or time.perf_counter() < end:
         turn = []
         for do in (work, floor):
-            began = time.perf_counter()
+            began = clock()
             do()
-            turn.append(time.perf_counter() - began)
+            turn.append(clock() - began)
         times.append((turn[0], turn[1]))
         if len(times) == 1:  # a warm-up
             end = time.perf_counter() + seconds
@@ -413,13 +482,14 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
     for net in nets:
         for number in threads:
             torch.set_num_threads(number)
+            clock = time.process_time if number == 1 else time.perf_counter
             for i, row in enumerate(rows_of(CASES[net])):
-                many = row.name.startswith("round of")
+                many = row.name.startswith(("round of", "FedAvg"))
                 task = row.name.startswith("engine")
                 if number > 1 and not many:  # a client's own work: one thread says it
                     continue
                 often = 1 if net == "resnet18" or many else repeats
-                ours, floor, times = measured(row.ours, row.floor, often, SECONDS)
+                ours, floor, times = measured(row.ours, row.floor, often, SECONDS, clock)
                 share = row.floor_steps / row.steps
                 least, times = floor / share, times * share
                 if row.name.startswith("one inner step"):

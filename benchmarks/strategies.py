@@ -1,7 +1,7 @@
 """Which strategy wins, which defaults earn their place, and does the profile matter?
 
-Studies on the digits recipe. Each is a grid of rows x seeds; every seed pre-trains one global
-model that all its rows share, and all rows meet the same clients, cohorts and batches.
+Studies on the digits_sensors recipe. Each is a grid of rows x seeds; every seed pre-trains one
+global model that all its rows share, and all rows meet the same clients, cohorts and batches.
 
 choices        the recipe with one setting changed per row (seeds 0 to 9, on which we choose)
 final          FedL2P against everything else (seeds 100 to 109, opened for this table only)
@@ -46,6 +46,7 @@ from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import Compute
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.population import Population
+from fedl2p.explain.attribution import median_profile
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Client, Method, Outcome, State, Update
@@ -89,7 +90,7 @@ class Row:
     name: str
     method: str = "fedl2p"
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    base: str = "digits"
+    base: str = "digits_sensors"
     profiles: str = "own"
     watched: bool = False
     cheats: bool = False
@@ -174,7 +175,7 @@ FINAL = (
     Row("grid search per client", method="gridsearch"),
     Row("L2P", method="l2p"),
     Row("grid search on test data (a bound, no method)", method="gridsearch", cheats=True),
-    Row("FedL2P, published settings", base="digits_published"),
+    Row("FedL2P, published settings", base="digits_sensors_published"),
     Row("FedL2P, no early stopping", changes=LATE, watched=True),
     Row("fine-tuning, global statistics, no early stopping", "finetuning-global", LATE),
     Row("fine-tuning, client statistics, no early stopping", "finetuning-client", LATE),
@@ -189,6 +190,10 @@ PROFILE = (
     Row("shuffled between clients", profiles="shuffled", watched=True),
     Row("typical divergences", profiles="divergence", watched=True),
     Row("typical moments", profiles="moments", watched=True),
+    Row("typical gradients", profiles="gradients", watched=True),
+    Row("typical loss", profiles="loss", watched=True),
+    Row("typical labels", profiles="labels", watched=True),
+    Row("typical size", profiles="size", watched=True),
     Row("typical profile", profiles="all", watched=True),
     Row("constants instead of nets", method="fedl2p-constant"),
 )
@@ -334,21 +339,16 @@ def clients_of(population: Population, names: Sequence[str], seed: int) -> list[
 
 
 def given_profiles(
-    row: Row, model: nn.Module, population: Population, clients: Sequence[Client]
+    row: Row, study: Study, model: nn.Module, population: Population, clients: Sequence[Client]
 ) -> list[Client]:
     """Return the clients with the profiles that the row gives them."""
     if row.profiles == "own":
         return list(clients)
     work = working_copies(model)
-    own = {c.name: profile_of(work, c) for c in clients}
+    groups = study.settings.meta.nets.groups
+    own = {c.name: profile_of(work, c, groups) for c in clients}
     seen = [own[n] for n in population.seen]
-    # means of the logarithm, which is what the nets read
-    typical = Profile(
-        torch.stack([p.divergence.clamp_min(1e-6).log() for p in seen]).mean(0).exp(),
-        torch.stack([p.moments for p in seen]).mean(0),
-        seen[0].num_examples,
-        seen[0].sites,
-    )
+    typical = median_profile(seen)
     given = {}
     for pool in (population.seen, population.unseen):
         rng = generator("shuffle", len(pool), pool[0])
@@ -359,9 +359,11 @@ def given_profiles(
             mine = own[name]
             given[name] = {
                 "shuffled": own[neighbour[name]],
-                "divergence": dataclasses.replace(mine, divergence=typical.divergence),
-                "moments": dataclasses.replace(mine, moments=typical.moments),
                 "all": typical,
+                **{
+                    field: dataclasses.replace(mine, **{field: value})
+                    for field, value in typical.tensors().items()
+                },
             }[row.profiles]
     return [dataclasses.replace(c, kept=kept_profile(given[c.name])) for c in clients]
 
@@ -400,7 +402,7 @@ def run(row: Row, seed: int, cache: Path) -> Result:
         state, losses, seconds = learned(study, method, start, population, cache)
     model = initial if method.starts_from == "scratch" else tuned
     clients = clients_of(population, population.names, seed)
-    clients = given_profiles(row, model, population, clients)
+    clients = given_profiles(row, study, model, population, clients)
     if row.cheats:
         clients = [
             dataclasses.replace(c, data=dataclasses.replace(c.data, validation=c.data.test))
@@ -459,7 +461,8 @@ def cost(cache: Path, repeats: int = 5) -> str:
         assert isinstance(fedl2p, FedL2P)
         nets, began = fedl2p.build_metanets(work.net.sites), time.perf_counter()
         with torch.no_grad():
-            nets(Profile.stack([profile_of(work, c) for c in clients]))
+            groups = fedl2p.meta.nets.groups
+            nets(Profile.stack([profile_of(work, c, groups) for c in clients]))
         if repeat:
             seconds["choosing"].append((time.perf_counter() - began) / len(clients))
     medians = {name: statistics.median(values) for name, values in seconds.items()}

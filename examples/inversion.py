@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedl2p import (
     MetaNets,
@@ -59,8 +59,10 @@ class Recovered:
         return f"{self.setting:28} {self.divergences:12.2g} {100 * self.identified:10.0f} %"
 
 
-def invert(sent: State, returned: State, nets: MetaNets) -> Profile:
-    """Return the profile that a client's update holds.
+def invert(sent: State, returned: State, nets: MetaNets) -> Tensor:
+    """Return the divergences of the profile that a client's update holds, shape (B,).
+
+    The other groups of the profile stand behind them in the same vector.
 
     Parameters
     ----------
@@ -74,19 +76,11 @@ def invert(sent: State, returned: State, nets: MetaNets) -> Profile:
         for k in ("weight", "bias")
     )
     inputs = (weight * bias[:, None]).sum(0) / bias.square().sum()
-    norms = len(nets.sites.norms)
-    divergence, moments = inputs[:norms], inputs[norms:]
     # Back through the nets' own shift and scale, which every server knows, and the logarithm.
-    for name, values in (("divergence_scale", divergence), ("moments_scale", moments)):
-        values /= sent[f"{name}.scale"].double()
-        values += sent[f"{name}.shift"].double()
-    divergence = ((divergence - 1.5).clamp(max=50).exp() - 1e-3).clamp(min=0)
-    return Profile(
-        divergence=divergence.float(),
-        moments=moments.float().view(-1, 2),
-        num_examples=0,
-        sites=nets.sites,
-    )
+    inputs = inputs / sent["input_scale.scale"].double() + sent["input_scale.shift"].double()
+    assert nets.config.groups[0] == "divergences"
+    divergence = inputs[: len(nets.sites.norms)]
+    return ((divergence - 1.5).clamp(max=50).exp() - 1e-3).clamp(min=0)
 
 
 def measure(*, clients: int, pretrain: int, seed: int) -> list[Recovered]:
@@ -189,8 +183,7 @@ def compared(
     own = {name: truth[name].divergence.double() for name in sorted(updates)}
     errors, hits = [], 0
     for name, update in updates.items():
-        guess = invert(state, update, nets)
-        seen = guess.divergence.double()
+        seen = invert(state, update, nets)
         errors += ((seen - own[name]).abs() / own[name].abs().clamp(min=1e-12)).tolist()
         logs = {
             other: (torch.log(1e-3 + seen) - torch.log(1e-3 + value)).square().sum()

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedl2p.cli import entry as cli
-from fedl2p.data import cifar10, domainnet, office10
+from fedl2p.data import cifar10, domainnet, fashion, office10
 from fedl2p.data.files import folders
 from fedl2p.data.files.downloads import RemoteFile
 from support import data_archives
@@ -42,9 +43,12 @@ def cifar10_archive(folder: Path) -> bytes:
     return content
 
 
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def remote_of(content: bytes, served: Served) -> RemoteFile:
-    digits = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return dataclasses.replace(cifar10.ARCHIVE, url=served.url, checksum=f"md5:{digits}")
+    return dataclasses.replace(cifar10.ARCHIVE, url=served.url, checksum=f"md5:{md5(content)}")
 
 
 def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +114,32 @@ def test_get_downloads_and_check_agrees(
     assert len(small.open(0).names) == 4
     (tmp_path / "data" / "cifar10" / cifar10.ARCHIVE.name).unlink()
     assert call("data", "get", "cifar10") == 0, "the archive is not needed any more"
+
+
+def test_get_downloads_the_four_files_of_fashion_unless_they_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    packed = data_archives.idx(array, compressed=True)
+    for name in fashion.FILES:  # the server has one file for all names
+        sums = (md5(packed), md5(data_archives.idx(array)))
+        monkeypatch.setitem(fashion.CHECKSUMS, name, sums)
+    monkeypatch.setenv(folders.ROOT_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(folders.INSTALLED, "fashion", tmp_path / "installed")
+    with serve(Served(packed)) as server:
+        monkeypatch.setattr(fashion, "SITE", server.url.rstrip("/"))
+        assert call("data", "get", "fashion") == 0
+        assert capsys.readouterr().out == f"fashion: complete in {tmp_path / 'fashion'}\n"
+        assert call("data", "get", "fashion") == 0
+        assert server.asked == 4
+        (tmp_path / "fashion").rename(tmp_path / "installed")
+        assert call("data", "get", "fashion") == 0
+        assert server.asked == 4
+    assert f"fashion: complete in {tmp_path / 'installed'}\n" in capsys.readouterr().out
+    damaged = tmp_path / "installed" / f"{fashion.FILES[0]}.gz"
+    damaged.write_bytes(data_archives.idx(array + 1, compressed=True))
+    (line,) = refused(capsys, "data", "check", "fashion")
+    assert f"{damaged} is not Fashion-MNIST's" in line
 
 
 def test_a_damaged_archive_is_neither_unpacked_nor_deleted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,15 @@ from fedl2p.core.metanets import (
     clamp_inward,
     clamp_straight_through,
 )
+from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile, profile
-from fedl2p.core.settings import Form, MetaNetsConfig
+from fedl2p.core.settings import (
+    PROFILE_GROUPS,
+    PUBLISHED_PROFILE,
+    Form,
+    MetaNetsConfig,
+    ProfileGroup,
+)
 from fedl2p.core.sites import Sites, find_sites
 from support.core_nets import examples, mlp, settled
 from support.nets import nested_net
@@ -50,7 +58,16 @@ def made_up(sites: Sites, *, divergence: float = 1.0, seed: int = 0, clients: in
     front = (clients,) if clients else ()
     moments = torch.rand(*front, len(sites.layers), 2, generator=generator)
     spread = 0.5 + torch.rand(*front, len(sites.norms), generator=generator)
-    return Profile(divergence * spread, moments, 10, sites)
+    return Profile(
+        divergence * spread,
+        moments,
+        10,
+        sites,
+        gradients=torch.rand(*front, len(sites.params), generator=generator),
+        loss=torch.rand(*front, 2, generator=generator),
+        labels=1 + torch.rand(*front, 2, generator=generator),
+        size=torch.randint(5, 100, (*front, 1), generator=generator).float(),
+    )
 
 
 # ------------------------------------------------------------ clamps
@@ -163,7 +180,7 @@ def test_sensitive_rates_depend_on_the_client_too(seed: int) -> None:
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("form", ["default", "published"])
 def test_outputs_start_around_the_configured_values(form: Form, constant: bool) -> None:
-    config = MetaNetsConfig(form=form, constant=constant, base_rate=0.02, initial_mix=0.3)
+    config = dataclasses.replace(FORMS[form], constant=constant, base_rate=0.02, initial_mix=0.3)
     ours = MetaNets(LIKE_RESNET18, config=config)
     if not constant:
         with torch.no_grad():
@@ -269,7 +286,8 @@ def test_per_client_gradients_are_each_clients_own(form: MetaNetsConfig) -> None
     towards = [torch.linspace(-1, 1, t.numel()).view_as(t) for t in (ours.mix, ours.rate)]
     grads = torch.autograd.grad([ours.mix, ours.rate], list(weights.values()), towards)
     for c in range(2):
-        alone = nets(Profile(cohort.divergence[c], cohort.moments[c], 5, nets.sites))
+        own = {field: value[c] for field, value in cohort.tensors().items()}
+        alone = nets(Profile(**own, num_examples=5, sites=nets.sites))
         expected = torch.autograd.grad(
             [alone.mix, alone.rate], list(nets.parameters()), [t[c] for t in towards]
         )
@@ -296,22 +314,82 @@ def test_a_dead_channel_does_not_run_away() -> None:
 def test_inputs_by_hand() -> None:
     nets = MetaNets(find_sites(nested_net()))
     with torch.no_grad():
-        nets.divergence_scale.shift.fill_(0.5)
-        nets.divergence_scale.scale.fill_(2.0)
+        nets.input_scale.shift.fill_(0.5)
+        nets.input_scale.scale.fill_(2.0)
     seen = made_up(nets.sites)
-    divergence, moments = nets.prepared(seen)
-    by_hand = 2 * ((0.001 + seen.divergence).log() + 1.5 - 0.5)
-    torch.testing.assert_close(divergence, by_hand)
-    torch.testing.assert_close(moments, seen.moments.flatten())
+    by_hand = [
+        (0.001 + seen.divergence).log() + 1.5,
+        seen.moments.flatten(),
+        (1e-3 + seen.gradients).log() / 2,
+        torch.stack([(1e-3 + seen.loss[0]).log() / 2, 2 * seen.loss[1] - 1]),
+        torch.stack([seen.labels[0] - 1.5, seen.labels[1].log() - 1.5]),
+        seen.size.log() / 2 - 2,
+    ]
+    read = nets.prepared(seen)
+    torch.testing.assert_close(read, 2 * (torch.cat(by_hand) - 0.5))
+    names = nets.entry_names
+    assert len(names) == len(read) == len(set(names))
+    assert names[0] == f"divergence of {nets.sites.norms[0]}"
+    assert names[-5:] == [
+        *("global model's loss", "global model's accuracy"),
+        *("label entropy", "number of classes", "number of examples"),
+    ]
     published = MetaNets(nets.sites, config=MetaNetsConfig.published()).prepared(seen)
-    assert torch.equal(published[0], seen.divergence)
-    assert torch.equal(published[1], seen.moments.flatten())
+    assert torch.equal(published, torch.cat([seen.divergence, seen.moments.flatten()]))
+
+
+@pytest.mark.parametrize("group", PROFILE_GROUPS)
+def test_nets_read_the_groups_that_are_chosen_and_no_others(group: ProfileGroup) -> None:
+    sites = find_sites(nested_net())
+    one, other = made_up(sites, seed=1), made_up(sites, divergence=3.0, seed=2)
+    field = GROUPS[group].field
+    moved = dataclasses.replace(one, **{field: getattr(other, field)})
+    alone = MetaNets(sites, config=MetaNetsConfig(profile=(group,)))
+    others = tuple(g for g in PROFILE_GROUPS if g != group)
+    without = MetaNets(sites, config=MetaNetsConfig(profile=others))
+    assert not torch.equal(alone(one).rate, alone(moved).rate)
+    assert not torch.equal(alone(one).mix, alone(moved).mix)
+    assert torch.equal(without(one).rate, without(moved).rate)
+    assert torch.equal(without(one).mix, without(moved).mix)
+    if group not in PUBLISHED_PROFILE:
+        with pytest.raises(ValueError, match=f"lacks its group '{group}'"):
+            alone(Profile(one.divergence, one.moments, 1, sites))
+
+
+def test_entries_without_any_information_are_read_as_finite_numbers_of_usual_size() -> None:
+    sites = find_sites(nested_net())
+    nothing = Profile(
+        torch.zeros(6),
+        torch.zeros(len(sites.layers), 2),
+        1,
+        sites,
+        gradients=torch.zeros(len(sites.params)),
+        loss=torch.tensor([-3.0, 0.0]),
+        labels=torch.zeros(2),
+        size=torch.ones(1),
+    )
+    nets = MetaNets(sites)
+    assert nets.prepared(nothing).abs().max() < 6
+    written = nets(nothing)
+    grads = torch.autograd.grad(written.rate.sum(), list(nets.lrnet.parameters()))
+    assert all(bool(g.isfinite().all()) for g in grads)
+
+
+def test_groups_may_be_named_by_a_word() -> None:
+    assert MetaNetsConfig(profile=("full",)) == MetaNetsConfig(profile=PROFILE_GROUPS)
+    assert MetaNetsConfig(profile=("published",)).groups == ("divergences", "moments")
+    assert MetaNetsConfig(profile=("size", "published")).groups == (
+        "divergences",
+        "moments",
+        "size",
+    )
+    assert MetaNetsConfig(constant=True).groups == ()
 
 
 def test_without_batch_norm_only_rates_are_written(form: MetaNetsConfig) -> None:
     model = settled(mlp(norm=False))
     nets = MetaNets(find_sites(model), config=form)
-    ours = nets(profile(model, [examples(7, 4)[0]]))
+    ours = nets(profile(model, [examples(7, 4)], groups=PROFILE_GROUPS))
     assert ours.mix.shape == (0,)
     assert ours.rate.shape == (4,)
     cohort = made_up(nets.sites, clients=2)
@@ -418,6 +496,10 @@ def test_a_missing_or_damaged_file_is_a_clear_error(suffix: str, damage, tmp_pat
         ({"min_rate": 0.0}, "min_rate"),
         ({"min_rate": 2.0}, "min_rate"),
         ({"form": "squared"}, "form is 'squared'"),
+        ({"profile": ()}, "profile is \\(\\), but must be"),
+        ({"profile": ("labels", "age")}, "but must be a tuple of one or more of divergences"),
+        ({"profile": "full"}, "profile is 'full', but must be a tuple"),
+        ({"form": "published", "profile": ("labels",)}, "give profile published"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
@@ -429,11 +511,11 @@ def test_what_the_nets_read() -> None:
     """In the default form both read all of a profile, in the published one half each."""
     sites = find_sites(nested_net())
     for form, moves in (("published", False), ("default", True)):
-        nets = MetaNets(sites, config=MetaNetsConfig(form=form))
+        nets = MetaNets(sites, config=FORMS[form])
         one, other = made_up(sites, divergence=0.1), made_up(sites, divergence=5.0)
-        swapped = Profile(one.divergence, other.moments + 1.0, 1, sites)
+        swapped = dataclasses.replace(one, moments=other.moments + 1.0)
         assert torch.equal(nets(one).mix, nets(swapped).mix) != moves
-        far = Profile(other.divergence, one.moments, 1, sites)
+        far = dataclasses.replace(one, divergence=other.divergence)
         assert torch.equal(nets(one).rate, nets(far).rate) != moves
 
 

@@ -45,6 +45,7 @@ STUDY = APP_CONFIG | {
     "pretrain.rounds": 1,
     "learn.rounds": 1,
     "settings.finetune.epochs": 1,
+    "settings.finetune.early-stopping": False,  # after one round it may keep the start
     "min-clients": 2,
     "wait": 0,
 }

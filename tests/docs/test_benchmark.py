@@ -15,7 +15,7 @@ from fedl2p.cli import entry as cli
 from fedl2p.data.files import folders
 from fedl2p.methods import build
 from fedl2p.methods.base.settings import Settings
-from fedl2p.recipes._paper_tables import run_table
+from fedl2p.recipes.paper.tables import run_table
 from fedl2p.reporting.published import PUBLISHED
 from fedl2p.runs.results import Report
 from fedl2p.runs.validation import from_plain

@@ -20,7 +20,7 @@ from fedl2p import (
     learn,
     methods,
 )
-from fedl2p.data.in_memory import InMemory
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.listeners import FailuresListener
 from fedl2p.federation.personalizing import personalize_all
 

@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from fedl2p import methods, models
 from fedl2p.core.clientdata import ClientData, Examples
 from fedl2p.core.settings import InnerLoop
-from fedl2p.data.in_memory import InMemory
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.clients.in_process import InProcess, in_process
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.flower import records as wire

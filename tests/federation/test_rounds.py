@@ -68,6 +68,21 @@ def test_one_round_of_fedavg_is_the_weighted_mean() -> None:
     assert done.state["half"].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_clients_may_weigh_the_same_whatever_they_hold(encoded: bool) -> None:
+    population = Line(seen=4)
+    sizes = {population.open(name).train.num for name in population.seen}
+    assert len(sizes) > 1
+    done = run(population=population, keep="last", weighting="clients", encoded=encoded)
+    points = torch.stack([population.open(name).train.x.mean(0) for name in population.seen])
+    torch.testing.assert_close(done.state["point"], points.mean(0))
+    away = points.square().sum(1)  # of the state received, the origin
+    assert done.records[0].loss == pytest.approx(float(away.mean()))
+    weighted = run(population=population, keep="last")
+    assert not torch.allclose(weighted.state["point"], points.mean(0))
+    assert weighted.records[0].loss != pytest.approx(float(away.mean()))
+
+
 def test_a_record_judges_the_state_received_and_a_last_pass_judges_the_last_state() -> None:
     population = Line(seen=3)
     done = run(population=population, rounds=2)

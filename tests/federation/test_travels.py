@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fedl2p import models, recipes
 from fedl2p.core.metanets import MetaNets
+from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile, Profiler
-from fedl2p.core.settings import InnerLoop
+from fedl2p.core.settings import PROFILE_GROUPS, PUBLISHED_PROFILE, InnerLoop
 from fedl2p.core.sites import find_sites
 from fedl2p.data.population import Population
 from fedl2p.federation.flower import records
@@ -152,6 +153,9 @@ def secrets_of(population: Population, name: str, profiles: list[Profile]) -> li
             Secret("moments", moments.T.flatten()),
             *(Secret("a layer's moments", pair) for pair in moments),
         ]
+        for group in set(PROFILE_GROUPS) - set(PUBLISHED_PROFILE):
+            entries = profile.entries(group)
+            secrets += [Secret(group, entries), Secret(group, GROUPS[group].as_read(entries))]
     # A constant run (an empty background) is in every vector of equal numbers.
     return [s for s in secrets if len(s.values) > 1 and s.values.unique().numel() > 1]
 
@@ -218,7 +222,7 @@ def secrets(grid: Reading, study: Study, population: Population) -> dict[str, li
         model.load_state_dict(state)
         profiler = Profiler(model)
         for name in population.names:
-            profiles[name].append(profiler([population.open(name).train.x]))
+            profiles[name].append(profiler([population.open(name).train], PROFILE_GROUPS))
     return {name: secrets_of(population, name, profiles[name]) for name in population.names}
 
 

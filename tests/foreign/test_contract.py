@@ -251,6 +251,38 @@ def test_learning_moves_the_nets_and_is_the_same_twice(case: Case) -> None:
         assert torch.equal(value, other[name]), f"{name}: order of calls"
 
 
+def test_a_full_profile_has_the_models_own_loss_and_gradients(case: Case) -> None:
+    """Against autograd in evaluation mode, and one that is cut into batches."""
+    model = case.build()
+    x, y = case.examples(10, 1)
+    full = profile(model, [(x, y)], groups=("full",))
+    parts = profile(model, zip(x.split(7), y.split(7), strict=True), groups=("full",))
+    published = profile(model, [x])
+    torch.testing.assert_close(full.divergence, published.divergence)
+    torch.testing.assert_close(full.moments, published.moments)
+    for field, value in full.tensors().items():
+        torch.testing.assert_close(value, parts.tensors()[field], rtol=1e-3, atol=1e-4, msg=field)
+    plain = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()
+    params = {n: p for n, p in plain.named_parameters() if p.requires_grad}
+    dtype = next(p.dtype for p in plain.parameters() if p.is_floating_point())
+    got = plain(x.to(dtype) if x.is_floating_point() else x)
+    loss = F.cross_entropy(got.to(full.moments.dtype), y)
+    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    near = {"rtol": 1e-3, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-9}
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in plain.parameters()):
+        near = {"rtol": 0.05, "atol": 0.01}
+    assert full.loss is not None
+    assert full.gradients is not None
+    torch.testing.assert_close(full.loss[0], loss.detach().to(full.loss), **near)
+    for name, grad, ratio in zip(params, grads, full.gradients, strict=True):
+        size = params[name].detach().double().norm()
+        size = size.clamp_min(1e-3 * params[name].numel() ** 0.5)
+        wanted = torch.zeros(()) if grad is None else grad.double().norm() / size
+        torch.testing.assert_close(
+            ratio, wanted.to(ratio), msg=lambda m, n=name: f"{n}: {m}", **near
+        )
+
+
 @some_slow()
 def test_nothing_of_the_callers_is_touched(case: Case) -> None:
     model = case.build()

@@ -133,7 +133,7 @@ def old_weight_norm() -> nn.Module:
 def test_extra_state_and_tensors_left_by_a_forward_do_not_stop_rounds(
     build: Callable[[], nn.Module], method: str
 ) -> None:
-    from fedl2p.data.in_memory import InMemory
+    from fedl2p.data.pools.in_memory import InMemory
     from fedl2p.federation.rounds import federate
     from fedl2p.methods import build as build_method
 

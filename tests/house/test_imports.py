@@ -46,7 +46,7 @@ def test_the_package_works_without_any_extra() -> None:
     import torch
     import fedl2p
     from fedl2p.core.settings import InnerLoop
-    from fedl2p.data.in_memory import InMemory
+    from fedl2p.data.pools.in_memory import InMemory
 
     assert all(getattr(fedl2p, name) is not None for name in fedl2p.__all__)
 

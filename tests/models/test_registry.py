@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedl2p import models
+from fedl2p import find_sites, models
 
 CONV = "fedl2p.models:small_conv"
 RESNET = "fedl2p.models:small_resnet"
@@ -55,6 +55,15 @@ def test_small_resnet_nests_its_norms_and_has_a_strided_shortcut() -> None:
     ]
     assert sum(parameter.numel() for parameter in model.parameters()) == 5130
     assert model.get_submodule("blocks.1.shortcut.0").stride == (2, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 17), (6, 100), (2, 9)])
+def test_small_strided_takes_images_and_series(shape: tuple[int, ...]) -> None:
+    model = models.build("fedl2p.models:small_strided", shape=shape, classes=4, seed=0)
+    assert model(torch.zeros(5, *shape)).shape == (5, 4)
+    assert len(find_sites(model).norms) == 3
+    with pytest.raises(ValueError, match=r"small_strided wants images .* got examples of shape"):
+        models.build("fedl2p.models:small_strided", shape=(7,), classes=4, seed=0)
 
 
 def test_a_seed_fixes_the_weights_and_leaves_the_global_generator() -> None:

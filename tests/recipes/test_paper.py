@@ -16,7 +16,7 @@ from fedl2p.core.settings import HypergradientConfig, MetaNetsConfig
 from fedl2p.data.audio.distortion import Distort
 from fedl2p.data.pools.augmentation import CropAndFlip, FlipAndRotate
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.recipes._paper_tables import cells
+from fedl2p.recipes.paper.tables import cells
 from fedl2p.runs.results import Report
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
@@ -94,7 +94,7 @@ def test_published_clients() -> None:
     assert told["features"] == {"bins": 128, "shift_ms": 10, "frames": 128}
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10c", "domainnet"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10c", "domainnet", "fashion", "fashionc"])
 def test_a_cell_per_published_alpha(name: str) -> None:
     data: list[Any] = [cell.study.data for cell in cells(name)]
     assert [d.alpha for d in data] == [1000, 1, 0.5, 0.1]
@@ -151,7 +151,7 @@ def test_ours_differs_in_how_it_learns_only(name: str) -> None:
     assert all(getattr(ours, field) == getattr(theirs, field) for field in same)
     assert ours.learn.rounds == theirs.learn.rounds
     assert ours.learn.clients_per_round == theirs.learn.clients_per_round
-    usual = recipes.get("digits")
+    usual = recipes.get("digits_sensors")
     assert ours.learn.strategy == usual.learn.strategy == "fedadam"
     assert ours.learn.server_schedule == usual.learn.server_schedule
     assert ours.settings.meta.hypergradient == usual.settings.meta.hypergradient
@@ -170,7 +170,9 @@ def test_variants_go_by_name(name: str) -> None:
         assert recipes.get(variant).recipe == variant
 
 
-@pytest.mark.parametrize("name", ["cifar10_smoke_published", "digits_smoke", "cifar10_", "_paper"])
+@pytest.mark.parametrize(
+    "name", ["cifar10_smoke_published", "digits_published", "cifar10_", "paper", "tables"]
+)
 def test_no_other_variants(name: str) -> None:
     with pytest.raises(ValueError, match=f"unknown recipe '{name}'"):
         recipes.get(name)

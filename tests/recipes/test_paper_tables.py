@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fedl2p.cli import entry as cli
-from fedl2p.recipes import _paper_tables
-from fedl2p.recipes._paper_tables import cells, run_table
+from fedl2p.recipes.paper import tables
+from fedl2p.recipes.paper.tables import cells, run_table
 from fedl2p.reporting.paper_table import paper_table
 from fedl2p.reporting.published import PUBLISHED, published_accuracies
 from fedl2p.study.settings import Study
@@ -109,7 +109,7 @@ def test_a_table_makes_the_model_that_it_starts_from(
     """CIFAR-10-C, the whole recipe in miniature: CIFAR-10's model first, for each label skew."""
     pytest.importorskip("soundfile")
     monkeypatch.setenv("FEDL2P_DATA", str(smoke_data.write_all(tmp_path / "data")))
-    monkeypatch.setitem(_paper_tables.CELLS, "cifar10c", {"alpha 0.5": {"alpha": 0.5}})
+    monkeypatch.setitem(tables.CELLS, "cifar10c", {"alpha 0.5": {"alpha": 0.5}})
     out, watch = tmp_path / "table", Watched()
     made = run_table("cifar10c_smoke", out, seeds=1, watch=watch)
     place = out / "alpha-0.5"

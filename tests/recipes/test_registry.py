@@ -17,8 +17,10 @@ from fedl2p.study.settings import Study
 
 
 def test_every_file_holds_the_recipe_of_its_name() -> None:
-    files = {m.name for m in pkgutil.iter_modules(fedl2p.recipes.__path__)}
-    assert {f for f in files if not f.startswith("_")} - {"registry"} == set(recipes.names())
+    rooms = (fedl2p.recipes.__path__, fedl2p.recipes.paper.__path__)
+    files = {m.name for room in rooms for m in pkgutil.iter_modules(room)}
+    others = {"registry", "paper", "settings", "tables"}
+    assert {f for f in files if not f.startswith("_")} - others == set(recipes.names())
     for name in recipes.names():
         assert recipes.get(name) == getattr(recipes, name)()
         assert recipes.get(name).recipe == name
@@ -33,8 +35,8 @@ def test_arguments_reach_the_function() -> None:
 
 
 def test_published_digits_differ_in_the_settings_of_fedl2p_only() -> None:
-    ours, published = recipes.get("digits"), recipes.get("digits_published")
-    assert published.recipe == "digits_published"
+    ours, published = recipes.get("digits_sensors"), recipes.get("digits_sensors_published")
+    assert published.recipe == "digits_sensors_published"
     same = ("data", "model", "pretrain", "methods", "seed")
     assert all(getattr(ours, field) == getattr(published, field) for field in same)
     assert published.learn.rounds == ours.learn.rounds

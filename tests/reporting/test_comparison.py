@@ -98,6 +98,36 @@ def test_the_dictionary_is_json_and_the_text_has_the_numbers(runs: list[Path]) -
     assert "unseen clients" in text
 
 
+def test_harm_and_kinds_are_compared_too(runs: list[Path]) -> None:
+    found = compare(runs)
+    summaries = [
+        next(s for s in Report.load(run).methods if (s.method, s.pool) == ("fedl2p", "unseen"))
+        for run in runs
+    ]
+    (line,) = (n for n in found.lines if (n.method, n.pool) == ("fedl2p", "unseen"))
+    assert line.share_worse.mean == statistics.mean(s.share_worse for s in summaries)
+    told = found.to_dict()
+    assert {m["method"]: m for m in told["methods"]}["local"]["share_worse"] > 0.5
+    kinds = {(k["method"], k["kind"]): k for k in told["kinds"] if k["pool"] == "unseen"}
+    one = [
+        next(
+            k
+            for k in Report.load(run).kinds
+            if (k.method, k.pool, k.kind) == ("fedl2p", "unseen", "blur")
+        )
+        for run in runs
+    ]
+    blur = kinds["fedl2p", "blur"]
+    assert blur["accuracy"] == pytest.approx(statistics.mean(k.accuracy for k in one))
+    assert blur["mix"] == pytest.approx(statistics.mean(k.mix for k in one))
+    assert blur["rate"] == pytest.approx(statistics.geometric_mean(k.rate for k in one))
+    assert kinds["local", "blur"]["mix"] is None
+    text = str(found)
+    assert "made worse %" in text
+    assert "unseen clients by kind, accuracy %" in text
+    assert "fedl2p, mean rate" in text
+
+
 def test_one_run_has_means_only(runs: list[Path]) -> None:
     comparison = compare(runs[:1])
     assert comparison.lines[0].accuracy.half is None

@@ -95,6 +95,26 @@ def test_the_headline_compares_with_the_best_fixed_strategy_and_the_search(usual
     assert "grid search per client" in words
 
 
+def test_the_page_says_who_is_made_worse_and_has_the_kinds(usual: Path) -> None:
+    run = read_run(usual)
+    worse = {s.method: s.share_worse for s in run.report.methods if s.pool == "unseen"}
+    assert worse["local"] > worse["fedl2p"]
+    words = (
+        f"It makes {100 * worse['fedl2p']:.0f} % of them worse than the starting model, the best "
+        f"fixed strategy {100 * worse['bestfixed']:.0f} %."
+    )
+    assert headline(run, "fedl2p").endswith(words)
+    _, text = shown(usual)
+    assert words in text
+    assert "Its data profile (divergences; the divergence says" in text
+    assert "By kind of client" in text
+    for one in run.report.kinds:
+        if (one.method, one.pool) == ("fedl2p", "unseen"):
+            assert re.search(rf"{one.kind}\s*{one.clients}\s", text)
+            assert f"{100 * one.accuracy:.1f} ({100 * one.share_worse:.0f})" in text
+            assert f"{one.mix:.2f}" in text
+
+
 def test_the_headline_says_when_it_loses(tmp_path: Path) -> None:
     _, text = page_of(tmp_path, share=0.2)
     run = read_run(tmp_path)

@@ -16,8 +16,8 @@ import torch
 
 from fedl2p import recipes
 from fedl2p.core.clientdata import ClientData, Examples
-from fedl2p.data.in_memory import InMemory
 from fedl2p.data.npz import NpzFolder
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.runs.folder import RunWriter
 from fedl2p.runs.population import PopulationInfo
 from fedl2p.study.preparation import build_methods, count_stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ import torch
 
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile
+from fedl2p.core.settings import PROFILE_GROUPS, PUBLISHED_PROFILE
 from fedl2p.core.sites import Sites
 from fedl2p.data.population import Population
 from fedl2p.federation.listeners import CsvListener, FailuresListener
@@ -160,6 +163,7 @@ RESULTS = """\
       "accuracy_before": 0.25,
       "accuracy": 0.5,
       "accuracy_worst_decile": 0.5,
+      "share_worse": 0.0,
       "loss": null,
       "seconds_per_client": 0.125
     },
@@ -170,10 +174,12 @@ RESULTS = """\
       "accuracy_before": null,
       "accuracy": null,
       "accuracy_worst_decile": null,
+      "share_worse": null,
       "loss": null,
       "seconds_per_client": 1.0
     }
   ],
+  "kinds": [],
   "failures": [
     {
       "method": "fedl2p",
@@ -267,6 +273,10 @@ def test_a_clients_hyperparameters_have_one_form(profile: Profile | None, tmp_pa
         "rate": {"conv.weight": 0.25, "head.bias": 0.125},
         "divergence": {"norm": 0.75} if profile else None,
         "moments": {"conv": [0.0, 1.0], "head": [0.5, None]} if profile else None,
+        "gradients": None,
+        "loss": None,
+        "labels": None,
+        "size": None,
     }
     assert path.read_text() == json.dumps(content, indent=1) + "\n"
     hyperparams = ClientHyperparams.of(one.client, "fedl2p", one.hyperparams, profile)
@@ -296,19 +306,43 @@ def test_the_files_of_a_personalized_client(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors"}
 
 
-def test_a_profile_comes_back(tmp_path: Path) -> None:
-    whole = Profile(torch.tensor([0.75]), torch.tensor([[0.0, 1.0], [0.5, 2.0]]), 5, SITES)
-    for profile in (whole, PROFILE, None):
-        write_hyperparams(tmp_path, "fedl2p", outcome(profile))
-        path = tmp_path / "clients" / "fedl2p" / "a b%2Fc.json"
-        read = ClientHyperparams.read(path)
-        if profile is whole:
-            again = read.profile(SITES, path)
-            assert torch.equal(again.divergence, whole.divergence.double())
-            assert torch.equal(again.moments, whole.moments.double())
-        else:
-            with pytest.raises(ValueError, match=r"c\.json is damaged: it lacks the profile"):
-                read.profile(SITES, path)
+WHOLE = Profile(torch.tensor([0.75]), torch.tensor([[0.0, 1.0], [0.5, 2.0]]), 5, SITES)
+FULL = dataclasses.replace(
+    WHOLE,
+    gradients=torch.tensor([0.5, 0.0]),
+    loss=torch.tensor([0.25, 0.75]),
+    labels=torch.tensor([1.5, 3.0]),
+    size=torch.tensor([5.0]),
+)
+
+
+@pytest.mark.parametrize(
+    ("profile", "groups"),
+    [(WHOLE, PUBLISHED_PROFILE), (WHOLE, ()), (FULL, PROFILE_GROUPS), (FULL, ("loss",))],
+)
+def test_a_profile_comes_back(profile: Profile, groups: tuple[str, ...], tmp_path: Path) -> None:
+    write_hyperparams(tmp_path, "fedl2p", outcome(profile))
+    path = tmp_path / "clients" / "fedl2p" / "a b%2Fc.json"
+    again = ClientHyperparams.read(path).profile(SITES, path, groups).tensors()
+    assert again.keys() == {"divergence", "moments", *(GROUPS[g].field for g in groups)}
+    for field, value in again.items():
+        assert torch.equal(value, profile.tensors()[field].double())
+
+
+@pytest.mark.parametrize(
+    ("profile", "groups"),
+    [
+        *((WHOLE, PROFILE_GROUPS), (PROFILE, PUBLISHED_PROFILE), (None, PUBLISHED_PROFILE)),
+        (dataclasses.replace(FULL, gradients=torch.tensor([0.5, math.nan])), PROFILE_GROUPS),
+    ],
+)
+def test_a_profile_that_lacks_something_is_refused(
+    profile: Profile | None, groups: tuple[str, ...], tmp_path: Path
+) -> None:
+    write_hyperparams(tmp_path, "fedl2p", outcome(profile))
+    path = tmp_path / "clients" / "fedl2p" / "a b%2Fc.json"
+    with pytest.raises(ValueError, match=r"c\.json is damaged: it lacks the profile"):
+        ClientHyperparams.read(path).profile(SITES, path, groups)
 
 
 def test_rows_of_a_stopped_run_come_back(tmp_path: Path) -> None:

@@ -55,6 +55,49 @@ def test_worst_decile_is_the_plain_mean_of_a_tenth_rounded_up(clients: int, wors
     assert summary.accuracy_worst_decile == pytest.approx(sum(accuracies[:worst]) / worst)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "num_test", "worse"),
+    [
+        (0.5, 0.5, 10, False),
+        (0.5, 0.4, 10, False),  # one test example
+        (0.5, 0.3, 10, True),
+        (0.9, 1.0, 10, False),
+        (0.900, 0.895, 1000, False),  # half a point
+        (0.900, 0.894, 1000, True),
+        (299 / 300, 298 / 300, 300, False),
+        (299 / 300, 297 / 300, 300, True),
+    ],
+)
+def test_a_client_is_made_worse_by_more_than_an_example_and_half_a_point(
+    before: float, after: float, num_test: int, worse: bool
+) -> None:
+    rows = [row("a", after, num_test, accuracy_before=before), row("b", 0.5)]
+    assert summarise(rows)[0].share_worse == worse / 2
+
+
+def test_worse_is_against_the_global_model_where_it_ran() -> None:
+    """A method that starts from something else has another accuracy before personalization."""
+    scratch = row("a", 0.6, method="local", accuracy_before=0.1)
+    assert summarise([scratch])[0].share_worse == 0
+    start = row("a", 0.9, method="fedavg", accuracy_before=0.9)
+    by_method = {s.method: s.share_worse for s in summarise([scratch, start])}
+    assert by_method == {"local": 1.0, "fedavg": 0.0}
+    failed = row("a", 0.9, method="fedavg", failure="it ran away")
+    assert {s.method: s.share_worse for s in summarise([scratch, failed])} == {"local": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "worse"),
+    [(2.0, 2.0, 0), (2.0, 2.009, 0), (2.0, 2.011, 1), (-2.0, -1.98, 1), (2.0, math.nan, 1)],
+)
+def test_without_an_accuracy_a_rise_of_the_loss_is_worse(
+    before: float, after: float, worse: int
+) -> None:
+    void = {"accuracy": math.nan, "accuracy_before": math.nan}
+    (summary,) = summarise([row("a", 0.0, loss_before=before, loss=after, **void)])
+    assert summary.share_worse == worse
+
+
 def test_methods_keep_their_order_and_pools_are_apart() -> None:
     rows = [
         row("u", 0.2, pool="unseen", method="local"),
@@ -136,7 +179,7 @@ def test_the_files_have_the_fixed_fields(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["methods"][0]) == {
         *("method", "pool", "clients", "accuracy_before", "accuracy"),
-        *("accuracy_worst_decile", "loss", "seconds_per_client"),
+        *("accuracy_worst_decile", "share_worse", "loss", "seconds_per_client"),
     }
 
 

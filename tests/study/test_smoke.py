@@ -81,9 +81,12 @@ def test_files_and_fields(smoke_run: Path) -> None:
     for line in told["methods"]:
         assert set(line) == {
             *("method", "pool", "clients", "accuracy_before", "accuracy"),
-            *("accuracy_worst_decile", "loss", "seconds_per_client"),
+            *("accuracy_worst_decile", "share_worse", "loss", "seconds_per_client"),
         }
         assert 0 <= line["accuracy_worst_decile"] <= line["accuracy"] <= 1
+        assert 0 <= line["share_worse"] <= 1
+    (start,) = (m for m in told["methods"] if (m["method"], m["pool"]) == ("fedavg", "unseen"))
+    assert start["share_worse"] == 0
 
 
 def test_tables(smoke_run: Path) -> None:

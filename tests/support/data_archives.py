@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -39,6 +40,33 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
         for name, content in files.items():
             archive.writestr(name, content)
     return path
+
+
+def idx(array: np.ndarray, *, code: int = 8, compressed: bool = False) -> bytes:
+    """The content of an idx file of an array; ``code`` is the type's, 8 for bytes."""
+    head = bytes((0, 0, code, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    content = head + array.astype(array.dtype.newbyteorder(">")).tobytes()
+    return gzip.compress(content) if compressed else content
+
+
+def fashion_files(train: int = 400, test: int = 200, *, side: int = 28) -> dict[str, bytes]:
+    """The four files of Fashion-MNIST with equally many images per class.
+
+    An image's first pixels are its number, high and low byte, and its label; test images count on
+    from the training images. The others are noise, brighter the higher the label.
+    """
+    rng = np.random.default_rng(0)
+    files, begin = {}, 0
+    for part, count in (("train", train), ("t10k", test)):
+        number, labels = np.arange(begin, begin + count), np.arange(count) % 10
+        images = rng.integers(0, 30, (count, side, side)) + 20 * labels[:, None, None]
+        images[:, 0, 0], images[:, 0, 1], images[:, 0, 2] = number // 256, number % 256, labels
+        begin += count
+        # one compressed, as Debian and the site have them, one not
+        pixels = images.astype(np.uint8)
+        files[f"{part}-images-idx3-ubyte.gz"] = idx(pixels, compressed=True)
+        files[f"{part}-labels-idx1-ubyte"] = idx(labels.astype(np.uint8))
+    return files
 
 
 def cifar10_files(

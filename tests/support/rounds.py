@@ -13,13 +13,13 @@ from fedl2p.methods.base.settings import LocalTraining, Settings
 SMALL = "fedl2p.models:small_conv"
 
 
-def one_round(population: Population, *, clients: int = 0) -> None:
+def one_round(population: Population, *, clients: int = 0, model: str = SMALL) -> None:
     """Train the small net for one round and check that it was judged on all clients."""
     settings = Settings(local=LocalTraining(rate=0.01, batch_size=8))
-    model = models.build(SMALL, shape=population.shape, classes=population.classes, seed=0)
+    net = models.build(model, shape=population.shape, classes=population.classes, seed=0)
     done = federate(
         methods.build("fedavg", settings),
-        model,
+        net,
         population,
         rounds=Rounds(rounds=1, clients_per_round=clients, keep="last"),
         seed=0,
@@ -29,5 +29,5 @@ def one_round(population: Population, *, clients: int = 0) -> None:
     assert first.clients == (clients or len(population.seen))
     assert first.failures == 0
     assert math.isfinite(first.loss)
-    moved = [not v.equal(model.state_dict()[k]) for k, v in done.state.items()]
+    moved = [not v.equal(net.state_dict()[k]) for k, v in done.state.items()]
     assert any(moved)

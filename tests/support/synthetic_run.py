@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import random
 from pathlib import Path
 
 from fedl2p.runs.columns import ROUND_COLUMNS
+from fedl2p.runs.kinds import summarise_kinds
+from fedl2p.runs.reading import read_strategies
 from fedl2p.runs.results import Report, Row
 
 KINDS = ("inversion", "blur", "noise", "rotation", "thickness", "brightness", "pixelation", "clean")
@@ -68,11 +71,14 @@ def make_run(
         },
         rows=tuple(rows),
     )
-    report.save(folder)
     _write_others(folder, draw, clients, seed, methods)
     for method in ("fedl2p", "l2p"):
         if method in methods:
             _write_strategies(folder / "clients" / method, draw, clients, norms, params)
+    about = {client["name"]: client["about"] for client in clients}
+    strategies = read_strategies(folder, about)
+    report = dataclasses.replace(report, kinds=summarise_kinds(report.rows, about, strategies))
+    report.save(folder)
     return report
 
 
@@ -172,5 +178,6 @@ def _write_strategies(
             "rate": rate,
             "divergence": far if norms else None,
             "moments": None,
+            **dict.fromkeys(("gradients", "loss", "labels", "size")),
         }
         (folder / f"{i}.json").write_text(json.dumps(content))

@@ -55,7 +55,7 @@ class Table:
         return resumable(self._run, again=self._again())
 
     def _run(self) -> None:
-        from fedl2p.recipes._paper_tables import run_table
+        from fedl2p.recipes.paper.tables import run_table
 
         # A user's recipe has a colon in its name, which some file systems refuse.
         out = self.out or Path("tables", self.recipe.replace(":", "-"))

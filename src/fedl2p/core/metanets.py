@@ -11,19 +11,18 @@ published
     0.1, biases at 0.5 (BNNet) and 1 (LRNet), under which the output hardly depends on the client. A
     base rate may turn negative; the rate is then cut at 0.
 default
-    Ours. Both nets read the whole profile: a shift that leaves the moments of whole tensors as they
-    are, such as a rotated image, shows in the divergences only. Divergences enter as
-    ``log(0.001 + x) + 1.5``, since they vary over orders of magnitude and a dead channel alone
-    gives thousands of nats; it has about mean 0 and deviation 1 over the clients of the embedded
-    data. A learnable shift and scale per entry follows, which lives in the nets, so that no client
-    has to send its profile for it (what a server can compute from an update is another matter: see
-    ``docs/security.md``). ``mix = clamp(base_mix + BNNet, 0, 1)`` and
+    Ours. Both nets read all groups of the profile that are chosen, as one vector: a shift that
+    leaves the moments of whole tensors as they are, such as a rotated image, shows in the
+    divergences only, wrong labels in loss and gradients only. Entries enter as
+    :mod:`fedl2p.core.profile_groups` has it, what varies over orders of magnitude as its logarithm.
+    A learnable shift and scale per entry follows. (What a server can compute from an update:
+    ``docs/security.md``.) ``mix = clamp(base_mix + BNNet, 0, 1)`` and
     ``rate = exp(clamp(log base + LRNet, log min_rate, log max_rate))``; the gradient of a clamp is
     0 where a descent step would lead further outside, so that no entry winds up behind its bound.
     Hidden layers start Kaiming-normal, the last ones scaled by 0.1.
 
 ``docs/choices.md`` has the measurements behind each departure. Shapes: C clients, B norms,
-L layers, P parameter tensors.
+L layers, P parameter tensors, E profile entries that are read.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from torch.func import functional_call, vmap
 
 from fedl2p.atomic_files import check_regular, read_text, write_tensors, write_text
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.core.sites import Sites
@@ -143,15 +143,12 @@ class MetaNets(nn.Module):
         self._shared_scale = 1.0 if self._published else SHARED_LR_SCALE
         norms, layers, params = len(sites.norms), len(sites.layers), len(sites.params)
         if not self.config.constant:
-            divergences, moments, hidden = norms, 2 * layers, self.config.hidden
-            if not self._published:
-                divergences = moments = norms + 2 * layers
+            entries, hidden = len(self.entry_names), self.config.hidden
             if norms:
-                self.bnnet = _Mlp(divergences, hidden, norms)
-            self.lrnet = _Mlp(moments, hidden, params)
+                self.bnnet = _Mlp(norms if self._published else entries, hidden, norms)
+            self.lrnet = _Mlp(2 * layers if self._published else entries, hidden, params)
             if not self._published:
-                self.divergence_scale = _InputScale(norms)
-                self.moments_scale = _InputScale(2 * layers)
+                self.input_scale = _InputScale(entries)
             self._initialise(torch.Generator().manual_seed(seed))
         base = self.config.base_rate if self._published else math.log(self.config.base_rate)
         self.base = nn.Parameter(torch.full((params,), base / self._shared_scale))
@@ -176,7 +173,7 @@ class MetaNets(nn.Module):
 
     def forward(self, profile: Profile) -> Hyperparams:
         """Return hyperparameters for a profile, or for C clients' with a leading dimension C."""
-        mix, rate = self._raw(*self.prepared(profile))
+        mix, rate = self._raw(self.prepared(profile))
         shared = self._shared_scale * self.base
         if self._published:
             mix = clamp_straight_through(mix, 0.0, 1.0)
@@ -188,50 +185,58 @@ class MetaNets(nn.Module):
             rate = clamp_inward(shared + rate, low, high).exp()
         return Hyperparams(mix, rate, self.sites, check=False)
 
-    def prepared(self, profile: Profile) -> tuple[Tensor, Tensor]:
-        """Return what the nets read: an entry per divergence (..., B) and per moment (..., 2L).
+    @property
+    def entry_names(self) -> list[str]:
+        """The names of the profile's entries that the nets read, E in all, in their order."""
+        return [name for g in self.config.groups for name in GROUPS[g].names(self.sites)]
 
-        Means and standard deviations come in turn. Every entry is changed by itself, so each still
-        stands for one entry of the profile.
+    def prepared(self, profile: Profile) -> Tensor:
+        """Return what the nets read, shape (..., E), in the order of :attr:`entry_names`.
+
+        Every entry is changed by itself, so each still stands for one entry of the profile.
 
         Raises
         ------
         ValueError
-            If the profile belongs to another model.
+            If the profile belongs to another model, or lacks a group.
         """
         if profile.sites != self.sites:
             raise ValueError(
                 "the profile belongs to another model than the meta-nets: names of layers or "
                 "parameters differ; profile with the model that the meta-nets were learned for"
             )
-        divergence = profile.divergence.to(self.base)
-        moments = profile.moments.to(self.base).flatten(-2)
-        if self._published or self.config.constant:
-            return divergence, moments
-        divergence = (divergence + 1e-3).log() + 1.5
-        return self.divergence_scale(divergence), self.moments_scale(moments)
+        if self.config.constant:
+            return profile.divergence.to(self.base)[..., :0]
+        groups = {g: profile.entries(g).to(self.base) for g in self.config.groups}
+        if self._published:
+            return torch.cat(list(groups.values()), -1)
+        read = torch.cat([GROUPS[g].as_read(x) for g, x in groups.items()], -1)
+        return self.input_scale(read)  # type: ignore[no-any-return]
 
-    def unbounded(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    def unbounded(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """Return mix (..., B) and rate (..., P) before their bounds, for :meth:`prepared` inputs.
 
         In the default form the rate is its logarithm. Differentiable without the special gradients
         that the bounds have in learning.
         """
-        mix, rate = self._raw(divergence, moments)
+        mix, rate = self._raw(prepared)
         shared = self._shared_scale * self.base
         return mix, shared * rate if self._published else shared + rate
 
-    def _raw(self, divergence: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    def _raw(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mix before its bounds and what LRNet writes, for prepared inputs."""
+        norms = len(self.sites.norms)
         if self.config.constant:
-            mix = torch.zeros_like(divergence)
+            front = prepared.shape[:-1]
+            mix = self.base_mix.new_zeros(*front, norms)
             neutral = torch.ones_like if self._published else torch.zeros_like
-            rate = neutral(self.base).expand(*divergence.shape[:-1], -1)
+            rate = neutral(self.base).expand(*front, -1)
+        elif self._published:
+            mix = self.bnnet(prepared[..., :norms]) if norms else prepared[..., :0]
+            rate = self.lrnet(prepared[..., norms:])
         else:
-            if not self._published:
-                divergence = moments = torch.cat([divergence, moments], dim=-1)
-            mix = self.bnnet(divergence) if self.sites.norms else divergence[..., :0]
-            rate = self.lrnet(moments)
+            mix = self.bnnet(prepared) if norms else prepared[..., :0]
+            rate = self.lrnet(prepared)
         if hasattr(self, "base_mix"):
             mix = self._shared_scale * self.base_mix + mix
         return mix, rate
@@ -239,15 +244,13 @@ class MetaNets(nn.Module):
     def per_client(self, weights: Mapping[str, Tensor], profile: Profile) -> Hyperparams:
         """Return hyperparameters of C clients, each by its own weights, of shape (C, ...)."""
 
-        def one(
-            weights: dict[str, Tensor], divergence: Tensor, moments: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            one_profile = Profile(divergence, moments, profile.num_examples, profile.sites)
+        def one(weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            one_profile = Profile(**tensors, num_examples=profile.num_examples, sites=profile.sites)
             written: Hyperparams = functional_call(self, weights, (one_profile,))
             return written.mix, written.rate
 
         with _SWAPPING:
-            mix, rate = vmap(one)(dict(weights), profile.divergence, profile.moments)
+            mix, rate = vmap(one)(dict(weights), profile.tensors())
         return Hyperparams(mix, rate, self.sites, check=False)
 
     def save(self, path: str | Path) -> None:

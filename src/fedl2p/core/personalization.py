@@ -13,8 +13,8 @@ from fedl2p.core.finetuning.inner_loop import as_client_data, finetune_one
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.metanets import MetaNets
-from fedl2p.core.objective import Loss, Pick, objective
-from fedl2p.core.profiles import Profile, profile
+from fedl2p.core.objective import Loss, PerExample, Pick, objective
+from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.settings import InnerLoop, InnerOptimizer, Statistics
 
 
@@ -49,6 +49,7 @@ def personalize(
     statistics: Statistics = "corrected",
     loss: Loss = "cross-entropy",
     ignore_index: int | None = None,
+    metric: str | PerExample | None = None,
     outputs: Pick | None = None,
     optimizer: InnerOptimizer = "sgd",
     momentum: float = 0.0,
@@ -74,8 +75,9 @@ def personalize(
         :class:`~fedl2p.core.settings.InnerLoop`; those used in learning serve best.
     optimizer, momentum, weight_decay
         What takes the steps, at the learned rates, see there; those used in learning.
-    loss, ignore_index, outputs
-        What is minimised, see :mod:`fedl2p.core.objective`; those used in learning.
+    loss, ignore_index, metric, outputs
+        What is minimised, see :mod:`fedl2p.core.objective`; those used in learning. The metric is
+        an entry of the profile.
 
     Returns
     -------
@@ -95,7 +97,8 @@ def personalize(
             "fedl2p.MetaNets.load(path) reads saved ones"
         )
     data = as_client_data(data)
-    net = FunctionalModel(model, objective(loss, ignore_index=ignore_index, outputs=outputs))
+    aim = objective(loss, ignore_index=ignore_index, metric=metric, outputs=outputs)
+    net = FunctionalModel(model, aim)
     inner = InnerLoop(
         epochs=epochs,
         batch_size=batch_size,
@@ -105,7 +108,7 @@ def personalize(
         weight_decay=weight_decay,
     )
     check_examples(net, data.train, what="train")
-    client_profile = profile(model, data.train.batches(256))
+    client_profile = Profiler(model, aim)(data.train.batches(256), metanets.config.groups)
     with torch.no_grad():
         hyperparams = metanets(client_profile)
     tuned = finetune_one(net, hyperparams, data, inner, seed)

@@ -1,14 +1,20 @@
-"""A client's data profile: how far its feature statistics lie from the global model's.
+"""A client's data profile: how its data lie to the global model.
 
 Lee et al., "FedL2P", NeurIPS 2023, section 3.2: the input of BNNet (a divergence per norm layer)
 and of LRNet (mean and standard deviation of every layer's input). One pass over the client's clean
 training data in evaluation mode yields both; the reference takes two passes over augmented data.
+
+Ours beside them, since these two do not see labels: the same pass yields loss and accuracy of the
+global model, label entropy, the number of classes and of examples, and with one backward pass the
+gradient of every parameter tensor relative to its weights. :mod:`fedl2p.core.profile_groups` names
+the entries.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +27,23 @@ from fedl2p.core import trees
 from fedl2p.core.functional.copies import Modes, eager_copy
 from fedl2p.core.functional.mixed_norm import MarkedMean
 from fedl2p.core.functional.randomness import drawing_from, generators
+from fedl2p.core.functional.recorded_objective import objective_of
+from fedl2p.core.labelled_statistics import LabelledStatistics
+from fedl2p.core.objective import Loss, Objective, PerExample, Pick, objective
+from fedl2p.core.profile_groups import GROUPS
+from fedl2p.core.settings import PUBLISHED_PROFILE, ProfileGroup, profile_groups
 from fedl2p.core.sites import Sites, find_sites
 from fedl2p.core.trees import Tree
-from fedl2p.core.user_data import inputs_of_batch
+from fedl2p.core.user_data import inputs_of_batch, targets_of_batch
 
 EPS = 1e-5
 """Added to every variance before a logarithm, a ratio or a root is taken, as published."""
+
+READS_TARGETS = frozenset[ProfileGroup](("gradients", "loss", "labels"))
+"""Groups that need the targets."""
+
+GRADIENT_BATCH = 64
+"""Most examples whose graph is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +61,61 @@ class Profile:
         Number of examples profiled.
     sites
         The names that the entries belong to.
+    gradients
+        Shape (P,): norm of the gradient of the global model's mean loss, relative to the norm of
+        the weights, of each parameter tensor. Weights of a root mean square below 0.001 count as
+        that large. None if it was not asked for, as the following ones.
+    loss
+        Shape (2,): mean loss of the global model, in the loss's unit, and its accuracy in [0, 1],
+        or metric; 0 where there is none.
+    labels
+        Shape (2,): entropy of the labels in nats, and number of classes among them. Those of
+        cross-entropy are its labels, without ignored ones; of bce the mean over an example's labels
+        of the entropy and the number of its two values; of a callable loss the targets if they are
+        whole numbers. Otherwise both are 0.
+    size
+        Shape (1,): number of examples.
     """
 
     divergence: Tensor
     moments: Tensor
     num_examples: int
     sites: Sites
+    gradients: Tensor | None = None
+    loss: Tensor | None = None
+    labels: Tensor | None = None
+    size: Tensor | None = None
 
     @classmethod
     def stack(cls, many: Sequence[Profile]) -> Profile:
         """Stack those of C clients along a new first dimension; examples are added up."""
+        tensors = [p.tensors() for p in many]
         return cls(
-            torch.stack([p.divergence for p in many]),
-            torch.stack([p.moments for p in many]),
-            sum(p.num_examples for p in many),
-            many[0].sites,
+            **{field: torch.stack([t[field] for t in tensors]) for field in tensors[0]},
+            num_examples=sum(p.num_examples for p in many),
+            sites=many[0].sites,
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that there are, by field."""
+        held = {group.field: getattr(self, group.field) for group in GROUPS.values()}
+        return {field: value for field, value in held.items() if value is not None}
+
+    def entries(self, group: ProfileGroup) -> Tensor:
+        """Return the entries of a group as one vector, shape (E,) or (C, E).
+
+        Raises
+        ------
+        ValueError
+            If the profile lacks the group.
+        """
+        values: Tensor | None = getattr(self, GROUPS[group].field)
+        if values is None:
+            raise ValueError(
+                f"the profile lacks its group {group!r}, which the meta-nets read; make it by "
+                "profile(model, batches, groups=metanets.config.profile)"
+            )
+        return values.flatten(-2) if group == "moments" else values
 
 
 def symmetric_kl(mean_g: Tensor, var_g: Tensor, mean_c: Tensor, var_c: Tensor) -> Tensor:
@@ -137,12 +193,19 @@ class Profiler:
     ----------
     model
         The global model, with plain batch-norm. It is copied.
+    objective
+        What loss and gradients are of; None for what is recorded on the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: Objective | None = None) -> None:
         self.sites = find_sites(model)
+        self._objective = objective_of(model) if objective is None else objective
         self._model = eager_copy(model)
         Modes(self._model).set(False)
+        for module in self._model.modules():
+            if isinstance(module, nn.RNNBase):  # cuDNN has gradients in training mode only
+                module.dropout = 0.0
+                module.training = True
         modules = dict(self._model.named_modules())
         self._channels: dict[str, _Moments] = {}
         self._whole: dict[str, _Moments] = {}
@@ -189,21 +252,38 @@ class Profiler:
         return observe
 
     @torch.no_grad()
-    def __call__(self, batches: Iterable[Any]) -> Profile:
+    def __call__(
+        self, batches: Iterable[Any], groups: Collection[str] = PUBLISHED_PROFILE
+    ) -> Profile:
         """Profile one client; see :func:`profile`."""
+        chosen = profile_groups(groups) if groups else ()
         with self._lock:
-            return self._profile(batches)
+            return self._profile(batches, chosen)
 
-    def _profile(self, batches: Iterable[Any]) -> Profile:
+    def _profile(self, batches: Iterable[Any], groups: Collection[ProfileGroup]) -> Profile:
         self._channels = {name: _Moments() for name in self.sites.norms}
         self._whole = {name: _Moments() for name in (*self.sites.layers, *self.sites.norms)}
+        wants_gradients = "gradients" in groups
+        parameters = dict(self._model.named_parameters()) if wants_gradients else {}
+        labelled = LabelledStatistics(
+            self._objective,
+            {k: parameters[k] for k in self.sites.params if k in parameters},
+            self._dtype,
+        )
+        reads_targets = not READS_TARGETS.isdisjoint(groups)
         examples = 0
         for batch in batches:
-            x = trees.map_tree(self._cast, inputs_of_batch(batch))
-            # A model that draws in evaluation mode draws the same for every client.
-            with drawing_from(generators(), 0, self._device):
-                self._run(x)
-            examples += trees.length(x)
+            inputs = inputs_of_batch(batch)
+            examples += trees.length(inputs)
+            if not reads_targets:
+                self._run(trees.map_tree(self._cast, inputs))
+                continue
+            targets = trees.to_device(targets_of_batch(batch), self._device)
+            size = GRADIENT_BATCH if wants_gradients else max(trees.length(inputs), 1)
+            pieces = (trees.split(inputs, size), trees.split(targets, size))
+            for x, y in zip(*pieces, strict=True):
+                with torch.set_grad_enabled(wants_gradients):
+                    labelled.add(self._run(trees.map_tree(self._cast, x), judged=True), y)
         if examples == 0:
             raise ValueError("there is no example to profile; give at least one batch")
         # What is too large for this dtype becomes infinite here, which is refused below.
@@ -215,27 +295,59 @@ class Profiler:
         ):
             for name, value in zip(names, values, strict=True):
                 if not bool(value.isfinite().all()):
-                    raise ValueError(
-                        f"{what} of layer {name!r} is not finite in {self._dtype}; the data or the "
-                        "model holds NaN, infinity or values too large for it: check both"
-                    )
+                    raise self._not_finite(f"{what} of layer {name!r}")
+        made: dict[ProfileGroup, Callable[[], Tensor]] = {
+            "gradients": labelled.gradients,
+            "loss": labelled.loss,
+            "labels": labelled.labels,
+            "size": lambda: torch.full((1,), float(examples)),
+        }
+        more = {
+            GROUPS[group].field: make().to(self._device, self._dtype)
+            for group, make in made.items()
+            if group in groups
+        }
+        for group, described in GROUPS.items():
+            if group in PUBLISHED_PROFILE or group not in groups:
+                continue
+            entries = more[described.field].tolist()
+            for name, entry in zip(described.names(self.sites), entries, strict=True):
+                if not math.isfinite(entry):
+                    raise self._not_finite(name)
         return Profile(
             torch.stack(divergence) if divergence else self._empty(0),
             torch.stack(moments) if moments else self._empty(0, 2),
             examples,
             self.sites,
+            **more,
+        )
+
+    def _not_finite(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what} is not finite in {self._dtype}; the data or the model holds NaN, infinity or "
+            "values too large for it: check both"
         )
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self._device, self._inputs if x.is_floating_point() else x.dtype)
 
-    def _run(self, x: Tree) -> None:
-        # Copies, since a model may change its inputs in place, and here they are the caller's.
+    def _run(self, x: Tree, *, judged: bool = False) -> Any:
+        """Run the model; return its outputs, if they are to be judged as the loss takes them."""
+        # A model that draws in evaluation mode draws the same for every client.
+        with drawing_from(generators(), 0, self._device):
+            return self._seen(x, judged)
+
+    def _seen(self, x: Tree, judged: bool) -> Any:
+        def run() -> Any:
+            # Copies, since a model may change its inputs in place, and here they are the caller's.
+            if judged:
+                return self._objective.forward(self._model, trees.clone(x))
+            return trees.call(self._model, trees.clone(x))
+
         if self._functional is not None:
             with self._functional:
-                trees.call(self._model, trees.clone(x))
-            return
-        trees.call(self._model, trees.clone(x))
+                return run()
+        outputs = run()
         silent = {k: m for k, m in self._layers.items() if self._whole[k].count == 0}
         if silent and trees.length(
             x
@@ -244,7 +356,8 @@ class Profiler:
             whole, channels = self._whole, self._channels
             self._whole = {name: _Moments() for name in whole}
             self._channels = {name: _Moments() for name in channels}
-            self._run(x)
+            return self._seen(x, judged)
+        return outputs
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
@@ -268,6 +381,11 @@ def profile(
     model: nn.Module,
     batches: Iterable[Any],
     *,
+    groups: Collection[str] = PUBLISHED_PROFILE,
+    loss: Loss = "cross-entropy",
+    ignore_index: int | None = None,
+    metric: str | PerExample | None = None,
+    outputs: Pick | None = None,
     sites: Sites | None = None,
 ) -> Profile:
     """Profile a client's data in one pass through the global model.
@@ -281,6 +399,13 @@ def profile(
         Batches of inputs, (n, ...) or a dictionary, or tuples whose first entry is such a batch
         (the targets "labels" of a dictionary are left out). How the data is cut into batches does
         not matter, a batch of one example included.
+    groups
+        What to make beside divergences and moments, which are made always: ``full``, ``published``
+        (nothing), ``gradients``, ``loss``, ``labels``, ``size``, in a tuple. All but ``size`` need
+        batches with targets. What each reveals:
+        :class:`~fedl2p.core.settings.MetaNetsConfig`.
+    loss, ignore_index, metric, outputs
+        What loss, accuracy and gradients are of, see :mod:`fedl2p.core.objective`.
     sites
         Sites that the profile must belong to; by default those of the model.
 
@@ -293,14 +418,16 @@ def profile(
     Raises
     ------
     ValueError
-        If there is no example, a statistic is not finite, or ``sites`` are another model's.
+        If there is no example, a statistic is not finite, targets are missing, or ``sites`` are
+        another model's.
 
     Notes
     -----
     Per channel, the client's N(m_c, v_c + eps) against the global N(m_g, v_g + eps), eps = 1e-5,
     v_c unbiased over all samples and positions. Sums are kept in float64.
     """
-    profiler = Profiler(model)
+    aim = objective(loss, ignore_index=ignore_index, metric=metric, outputs=outputs)
+    profiler = Profiler(model, aim)
     if sites is not None and sites != profiler.sites:
         raise ValueError("sites belong to another model: names of layers or parameters differ")
-    return profiler(batches)
+    return profiler(batches, groups)

@@ -7,6 +7,7 @@ loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
@@ -212,6 +213,33 @@ class HypergradientConfig:
 
 Form = Literal["default", "published"]
 
+ProfileGroup = Literal["divergences", "moments", "gradients", "loss", "labels", "size"]
+"""Groups of a profile's entries, see :class:`~fedl2p.core.profiles.Profile`."""
+
+PROFILE_GROUPS: tuple[ProfileGroup, ...] = get_args(ProfileGroup)
+
+PUBLISHED_PROFILE: tuple[ProfileGroup, ...] = ("divergences", "moments")
+
+_PROFILES = {"full": PROFILE_GROUPS, "published": PUBLISHED_PROFILE}
+
+
+def profile_groups(names: Collection[str]) -> tuple[ProfileGroup, ...]:
+    """Return the groups that are named, one by one or as ``full`` or ``published``, in order.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    given = list(names) if not isinstance(names, str) else None
+    choices = (*PROFILE_GROUPS, *_PROFILES)
+    if not given or any(name not in choices for name in given):
+        raise ValueError(
+            f"profile is {names!r}, but must be a tuple of one or more of {', '.join(choices)}"
+        )
+    chosen = {group for name in given for group in _PROFILES.get(name, (name,))}
+    return tuple(group for group in PROFILE_GROUPS if group in chosen)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetaNetsConfig:
@@ -221,6 +249,14 @@ class MetaNetsConfig:
     ----------
     form
         default or published (the paper's); fedl2p.core.metanets has both by formula.
+    profile
+        What the nets read of a client: full, published (divergences and moments, all that the
+        published form can read), or groups one by one. A server can compute what the nets read
+        from a client's update, unless privacy is on: divergences and moments tell how the client's
+        inputs differ from everybody's, mean and deviation of the raw values included; loss how
+        well the global model does there; gradients how far each of its tensors is from the
+        client's optimum; labels how many classes the client has and how evenly; size how many
+        examples.
     constant
         Leave the profile out: no nets, only one learned mix per norm and one learned rate per
         tensor, the same for all clients (an ablation).
@@ -237,6 +273,7 @@ class MetaNetsConfig:
     """
 
     form: Form = "default"
+    profile: tuple[ProfileGroup | Literal["full", "published"], ...] = PROFILE_GROUPS
     constant: bool = False
     hidden: int = 100
     base_rate: float = 5e-2
@@ -248,6 +285,12 @@ class MetaNetsConfig:
         if self.form not in get_args(Form):
             raise ValueError(
                 f"form is {self.form!r}, but must be one of {', '.join(get_args(Form))}"
+            )
+        object.__setattr__(self, "profile", profile_groups(self.profile))
+        if self.form == "published" and not self.constant and self.profile != PUBLISHED_PROFILE:
+            raise ValueError(
+                f"profile is {', '.join(self.profile)}, but the published form of the nets reads "
+                "divergences and moments; give profile published, or form default"
             )
         check_whole(1, hidden=self.hidden)
         if not 0 < self.base_rate < math.inf:
@@ -264,10 +307,15 @@ class MetaNetsConfig:
                 f"base_rate {self.base_rate} must lie within [{self.min_rate}, {self.max_rate}]"
             )
 
+    @property
+    def groups(self) -> tuple[ProfileGroup, ...]:
+        """The groups of a profile that the nets read; none if they are constants."""
+        return () if self.constant else profile_groups(self.profile)
+
     @classmethod
     def published(cls, *, base_rate: float = 1e-3) -> MetaNetsConfig:
         """Return the paper's form, with the base rate of its public code."""
-        return cls(form="published", base_rate=base_rate)
+        return cls(form="published", profile=PUBLISHED_PROFILE, base_rate=base_rate)
 
 
 Precision = Literal["full", "bfloat16"]

@@ -96,6 +96,11 @@ def inputs_of_batch(batch: Any) -> Tree:
     return inputs_of(batch)
 
 
+def targets_of_batch(batch: Any) -> Tree:
+    """Return the targets of a batch: of a pair the second entry, of a dictionary those by name."""
+    return _pair(batch, "a batch")[1]
+
+
 def _tensors(data: Any, what: str) -> Tree:
     """Return a tree of tensors out of tensors, arrays, numbers and lists."""
     if isinstance(data, torch.Tensor):

@@ -13,10 +13,8 @@ clients share an image. A client's training images are split 80/20 into training
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,13 +30,8 @@ from fedl2p.data.files.folders import (
     unpacked_files,
 )
 from fedl2p.data.pools.augmentation import CropAndFlip
-from fedl2p.data.pools.client_indices import ClientIndices, check_counts, client_names
-from fedl2p.data.pools.partition import class_distribution, deal
+from fedl2p.data.pools.client_indices import check_counts, client_names, deal_clients
 from fedl2p.data.pools.shared_pool import Normalise, SharedPool
-from fedl2p.seeds import generator
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NAME = "cifar10"
 ARCHIVE = RemoteFile(
@@ -109,7 +102,17 @@ class Cifar10:
         labels = torch.from_numpy(pool.column("label"))
         seen = client_names("seen", self.seen)
         unseen = client_names("unseen", self.unseen)
-        indices = self._deal(seed, [*seen, *unseen], labels, pool.column("test") == 1)
+        indices = deal_clients(
+            labels,
+            torch.from_numpy(pool.column("test") == 1),
+            [*seen, *unseen],
+            train=self.train,
+            validation=self.validation,
+            test=self.test,
+            classes=len(CLASSES),
+            alpha=self.alpha,
+            seed=(seed, NAME),
+        )
         return SharedPool(
             pool.x,
             labels,
@@ -119,35 +122,6 @@ class Cifar10:
             prepare=NORMALISE,
             augment=CropAndFlip(padding=4, black=NORMALISE.black),
         )
-
-    def _deal(
-        self, seed: int, names: Sequence[str], labels: Tensor, is_test: np.ndarray
-    ) -> dict[str, ClientIndices]:
-        # The last clients get what is left; in random order these are not always the unseen ones.
-        order = torch.randperm(len(names), generator=generator(seed, NAME, "order")).tolist()
-        shuffled = [names[i] for i in order]
-        distributions = torch.stack(
-            [
-                class_distribution(
-                    len(CLASSES),
-                    alpha=self.alpha,
-                    generator=generator(seed, NAME, name, "labels"),
-                )
-                for name in shuffled
-            ]
-        )
-        dealt = []
-        for test, count in ((False, self.train + self.validation), (True, self.test)):
-            positions = torch.from_numpy(np.flatnonzero(is_test == test))
-            rng = generator(seed, NAME, "test" if test else "train")
-            parts = deal(labels[positions], distributions, count, generator=rng)
-            dealt.append([positions[part] for part in parts])
-        return {
-            name: ClientIndices(
-                train=train[: self.train], validation=train[self.train :], test=test
-            )
-            for name, train, test in zip(shuffled, *dealt, strict=True)
-        }
 
 
 def load(root: Path) -> DecodedExamples:

@@ -45,6 +45,14 @@ class Population(ABC):
         """Return the description of a client for reports, e.g. ``{"sensor": "blur"}``."""
         return {}
 
+    def pretraining(self) -> Population | None:
+        """Return the population that the global model is pre-trained on; None for this one.
+
+        Where there is one, e.g. of public data, the rounds of pre-training take place where the
+        study runs, with that population's seen clients.
+        """
+        return None
+
 
 def num_outputs(y: Tree) -> int:
     """Return the number of classes of labels, or of values per example of other targets.

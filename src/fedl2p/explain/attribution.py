@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from fedl2p.core.metanets import MetaNets
+from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile
+from fedl2p.core.settings import ProfileGroup
 
 STEPS = 1024
 """Points of the path. A power of two: Captum keeps the weight of a point, 1 / STEPS, in float32."""
@@ -100,8 +102,7 @@ class Attribution:
     Parameters
     ----------
     entries
-        The profile: the divergence of every norm, then mean and standard deviation (sd) of every
-        layer's input.
+        What the nets read of the profile, group by group (:mod:`fedl2p.core.profile_groups`).
     mixes, rates
         One per norm and per parameter tensor; their attributions are in the order of the entries.
     gap
@@ -142,20 +143,19 @@ def attribute(metanets: MetaNets, profile: Profile, typical: Profile) -> Attribu
         raise ValueError("attribute explains one client against one profile; index the stack")
     nets = copy.deepcopy(metanets).double().cpu().eval()
     sites = nets.sites
-    norms = len(sites.norms)
 
     def outputs(inputs: Tensor) -> Tensor:
-        return torch.cat(nets.unbounded(inputs[..., :norms], inputs[..., norms:]), dim=-1)
+        return torch.cat(nets.unbounded(inputs), dim=-1)
 
     with torch.no_grad():
         values = [torch.cat([h.mix, h.rate]) for h in (nets(profile), nets(typical))]
-        end, start = (torch.cat(nets.prepared(p), dim=-1) for p in (profile, typical))
+        end, start = (nets.prepared(p) for p in (profile, typical))
         values += outputs(torch.stack([end, start]))
     attributions, gap = integrated_gradients(outputs, start, end)
     rows = zip(*(column.tolist() for column in (*values, attributions)), strict=True)
     log = nets.config.form != "published"
     return Attribution(
-        entries=_entries(profile, typical),
+        entries=_entries(nets.config.groups, profile, typical),
         mixes=[Explained("mix", name, False, *next(rows)) for name in sites.norms],
         rates=[Explained("rate", name, log, *next(rows)) for name in sites.params],
         gap=gap,
@@ -218,17 +218,19 @@ def median_profile(profiles: Sequence[Profile]) -> Profile:
     Raises
     ------
     ValueError
-        If there is no profile, or they belong to different models.
+        If there is no profile, or they belong to different models or have different groups.
     """
     if not profiles:
         raise ValueError("there is no profile to take the median of; give at least one")
     if any(p.sites != profiles[0].sites for p in profiles):
         raise ValueError("the profiles belong to different models; give those of one model")
+    tensors = [p.tensors() for p in profiles]
+    if any(t.keys() != tensors[0].keys() for t in tensors):
+        raise ValueError("the profiles have different groups; make all of them with the same ones")
     return Profile(
-        _median([p.divergence for p in profiles]),
-        _median([p.moments for p in profiles]),
-        round(sum(p.num_examples for p in profiles) / len(profiles)),
-        profiles[0].sites,
+        **{field: _median([t[field] for t in tensors]) for field in tensors[0]},
+        num_examples=round(sum(p.num_examples for p in profiles) / len(profiles)),
+        sites=profiles[0].sites,
     )
 
 
@@ -238,12 +240,11 @@ def _median(many: Sequence[Tensor]) -> Tensor:
     return (values[(len(many) - 1) // 2] + values[len(many) // 2]) / 2
 
 
-def _entries(profile: Profile, typical: Profile) -> list[Entry]:
-    sites = profile.sites
-    names = [(f"divergence of {name}", " nats") for name in sites.norms]
-    names += [(f"input {what} of {name}", "") for name in sites.layers for what in ("mean", "sd")]
-    values = [[*p.divergence.tolist(), *p.moments.flatten().tolist()] for p in (profile, typical)]
-    return [
-        Entry(name, value, other, unit)
-        for (name, unit), value, other in zip(names, *values, strict=True)
-    ]
+def _entries(groups: Sequence[ProfileGroup], profile: Profile, typical: Profile) -> list[Entry]:
+    entries = []
+    for group in groups:
+        names = GROUPS[group].names(profile.sites)
+        values = (p.entries(group).tolist() for p in (profile, typical))
+        for i, (name, value, other) in enumerate(zip(names, *values, strict=True)):
+            entries.append(Entry(name, value, other, GROUPS[group].unit(i)))
+    return entries

@@ -15,6 +15,8 @@ Robust = Literal[
     "none", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "normclipping"
 ]
 
+Weighting = Literal["examples", "clients"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
@@ -33,10 +35,14 @@ class Rounds:
         average of the states, which a noisy loss cannot mislead; the last pass judges it).
     average_decay
         How much of the average stays per round, in [0, 1); 0.9 averages about the last ten states.
+    weighting
+        What an answer counts in means, of states and of validation losses: examples (as many as the
+        client's, published; in learning meta-nets those of its validation part) or clients (each
+        the same, so that those with little data are learned for too).
     strategy
-        How answers become the next state. fedavg: their mean, weighted by examples. The others
-        step from the old state, with the old state minus that mean as the gradient (Reddi et al.,
-        ICLR 2021): fedavgm: SGD with momentum; fedadagrad: Adagrad; fedadam: Adam.
+        How answers become the next state. fedavg: their mean, see weighting. The others step from
+        the old state, with the old state minus that mean as the gradient (Reddi et al., ICLR 2021):
+        fedavgm: SGD with momentum; fedadagrad: Adagrad; fedadam: Adam.
     robust
         What takes the place of the mean, so that some hostile answers do no harm; none looks at a
         client's weight. none; fedmedian and fedtrimmedavg: entry by entry (Yin et al., ICML 2018);
@@ -78,6 +84,7 @@ class Rounds:
     patience: int = 0
     keep: Literal["best", "last", "average"] = "best"
     average_decay: float = 0.9
+    weighting: Weighting = "examples"
     strategy: Strategy = "fedavg"
     server_rate: float = 0.1
     server_schedule: Literal["constant", "cosine"] = "constant"
@@ -116,7 +123,8 @@ class Rounds:
         schedules = ("constant", "cosine")
         wanted = f"one of {', '.join(schedules)}"
         _need(self.server_schedule in schedules, "server_schedule", self.server_schedule, wanted)
-        for name, kind in (("strategy", Strategy), ("robust", Robust)):
+        kinds = (("strategy", Strategy), ("robust", Robust), ("weighting", Weighting))
+        for name, kind in kinds:
             value, known = getattr(self, name), get_args(kind)
             _need(value in known, name, value, f"one of {', '.join(known)}")
         if self.privacy.on:

@@ -275,7 +275,7 @@ class FedL2P(Method):
         work = working_copies(model)
         nets = self.build_metanets(work.net.sites)
         learner = MetaLearner(work.net, nets, self.meta, self.inner)
-        profiles = [profile_of(work, c) for c in clients]
+        profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
         learned = map_stacks(
             learner.run,
             work.net,
@@ -301,7 +301,7 @@ class FedL2P(Method):
         """Fine-tune with the received nets and evaluate on the validation parts."""
         work = working_copies(model)
         net, nets = work.net, self.build_metanets(work.net.sites, state).to(work.net.device)
-        profiles = [profile_of(work, c) for c in clients]
+        profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
 
         def stack(clients: Sequence[Client], profiles: Sequence[Profile]) -> list[Update]:
             with torch.no_grad():
@@ -321,7 +321,7 @@ class FedL2P(Method):
         nets = self.build_metanets(work.net.sites, state).to(work.net.device)
 
         def choose(clients: Sequence[Client]) -> tuple[Hyperparams, list[Profile]]:
-            profiles = [profile_of(work, c) for c in clients]
+            profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
             with torch.no_grad():
                 return nets(Profile.stack(profiles)), profiles
 

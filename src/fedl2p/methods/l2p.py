@@ -66,7 +66,7 @@ class L2P(FedL2P):
         )
 
         def choose(clients: Sequence[Client]) -> tuple[Hyperparams, list[Profile]]:
-            profiles = [profile_of(work, c) for c in clients]
+            profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
             starts = [self.start(model, seed=c.seed) for c in clients]
             learned = learner.run(starts, clients, profiles)
             weights = {k: torch.stack([state[k] for state, _ in learned]) for k in starts[0]}

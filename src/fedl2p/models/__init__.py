@@ -7,6 +7,7 @@ from fedl2p.models.small import (
     SmallConv,
     SmallMel,
     SmallResNet,
+    SmallStrided,
     resnet18_cifar,
     resnet18_cifar_coarse,
     resnet18_imagenet,
@@ -16,6 +17,7 @@ from fedl2p.models.small import (
     small_conv,
     small_mel,
     small_resnet,
+    small_strided,
 )
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "SmallConv",
     "SmallMel",
     "SmallResNet",
+    "SmallStrided",
     "build",
     "is_ours",
     "load",
@@ -37,4 +40,5 @@ __all__ = [
     "small_conv",
     "small_mel",
     "small_resnet",
+    "small_strided",
 ]

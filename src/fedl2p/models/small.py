@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -136,6 +137,48 @@ class SmallMel(nn.Module):
         return cast(Tensor, self.head(x.mean(dim=2).flatten(1)))
 
 
+class SmallStrided(nn.Module):
+    """Three strided blocks of convolution, batch-norm and ReLU, and a linear head on all positions.
+
+    Parameters
+    ----------
+    channels
+        Channels of the input.
+    size
+        The other dimensions of the input: (height, width) of images, (length,) of series.
+    classes
+        Number of logits.
+    widths
+        Channels of the three blocks; each halves every other dimension.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: Sequence[int],
+        classes: int,
+        *,
+        widths: tuple[int, int, int] = (12, 24, 48),
+    ) -> None:
+        super().__init__()
+        conv: Callable[..., nn.Module] = nn.Conv2d if len(size) == 2 else nn.Conv1d
+        norm: Callable[..., nn.Module] = nn.BatchNorm2d if len(size) == 2 else nn.BatchNorm1d
+        one, two, three = widths
+        kernel = 3 if len(size) == 2 else 5
+        shape = {"kernel_size": kernel, "stride": 2, "padding": kernel // 2, "bias": False}
+        self.conv1, self.norm1 = conv(channels, one, **shape), norm(one)
+        self.conv2, self.norm2 = conv(one, two, **shape), norm(two)
+        self.conv3, self.norm3 = conv(two, three, **shape), norm(three)
+        self.head = nn.Linear(three * math.prod(-(-n // 8) for n in size), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs (n, channels, ...) to logits (n, classes)."""
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.relu(self.norm3(self.conv3(x)))
+        return cast(Tensor, self.head(x.flatten(1)))
+
+
 def small_conv(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallConv` for images of shape (channels, height, width)."""
     return SmallConv(_channels(shape, "small_conv"), classes)
@@ -149,6 +192,17 @@ def small_resnet(shape: Sequence[int], classes: int) -> nn.Module:
 def small_mel(shape: Sequence[int], classes: int) -> nn.Module:
     """Return a :class:`SmallMel` for log-mel features of shape (channels, frames, bins)."""
     return SmallMel(_channels(shape, "small_mel"), shape[2], classes)
+
+
+def small_strided(shape: Sequence[int], classes: int) -> nn.Module:
+    """Return a :class:`SmallStrided` for images (channels, height, width) or series."""
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"small_strided wants images of shape (channels, height, width) or series of shape "
+            f"(channels, length), got examples of shape {tuple(shape)}; name another model or "
+            "reshape the data"
+        )
+    return SmallStrided(shape[0], shape[1:], classes)
 
 
 def resnet18_cifar(shape: Sequence[int], classes: int) -> nn.Module:

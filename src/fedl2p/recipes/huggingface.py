@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fedl2p.data.huggingface import HuggingFace
-from fedl2p.recipes.digits import digits
+from fedl2p.recipes.digits_sensors import digits_sensors
 from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
@@ -17,7 +17,7 @@ def huggingface(
     label: str = "label",
     partitioner: str = HuggingFace.partitioner,
 ) -> Study:
-    """Return the digits study on that data set, with all seen clients in every round.
+    """Return the digits_sensors study on that data set, with all seen clients in every round.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def huggingface(
         How it is split over clients: a partitioner of flwr_datasets, as in Python, e.g.
         ``DirichletPartitioner(num_partitions=20, partition_by='label', alpha=0.5)``.
     """
-    usual = digits()
+    usual = digits_sensors()
     return dataclasses.replace(
         usual,
         data=HuggingFace(dataset=dataset, image=image, label=label, partitioner=partitioner),

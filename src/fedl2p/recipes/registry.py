@@ -17,15 +17,20 @@ P = ParamSpec("P")
 
 _FUNCTIONS: dict[str, Callable[..., Study]] = {}
 
-_VARIANTS = {"published": "as_published", "smoke": "smoke"}
+_VARIANTS = {
+    "published": "as_published",
+    "early_stopping": "early_stopping",
+    "smoke": "smoke",
+}
 """Endings of variants' names, in this order, and the argument of the function that each sets."""
 
 
 def recipe(function: Callable[P, Study]) -> Callable[P, Study]:
     """Register a function as the recipe of its name, which the study then carries.
 
-    A function with the arguments ``as_published`` or ``smoke``, False by default, has variants
-    under the names ``NAME_published``, ``NAME_smoke`` and ``NAME_published_smoke``.
+    A function with the arguments ``as_published``, ``early_stopping`` or ``smoke``, False by
+    default, has variants under the names ``NAME_published``, ``NAME_smoke``,
+    ``NAME_published_smoke`` and so on.
     """
 
     @functools.wraps(function)
@@ -98,8 +103,8 @@ def find(name: str) -> Recipe:
         if name in (known := variants(base)):
             return Recipe(base=base, function=_FUNCTIONS[base], sets=known[name])
     raise ValueError(
-        f"unknown recipe {name!r}; there are {', '.join(names())}, of those of the paper "
-        "NAME_published and NAME_smoke, and your own as package.module:callable"
+        f"unknown recipe {name!r}; there are {', '.join(names())}, the variants that `fedl2p "
+        "recipes` lists, and your own as package.module:callable"
     )
 
 

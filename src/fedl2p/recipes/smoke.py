@@ -1,4 +1,4 @@
-"""The digits recipe in miniature: every stage and method, in seconds."""
+"""The digits_sensors recipe in miniature: every stage and method, in seconds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import dataclasses
 from fedl2p.core.settings import InnerLoop
 from fedl2p.data.digits import Digits
 from fedl2p.methods.base.settings import Grid
-from fedl2p.recipes.digits import digits
+from fedl2p.recipes.digits_sensors import digits_sensors
 from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
 
 @recipe
 def smoke() -> Study:
-    """Return the digits study with few clients, few rounds and little data."""
-    full = digits()
+    """Return the digits_sensors study with few clients, few rounds and little data."""
+    full = digits_sensors()
     return dataclasses.replace(
         full,
         data=Digits(seen=6, unseen=4, train=48, validation=24, test=32),

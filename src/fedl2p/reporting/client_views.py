@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedl2p.reporting.method_names import method_name
+from fedl2p.runs import kinds
 from fedl2p.runs.client_files import ClientHyperparams
 from fedl2p.runs.reading import RunFolder
 from fedl2p.runs.results import Pool, Row, Summary
-
-MOST_KINDS = 16
-"""More groups than this cannot be told apart in a figure; the rarest are put together."""
-OTHERS = "other kinds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +39,19 @@ class ClientView:
         """
         if self.strategy is None or not self.strategy.divergence:
             return None
-        return _geometric_mean(self.strategy.divergence.values())
+        return kinds.geometric_mean(self.strategy.divergence.values())
 
     @property
     def mean_mix(self) -> float | None:
         """Plain mean over norm layers; None if it is not known or there are none."""
         if self.strategy is None:
             return None
-        values = _finite(self.strategy.mix.values())
-        return sum(values) / len(values) if values else None
+        return kinds.mean_of(self.strategy.mix.values())
 
     @property
     def mean_rate(self) -> float | None:
         """Geometric mean over parameter tensors; None if it is not known."""
-        return None if self.strategy is None else _geometric_mean(self.strategy.rate.values())
+        return None if self.strategy is None else kinds.geometric_mean(self.strategy.rate.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +103,7 @@ def main_pool(run: RunFolder) -> Pool:
 
 def kind_key(run: RunFolder) -> str | None:
     """Return the first key of ``about`` that holds text, if its values can group the clients."""
-    for known in run.about.values():
-        for key, value in known.items():
-            if isinstance(value, str):
-                kinds = {about.get(key) for about in run.about.values()}
-                names_everyone = len(kinds) > max(MOST_KINDS, len(run.about) / 2)
-                return None if names_everyone else key
-    return None
+    return kinds.kind_key(run.about)
 
 
 def client_views(run: RunFolder, method: str, *, baseline: str | None) -> tuple[ClientView, ...]:
@@ -131,13 +120,13 @@ def client_views(run: RunFolder, method: str, *, baseline: str | None) -> tuple[
     tested = [row for row in run.report.rows if _tested(row, by_accuracy)]
     others = {row.client: row for row in tested if row.method == baseline}
     rows = [row for row in tested if row.method == method]
-    kinds = _kinds(run, rows)
+    groups = kinds.kinds_of(run.about, [row.client for row in rows])
     strategies = run.strategies.get(method, {})
     return tuple(
         ClientView(
             name=row.client,
             pool=row.pool,
-            kind=kinds[row.client],
+            kind=groups[row.client] if groups else f"{row.pool} clients",
             about=run.about[row.client],
             row=row,
             gain=row.accuracy - row.accuracy_before if by_accuracy else 1 - _loss_left(row, row),
@@ -185,16 +174,6 @@ def label(method: str) -> str:
     return method_name(method).label
 
 
-def _finite(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
-
-
-def _geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Return the geometric mean of the positive finite values; None if there are none."""
-    logs = [math.log(value) for value in _finite(values) if value > 0]
-    return math.exp(sum(logs) / len(logs)) if logs else None
-
-
 def _tested(row: Row, by_accuracy: bool) -> bool:
     if row.failure is not None or row.num_test == 0:
         return False
@@ -212,15 +191,3 @@ def _over(row: Row, other: Row | None, by_accuracy: bool) -> float | None:
     if by_accuracy:
         return row.accuracy - other.accuracy
     return _loss_left(other, row) - _loss_left(row, row)
-
-
-def _kinds(run: RunFolder, rows: Sequence[Row]) -> dict[str, str]:
-    key = kind_key(run)
-    if key is None:
-        return {row.client: f"{row.pool} clients" for row in rows}
-    kinds = {row.client: str(run.about[row.client].get(key, "unknown")) for row in rows}
-    counts = Counter(kinds.values())
-    if len(counts) <= MOST_KINDS:
-        return kinds
-    kept = {kind for kind, _ in counts.most_common(MOST_KINDS - 1)}
-    return {client: kind if kind in kept else OTHERS for client, kind in kinds.items()}

@@ -12,7 +12,9 @@ from typing import Any
 from fedl2p.reporting.intervals import Interval, mean_interval
 from fedl2p.runs import layout
 from fedl2p.runs.config import read_config
-from fedl2p.runs.results import POOLS, WORST_DECILE, Pool, Report, Summary
+from fedl2p.runs.files import without_infinities
+from fedl2p.runs.kinds import geometric_mean, mean_of, or_nan
+from fedl2p.runs.results import POOLS, SHARE_WORSE, WORST_DECILE, KindSummary, Pool, Report, Summary
 from fedl2p.runs.text_table import columns
 
 
@@ -24,7 +26,7 @@ class Line:
     ----------
     method, pool
         As in a report.
-    accuracy, worst_decile, loss
+    accuracy, worst_decile, share_worse, loss
         Mean over seeds and half-width of its 95 % t-interval; fractions, and the loss's unit.
     difference
         Accuracy of the reference method minus this one's, paired by seed; None for the reference
@@ -37,9 +39,35 @@ class Line:
     pool: Pool
     accuracy: Interval
     worst_decile: Interval
+    share_worse: Interval
     loss: Interval
     difference: Interval | None
     above: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindLine:
+    """One method on the clients of one kind in one pool, over the seeds that have any.
+
+    Parameters
+    ----------
+    method, pool, kind
+        As in a report.
+    accuracy, share_worse, loss
+        As in :class:`Line`.
+    mix, rate
+        What the clients were fine-tuned with: means over seeds, of rates the geometric one; NaN if
+        that is not known.
+    """
+
+    method: str
+    pool: Pool
+    kind: str
+    accuracy: Interval
+    share_worse: Interval
+    loss: Interval
+    mix: float
+    rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +78,7 @@ class Comparison:
     reference: str
     seeds: tuple[int, ...]
     lines: tuple[Line, ...]
+    kinds: tuple[KindLine, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,11 +101,24 @@ class Comparison:
                     "pool": line.pool,
                     **_plain("accuracy", line.accuracy),
                     **_plain(WORST_DECILE, line.worst_decile),
+                    **_plain(SHARE_WORSE, line.share_worse),
                     **_plain("loss", line.loss),
                     **_plain("difference", line.difference),
                     "seeds_above": line.above,
                 }
                 for line in self.lines
+            ],
+            "kinds": [
+                {
+                    "method": line.method,
+                    "pool": line.pool,
+                    "kind": line.kind,
+                    **_plain("accuracy", line.accuracy),
+                    **_plain(SHARE_WORSE, line.share_worse),
+                    **_plain("loss", line.loss),
+                    **without_infinities({"mix": line.mix, "rate": line.rate}),
+                }
+                for line in self.kinds
             ],
             "notes": list(self.notes),
         }
@@ -86,12 +128,16 @@ class Comparison:
         seeds = ", ".join(map(str, self.seeds))
         out = [f"{self.recipe}: mean over {_count(len(self.seeds), 'seed')} ({seeds})"]
         scores = ("accuracy %", "worst tenth %") if self.has_accuracy else ("loss",)
+        scores = (*scores, "made worse %")
         side = "above in" if self.has_accuracy else "below in"
         heads = ("method", *scores, f"{self.reference} minus it", side)
         for pool in POOLS:
             cells = [self._cells(line) for line in self.lines if line.pool == pool]
             if cells:
                 out += ["", f"{pool} clients", *columns([heads, *cells])]
+            if lines := [line for line in self.kinds if line.pool == pool]:
+                score = "accuracy %" if self.has_accuracy else "loss"
+                out += ["", f"{pool} clients by kind, {score}", *columns(self._by_kind(lines))]
         if len(self.seeds) > 1:
             out += [
                 "",
@@ -102,12 +148,31 @@ class Comparison:
             out += ["", "one seed: no intervals; compare several runs that differ in --seed"]
         return "\n".join([*out, *(f"note: {note}" for note in self.notes)])
 
+    def _by_kind(self, lines: Sequence[KindLine]) -> list[tuple[str, ...]]:
+        """Return rows of methods and columns of kinds, and what the reference chose."""
+        write = percent_interval if self.has_accuracy else plain_interval
+        kinds = tuple(dict.fromkeys(line.kind for line in lines))
+        table = {(line.method, line.kind): line for line in lines}
+        scored = {k: one.accuracy if self.has_accuracy else one.loss for k, one in table.items()}
+        rows = [("method", *kinds)]
+        for method in dict.fromkeys(line.method for line in lines):
+            keys = [(method, kind) for kind in kinds]
+            rows.append((method, *(write(scored[k]) if k in scored else "" for k in keys)))
+        for name, form in (("mix", ".2f"), ("rate", ".2g")):
+            chosen = [table.get((self.reference, kind)) for kind in kinds]
+            values = [math.nan if one is None else getattr(one, name) for one in chosen]
+            if any(map(math.isfinite, values)):
+                cells = (format(v, form) if math.isfinite(v) else "" for v in values)
+                rows.append((f"{self.reference}, mean {name}", *cells))
+        return rows
+
     def _cells(self, line: Line) -> tuple[str, ...]:
         above = "" if line.above is None else f"{line.above} of {len(self.seeds)}"
         write = percent_interval if self.has_accuracy else plain_interval
         scores = (line.accuracy, line.worst_decile) if self.has_accuracy else (line.loss,)
         difference = "" if line.difference is None else write(line.difference, sign=True)
-        return (line.method, *map(write, scores), difference, above)
+        worse = percent_interval(line.share_worse, digits=1)
+        return (line.method, *map(write, scores), worse, difference, above)
 
 
 def compare(
@@ -155,6 +220,7 @@ def compare(
         reference=reference,
         seeds=tuple(reports[i].seed for i in order),
         lines=tuple(_line(method, pool, reference, tables) for method, pool in tables[0]),
+        kinds=_kind_lines([reports[i].kinds for i in order]),
         notes=_notes(reference, paths, reports),
     )
 
@@ -181,9 +247,30 @@ def _line(
         pool=pool,
         accuracy=mean_interval(accuracies),
         worst_decile=mean_interval([table[method, pool].accuracy_worst_decile for table in tables]),
+        share_worse=mean_interval([table[method, pool].share_worse for table in tables]),
         loss=mean_interval(losses),
         difference=difference,
         above=above,
+    )
+
+
+def _kind_lines(tables: Sequence[Sequence[KindSummary]]) -> tuple[KindLine, ...]:
+    groups: dict[tuple[str, Pool, str], list[KindSummary]] = {}
+    for table in tables:
+        for one in table:
+            groups.setdefault((one.method, one.pool, one.kind), []).append(one)
+    return tuple(
+        KindLine(
+            method=method,
+            pool=pool,
+            kind=kind,
+            accuracy=mean_interval([one.accuracy for one in group]),
+            share_worse=mean_interval([one.share_worse for one in group]),
+            loss=mean_interval([one.loss for one in group]),
+            mix=or_nan(mean_of(one.mix for one in group)),
+            rate=or_nan(geometric_mean(one.rate for one in group)),
+        )
+        for (method, pool, kind), group in groups.items()
     )
 
 
@@ -274,10 +361,10 @@ def _plain(name: str, interval: Interval | None) -> dict[str, Any]:
     return {name: interval.mean, f"{name}_interval": list(bounds) if bounds else None}
 
 
-def percent_interval(interval: Interval, *, sign: bool = False) -> str:
+def percent_interval(interval: Interval, *, sign: bool = False, digits: int = 2) -> str:
     """Return a mean of fractions and the half-width of its interval in percent."""
-    mean = f"{100 * interval.mean:+.2f}" if sign else f"{100 * interval.mean:.2f}"
-    return mean if interval.half is None else f"{mean} ± {100 * interval.half:.2f}"
+    mean = f"{100 * interval.mean:{'+' if sign else ''}.{digits}f}"
+    return mean if interval.half is None else f"{mean} ± {100 * interval.half:.{digits}f}"
 
 
 def plain_interval(interval: Interval, *, sign: bool = False) -> str:

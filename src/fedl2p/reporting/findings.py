@@ -18,7 +18,7 @@ from fedl2p.reporting.client_views import (
 )
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
-from fedl2p.reporting.number_formats import LEVEL, percent, points, seconds, signed
+from fedl2p.reporting.number_formats import LEVEL, percent, points, seconds, share, signed
 from fedl2p.runs.reading import RunFolder
 from fedl2p.runs.results import Pool, Summary
 
@@ -56,9 +56,18 @@ def headline(run: RunFolder, method: str) -> str:
         parts.append(f"{by} {words}")
     if _by_loss(run):
         start = f"{label(method)} reaches a loss of {summary.loss:.4g} on {pool} clients"
-        return f"{start}{': ' if parts else ''}{' and '.join(parts)}."
-    start = f"{label(method)} reaches {percent(summary.accuracy)} % on {pool} clients"
-    return f"{start}{': ' if parts else ''}{' and '.join(parts)}."
+    else:
+        start = f"{label(method)} reaches {percent(summary.accuracy)} % on {pool} clients"
+    return f"{start}{': ' if parts else ''}{' and '.join(parts)}. {_worse(run, method, summary)}"
+
+
+def _worse(run: RunFolder, method: str, summary: Summary) -> str:
+    """Return how many clients lose by a method, and by the best fixed strategy, as a sentence."""
+    words = f"It makes {share(summary.share_worse)} % of them worse than the starting model"
+    for role, baseline in _baselines(run, method, summary.pool):
+        if method_name(baseline.method).role == "fixed":
+            words += f", {role} {share(baseline.share_worse)} %"
+    return f"{words}."
 
 
 def cards(run: RunFolder, method: str) -> list[Card]:

@@ -15,6 +15,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if math.isfinite(fraction) else NO_NUMBER
 
 
+def share(fraction: float) -> str:
+    """Return a share of clients as percent without decimals, without the percent sign."""
+    return f"{100 * fraction:.0f}" if math.isfinite(fraction) else NO_NUMBER
+
+
 def loss(nats: float) -> str:
     """Return a loss with three decimals."""
     return f"{nats:.3f}" if math.isfinite(nats) else "not finite"

@@ -10,6 +10,7 @@ from typing import Any
 from fedl2p.core.settings import WITH_ACCURACY
 from fedl2p.reporting import findings, number_formats
 from fedl2p.reporting.client_views import (
+    ClientView,
     baseline_of,
     best_method,
     client_views,
@@ -30,7 +31,7 @@ from fedl2p.runs.columns import RoundLine
 from fedl2p.runs.files import damaged, write_atomically
 from fedl2p.runs.privacy_spent import epsilon_words
 from fedl2p.runs.reading import RunFolder, read_run
-from fedl2p.runs.results import POOLS, Pool, Summary
+from fedl2p.runs.results import POOLS, KindSummary, Pool, Summary
 
 
 def write_page(folder: str | Path) -> Path:
@@ -84,7 +85,9 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         "method": method,
         "learned": learned is not None,
         "pools": pools,
+        "main_pool": main_pool(run),
         "comparison": _comparison(run, pools),
+        "by_kind": _by_kind(run, method),
         "best": {pool: _best_score(run, pool) for pool in pools},
         "accuracy": run.report.has_accuracy,
         "unit": gain_unit(run),
@@ -111,6 +114,7 @@ def page_content(run: RunFolder) -> dict[str, Any]:
         else None,
         "strategies": strategy_maps(groups, unit=gain_unit(run)) if learned else [],
         "with_strategy": sum(view.strategy is not None for view in views),
+        "profile_parts": _profile_parts(views),
         "with_mix": any(view.strategy and view.strategy.mix for view in views),
         "stages": _curves(run.rounds, " nats" if _in_nats(run) else ""),
         "single_rounds": [
@@ -146,6 +150,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "label": label,
         "loss": number_formats.loss,
         "percent": number_formats.percent,
+        "share": number_formats.share,
         "points": number_formats.points,
         "seconds": number_formats.seconds,
         "short": number_formats.short_number,
@@ -153,6 +158,36 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "what": lambda method: method_name(method).line,
     }
     return environment.get_template(template).render(content) + "\n"
+
+
+def _by_kind(run: RunFolder, method: str) -> dict[str, dict[str, KindSummary]]:
+    """Return summaries by kind and method on the main pool, the method in focus first."""
+    table: dict[str, dict[str, KindSummary]] = {}
+    for one in run.report.kinds:
+        if one.pool == main_pool(run):
+            table.setdefault(one.kind, {})[one.method] = one
+    return {
+        kind: dict(sorted(found.items(), key=lambda item: item[0] != method))
+        for kind, found in table.items()
+    }
+
+
+_PARTS = {
+    "divergence": "divergences",
+    "moments": "moments",
+    "gradients": "relative gradients",
+    "loss": "loss and accuracy of the global model",
+    "labels": "entropy and number of classes",
+    "size": "number of examples",
+}
+
+
+def _profile_parts(views: Sequence[ClientView]) -> str:
+    """Return what the clients' profiles hold, in words."""
+    known = [view.strategy for view in views if view.strategy is not None]
+    return ", ".join(
+        words for field, words in _PARTS.items() if any(getattr(s, field) for s in known)
+    )
 
 
 def _failures(run: RunFolder) -> dict[tuple[str, str, str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,15 @@ class ClientHyperparams:
         Of the profile, in nats by norm layer; None without a profile.
     moments
         Of the profile, mean and standard deviation by layer; None without a profile.
+    gradients
+        Of the profile, norm relative to that of the weights by parameter tensor; None without a
+        profile of them, as the following ones.
+    loss
+        Of the profile: ``loss`` and ``accuracy`` of the global model.
+    labels
+        Of the profile: ``entropy`` in nats and number of ``classes``.
+    size
+        Of the profile: number of ``examples``.
     """
 
     client: str
@@ -55,6 +64,10 @@ class ClientHyperparams:
     rate: Mapping[str, float]
     divergence: Mapping[str, float] | None
     moments: Mapping[str, tuple[float, float]] | None
+    gradients: Mapping[str, float] | None
+    loss: Mapping[str, float] | None
+    labels: Mapping[str, float] | None
+    size: Mapping[str, float] | None
 
     @classmethod
     def of(
@@ -66,6 +79,11 @@ class ClientHyperparams:
             divergence = dict(zip(profile.sites.norms, profile.divergence.tolist(), strict=True))
             pairs = [(mean, deviation) for mean, deviation in profile.moments.tolist()]
             moments = dict(zip(profile.sites.layers, pairs, strict=True))
+        held = {} if profile is None else profile.tensors()
+        more = {
+            field: dict(zip(keys, held[field].tolist(), strict=True)) if field in held else None
+            for field, keys in _keys(hyperparams.sites).items()
+        }
         values = hyperparams.by_name()
         return cls(
             client=client,
@@ -74,6 +92,7 @@ class ClientHyperparams:
             rate=values["rate"],
             divergence=divergence,
             moments=moments,
+            **more,
         )
 
     def to_json(self) -> str:
@@ -96,30 +115,46 @@ class ClientHyperparams:
         except ValueError as error:
             raise damaged(path, str(error)) from None
 
-    def profile(self, sites: Sites, path: Path) -> Profile:
+    def profile(self, sites: Sites, path: Path, groups: Collection[str]) -> Profile:
         """Return the profile, in the order of a model's sites; ``path`` is for messages.
 
         Raises
         ------
         ValueError
-            If there is none, or it lacks a layer, or a number is not finite.
+            If there is none, or it lacks one of the groups or a layer, or a number is not finite.
         """
         import torch
 
+        from fedl2p.core.profile_groups import GROUPS
         from fedl2p.core.profiles import Profile
 
+        wanted = {GROUPS[group].field for group in GROUPS if group in groups}
         divergence, moments = self.divergence or {}, self.moments or {}
-        nats = [divergence.get(name, math.nan) for name in sites.norms]
         pairs = [moments.get(name, (math.nan, math.nan)) for name in sites.layers]
-        profile = Profile(
-            torch.tensor(nats, dtype=torch.float64),
-            torch.tensor(pairs, dtype=torch.float64).reshape(len(sites.layers), 2),
-            0,  # how many examples it was made of is not recorded, and its readers do not need it
-            sites,
-        )
-        if not all(bool(t.isfinite().all()) for t in (profile.divergence, profile.moments)):
+        plain = {
+            "divergence": [divergence.get(name, math.nan) for name in sites.norms],
+            **{
+                field: [(getattr(self, field) or {}).get(key, math.nan) for key in keys]
+                for field, keys in _keys(sites).items()
+                if field in wanted
+            },
+        }
+        values = {k: torch.tensor(v, dtype=torch.float64) for k, v in plain.items()}
+        values["moments"] = torch.tensor(pairs, dtype=torch.float64).reshape(len(sites.layers), 2)
+        if not all(bool(t.isfinite().all()) for t in values.values()):
             raise damaged(path, "it lacks the profile, or a part of it, of the run's model")
-        return profile
+        # how many examples it was made of is not always recorded, and its readers do not need it
+        return Profile(**values, num_examples=0, sites=sites)
+
+
+def _keys(sites: Sites) -> dict[str, tuple[str, ...]]:
+    """Return the keys of those parts of a profile that have one number per key."""
+    return {
+        "gradients": sites.params,
+        "loss": ("loss", "accuracy"),
+        "labels": ("entropy", "classes"),
+        "size": ("examples",),
+    }
 
 
 def write_hyperparams(run: Path, method: str, outcome: Outcome) -> None:

@@ -69,13 +69,20 @@ def read_run(folder: str | Path) -> RunFolder:
         config=read_config(path / layout.CONFIG)[0],
         rounds=tuple(read_table(path / layout.ROUNDS, RoundLine, ROUND_COLUMNS)),
         about={name: client.about for name, client in clients.items()},
-        strategies=_read_hyperparams(path, clients),
+        strategies=read_strategies(path, clients),
     )
 
 
-def _read_hyperparams(
+def read_strategies(
     run: Path, clients: Mapping[str, Any]
 ) -> dict[str, dict[str, ClientHyperparams]]:
+    """Return the hyperparameters of a run's clients by method and client, as far as they are there.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged, or of another client than ``clients``.
+    """
     methods: dict[str, dict[str, ClientHyperparams]] = {}
     for path in layout.client_files(run):
         read = ClientHyperparams.read(path)

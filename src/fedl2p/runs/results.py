@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedl2p.method import Scores
+from fedl2p.methods import PRETRAINING
 from fedl2p.runs import layout
 from fedl2p.runs.client_names import check_name
 from fedl2p.runs.columns import ACCURACIES, CLIENT_COLUMNS, SCORES, names_of, to_csv, values_of
@@ -97,6 +98,9 @@ class Summary:
     accuracy_worst_decile
         Plain mean accuracy of the worst tenth of clients, rounded up, so of one at least. Every
         client counts the same there, because it is about clients, not examples.
+    share_worse
+        Share of the tested clients that are worse with this method than with the starting model,
+        see :func:`made_worse`; every client counts the same.
     seconds_per_client
         Plain mean over clients.
     """
@@ -107,24 +111,82 @@ class Summary:
     accuracy_before: float
     accuracy: float
     accuracy_worst_decile: float
+    share_worse: float
     loss: float
     seconds_per_client: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindSummary(Summary):
+    """One method on the clients of one kind in one pool.
+
+    Parameters
+    ----------
+    kind
+        What these clients have in common, e.g. a sensor or a domain.
+    mix, rate
+        What they were fine-tuned with, where it is known: mean mix over norm layers and clients,
+        geometric mean of the learning rates over parameter tensors and clients; else NaN.
+    """
+
+    kind: str
+    mix: float
+    rate: float
 
 
 WORST_DECILE = "accuracy_worst_decile"
 """The field of a summary that comparisons over seeds report too."""
 
 
+SHARE_WORSE = "share_worse"
+"""Another one."""
+
+TOLERANCE = 0.005
+"""Half a point of accuracy, or half a percent of a loss: a smaller fall is none."""
+
+
+def made_worse(row: Row, start: float) -> bool:
+    """Tell whether a client lost by a method.
+
+    Its test accuracy lies below that of the starting model by more than one test example and by
+    more than half a point (:data:`TOLERANCE`). Where the loss has no accuracy: its test loss lies
+    above that before personalization by more than half a percent.
+
+    Parameters
+    ----------
+    row
+        The client under the method, with test examples.
+    start
+        The client's accuracy under the starting model: the global model without fine-tuning, which
+        is the method ``fedavg``. Where that did not run, the client's own accuracy before
+        personalization, which is the same for methods that fine-tune the global model.
+    """
+    if math.isnan(start) or math.isnan(row.accuracy):
+        return not row.loss <= row.loss_before + TOLERANCE * abs(row.loss_before)
+    least = max(1.0, TOLERANCE * row.num_test)
+    return (start - row.accuracy) * row.num_test > least + 1e-6  # fractions are rounded
+
+
 def summarise(rows: Iterable[Row]) -> tuple[Summary, ...]:
     """Sum up rows per method, in order of first appearance, and pool, seen before unseen."""
     groups: dict[tuple[str, Pool], list[Row]] = {}
     rows = list(rows)
+    starts = starting_accuracies(rows)
     for method in dict.fromkeys(row.method for row in rows):
         for pool in POOLS:
             group = [r for r in rows if (r.method, r.pool, r.failure) == (method, pool, None)]
             if group:
                 groups[method, pool] = group
-    return tuple(_summary(method, pool, group) for (method, pool), group in groups.items())
+    return tuple(_summary(method, pool, group, starts) for (method, pool), group in groups.items())
+
+
+def starting_accuracies(rows: Iterable[Row]) -> dict[str, float]:
+    """Return the accuracies of the global model without fine-tuning by client, where it ran."""
+    return {
+        row.client: row.accuracy
+        for row in rows
+        if row.method == PRETRAINING and row.failure is None and row.num_test > 0
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +241,14 @@ class ResultsFile(RunInfo):
     ----------
     methods
         One summary per method and pool.
+    kinds
+        The same per kind of client; empty where clients have no kinds.
     failures
         Clients without a result.
     """
 
     methods: tuple[Summary, ...]
+    kinds: tuple[KindSummary, ...]
     failures: tuple[FailedClient, ...]
 
 
@@ -195,9 +260,12 @@ class Report(RunInfo):
     ----------
     rows
         One per method and client.
+    kinds
+        Their summaries per kind of client, see :func:`fedl2p.runs.kinds.summarise_kinds`.
     """
 
     rows: tuple[Row, ...]
+    kinds: tuple[KindSummary, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[tuple[str, str]] = set()
@@ -260,6 +328,7 @@ class Report(RunInfo):
         content = ResultsFile(
             **info,
             methods=self.methods,
+            kinds=self.kinds,
             failures=tuple(_failed_client(row) for row in self.failures),
         )
         plain = without_infinities(asdict(content))
@@ -282,6 +351,7 @@ class Report(RunInfo):
             report = cls(
                 **{name: getattr(stored, name) for name in names_of(RunInfo)},
                 rows=(*rows, *map(_failed_row, stored.failures)),
+                kinds=stored.kinds,
             )
         except ValueError as error:
             raise damaged(folder / layout.CLIENTS, str(error)) from None
@@ -321,7 +391,7 @@ def _unprintable(value: object) -> str | None:
     return next((text for text in found if text is not None), None)
 
 
-def _summary(method: str, pool: Pool, rows: Sequence[Row]) -> Summary:
+def _summary(method: str, pool: Pool, rows: Sequence[Row], starts: Mapping[str, float]) -> Summary:
     judged = [row for row in rows if row.num_test > 0]
     worst = sorted(row.accuracy for row in judged)[: math.ceil(len(judged) / 10)]
     return Summary(
@@ -331,17 +401,26 @@ def _summary(method: str, pool: Pool, rows: Sequence[Row]) -> Summary:
         accuracy_before=_weighted(judged, lambda row: row.accuracy_before),
         accuracy=_weighted(judged, lambda row: row.accuracy),
         accuracy_worst_decile=math.fsum(worst) / len(worst) if worst else math.nan,
+        share_worse=share_worse(judged, starts),
         loss=_weighted(judged, lambda row: row.loss),
         seconds_per_client=math.fsum(row.seconds for row in rows) / len(rows),
     )
 
 
+def share_worse(rows: Sequence[Row], starts: Mapping[str, float]) -> float:
+    """Return the share of tested clients that a method made worse; NaN without any."""
+    worse = [made_worse(row, starts.get(row.client, row.accuracy_before)) for row in rows]
+    return sum(worse) / len(worse) if worse else math.nan
+
+
 def _text_rows(table: Sequence[Summary]) -> Sequence[tuple[str, ...]]:
-    heads = ("method", "before %", "after %", "worst tenth %", "loss", "s per client", "clients")
+    scores = ("before %", "after %", "worst tenth %", "made worse %", "loss")
+    heads = ("method", *scores, "s per client", "clients")
     if all(math.isnan(summary.accuracy) for summary in table):
-        return [("method", "loss", "s per client", "clients")] + [
+        return [("method", "made worse %", "loss", "s per client", "clients")] + [
             (
                 summary.method,
+                f"{100 * summary.share_worse:.0f}",
                 f"{summary.loss:.4g}",
                 f"{summary.seconds_per_client:.3g}",
                 str(summary.clients),
@@ -354,6 +433,7 @@ def _text_rows(table: Sequence[Summary]) -> Sequence[tuple[str, ...]]:
             f"{100 * summary.accuracy_before:.2f}",
             f"{100 * summary.accuracy:.2f}",
             f"{100 * summary.accuracy_worst_decile:.2f}",
+            f"{100 * summary.share_worse:.0f}",
             f"{summary.loss:.3f}",
             f"{summary.seconds_per_client:.3g}",
             str(summary.clients),

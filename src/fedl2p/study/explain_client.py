@@ -13,8 +13,7 @@ from torch import nn
 from fedl2p import methods
 from fedl2p.atomic_files import refuse_special_files
 from fedl2p.core.metanets import MetaNets
-from fedl2p.core.profiles import Profile, Profiler
-from fedl2p.core.sites import Sites
+from fedl2p.core.profiles import READS_TARGETS, Profile, Profiler
 from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.data.population import Population
 from fedl2p.explain.attribution import attribute, median_profile
@@ -25,7 +24,7 @@ from fedl2p.runs import layout
 from fedl2p.runs.client_files import ClientHyperparams
 from fedl2p.runs.files import damaged, write_atomically
 from fedl2p.runs.population import PopulationInfo
-from fedl2p.study.engines import find_device
+from fedl2p.study.engines import find_device, objective_of_study
 from fedl2p.study.new_client import load_run
 from fedl2p.study.settings import Study
 
@@ -103,7 +102,7 @@ def explain_client(
             f"explain a run of the method {METHOD}"
         )
     study, net, metanets = load_run(run, model=model)
-    world = _World(run, study, net.to(where), metanets.sites)
+    world = _World(run, study, net.to(where), metanets)
     if client is not None:
         world.check_client(client)
     # The new client's file is read before the profiles of many others are looked at.
@@ -120,8 +119,9 @@ def explain_client(
 class _World:
     """The clients of a run: who they are, and their profiles."""
 
-    def __init__(self, run: Path, study: Study, model: nn.Module, sites: Sites) -> None:
-        self.run, self.study, self.model, self.sites = run, study, model, sites
+    def __init__(self, run: Path, study: Study, model: nn.Module, metanets: MetaNets) -> None:
+        self.run, self.study, self.model = run, study, model
+        self.sites, self.groups = metanets.sites, metanets.config.groups
         info = PopulationInfo.read(run)
         self.shape, self.classes = info.shape, info.classes
         self.pools = {name: known.pool for name, known in info.clients.items()}
@@ -149,7 +149,7 @@ class _World:
         """
         path = layout.client_file(self.run, METHOD, name)
         if path.exists():
-            return ClientHyperparams.read(path).profile(self.sites, path)
+            return ClientHyperparams.read(path).profile(self.sites, path, self.groups)
         try:
             data = self.population.open(name)
         except KeyError:
@@ -157,12 +157,12 @@ class _World:
                 f"the run's data have no client {name!r} any more, and {path} does not exist; "
                 "restore the data that the run was made with"
             ) from None
-        return self.profiler(data.train.batches(BATCH))
+        return self.profiler(data.train.batches(BATCH), self.groups)
 
     def new_profile(self, file: Path) -> Profile:
         """Profile a new client's own file."""
         data = read_npz_client(file, shape=self.shape, classes=self.classes, split=False)
-        return self.profiler(data.train.batches(BATCH))
+        return self.profiler(data.train.batches(BATCH), self.groups)
 
     @cached_property
     def population(self) -> Population:
@@ -172,7 +172,9 @@ class _World:
     @cached_property
     def profiler(self) -> Profiler:
         """One copy of the global model for all clients."""
-        return Profiler(self.model)
+        if READS_TARGETS.isdisjoint(self.groups):
+            return Profiler(self.model)  # what the loss is does not matter
+        return Profiler(self.model, objective_of_study(self.study))
 
 
 def _explain(

@@ -16,7 +16,7 @@ from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Loss, PerExample, Pick, objective
 from fedl2p.core.sites import check_module
 from fedl2p.core.working_copies import working_copies
-from fedl2p.data.in_memory import InMemory
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.listeners import Listener
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import DEFAULT_ROUNDS, Rounds

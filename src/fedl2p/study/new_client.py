@@ -140,6 +140,7 @@ def personalize_new_client(
             statistics=inner.statistics,
             loss=aim.loss,
             ignore_index=aim.ignore_index,
+            metric=aim.metric,
             outputs=aim.outputs,
             optimizer=inner.optimizer,
             momentum=inner.momentum,

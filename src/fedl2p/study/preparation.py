@@ -47,6 +47,8 @@ class RunContext:
         The model with its initial weights.
     given
         The global model of a file; None to pre-train one.
+    pretraining
+        The population that the global model is pre-trained on; None for ``population``.
     methods
         The methods to compare.
     device
@@ -65,6 +67,7 @@ class RunContext:
     info: PopulationInfo
     initial: nn.Module
     given: nn.Module | None
+    pretraining: Population | None
     methods: tuple[Method, ...]
     device: torch.device
     clients: Clients
@@ -135,6 +138,14 @@ def prepare(
     device = device_of(study)
     built = build_methods(study)
     population = study.data.open(study.seed)
+    pretraining = None if study.pretrained else population.pretraining()
+    if pretraining is not None:
+        study.pretrain.cohort(len(pretraining.seen))
+        if study.pretrain.privacy.on:
+            raise ValueError(
+                "pretrain.privacy protects clients, but the global model of this data set is "
+                "pre-trained on other data, none of theirs; leave it out"
+            )
     for rounds in (study.pretrain, study.learn):
         rounds.cohort(len(population.seen))
         if rounds.privacy.on:
@@ -164,6 +175,7 @@ def prepare(
         info=info,
         initial=initial,
         given=given,
+        pretraining=pretraining,
         methods=built,
         device=device,
         clients=clients,

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from fedl2p import methods
 from fedl2p.atomic_files import write_tensors
 from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.state_tensors import state_tensors
+from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.messages import content_hash, state_bytes
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.privacy import accounting
@@ -24,9 +26,12 @@ from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method, State
 from fedl2p.runs import layout
 from fedl2p.runs.folder import versions
+from fedl2p.runs.kinds import summarise_kinds
 from fedl2p.runs.outcomes import PersonalizedClients
+from fedl2p.runs.reading import read_strategies
 from fedl2p.runs.results import Report, Row
 from fedl2p.seeds import derive_seed
+from fedl2p.study.engines import node_of
 from fedl2p.study.preparation import RunContext
 from fedl2p.study.settings import Study
 
@@ -63,12 +68,21 @@ def pretrain(run: RunContext) -> GlobalModel:
             rounds=run.study.pretrain,
             stage="pretrain",
             checkpoint=run.checkpoint("pretrain"),
+            **_pretraining_clients(run),
         )
         model = duplicate(run.initial)
         model.load_state_dict(done.state, strict=False)
         trained = GlobalModel(done.state, done.records, model)
     write_tensors(run.folder.path / layout.GLOBAL_MODEL, state_tensors(trained.model))
     return trained
+
+
+def _pretraining_clients(run: RunContext) -> dict[str, Any]:
+    """Return who takes part in pre-training, where it is not the clients of the study."""
+    if run.pretraining is None:
+        return {}
+    node = node_of(run.study, run.pretraining, device=run.device, simulated=True)
+    return {"population": run.pretraining, "clients": InProcess(node)}
 
 
 def learn(
@@ -159,12 +173,19 @@ def report(
         "learn": math.fsum(record.seconds for record in later),
         "personalize": math.fsum(clients.seconds for clients in personalized),
     }
+    rows = tuple(row for clients in personalized for row in clients.rows)
+    clients = run.info.clients
     return Report(
         recipe=run.study.recipe,
         seed=run.study.seed,
         engine="flower" if run.external else run.study.engine,
         device=run.device.type,
-        rows=tuple(row for clients in personalized for row in clients.rows),
+        rows=rows,
+        kinds=summarise_kinds(
+            rows,
+            {name: client.about for name, client in clients.items()},
+            read_strategies(run.folder.path, clients),
+        ),
         versions=versions(),
         seconds={**seconds, "total": math.fsum(seconds.values())},
         bytes_per_client_round={
@@ -188,7 +209,8 @@ def _private_stages(
     """Return all stages that what a method has learned comes from."""
     stages = []
     spent = functools.partial(spending, names=run.population.seen, seed=run.study.seed)
-    if pretrained.records and (method.trained_by_pretraining or method.starts_from == "pretrained"):
+    on_clients = pretrained.records and run.pretraining is None
+    if on_clients and (method.trained_by_pretraining or method.starts_from == "pretrained"):
         rounds, travels = run.study.pretrain, bool(pretrained.state)
         stages.append(spent("pretrain", rounds, pretrained.records, travels=travels))
     for stage in dict.fromkeys(record.stage for record in trained.records):

@@ -20,7 +20,7 @@ from fedl2p.core.functional.precision import compute_of, with_compute
 from fedl2p.core.hypergradients.estimators import hypergradient
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profiles import Profile
-from fedl2p.core.settings import MODES, Compute, InnerLoop
+from fedl2p.core.settings import MODES, PROFILE_GROUPS, Compute, InnerLoop
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.digits import Digits
 from fedl2p.method import Client
@@ -51,7 +51,7 @@ def clients(count: int) -> list[Client]:
 
 
 def profiled(model: nn.Module, client: Client) -> Profile:
-    return profile_of(working_copies(model), client)
+    return profile_of(working_copies(model), client, PROFILE_GROUPS)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from safetensors.torch import save, save_file
 
 from fedl2p import MetaNets, MetaNetsConfig, models
 from fedl2p.core.sites import find_sites
+from fedl2p.data.files.idx import read_idx
 from fedl2p.data.files.npz_client import read_npz_client
 from fedl2p.data.npz import NpzFolder
 from fedl2p.federation import progress as checkpoints
@@ -28,6 +29,7 @@ from fedl2p.federation.progress import Checkpoint
 from fedl2p.reporting.page import write_page
 from fedl2p.runs.tensors import load_tensors
 from fedl2p.study.new_client import load_run
+from support import data_archives
 from support.fuzzing import ODD, as_json, changed, ends_well, fingerprint, fuzz, mutated, refused
 
 pytestmark = pytest.mark.slow
@@ -135,6 +137,22 @@ def test_client_bytes(data: st.DataObject, base: bytes, place: Path) -> None:
     path.write_bytes(data.draw(mutated(base, head=128) | mutated(base[::-1], head=128).map(_back)))
     with ends_well("client files, bytes"):
         read_npz_client(path)
+
+
+IDX_FILES = [
+    data_archives.idx(np.arange(24, dtype=np.uint8).reshape(2, 3, 4)),
+    data_archives.idx(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), compressed=True),
+    data_archives.idx(np.arange(6, dtype=np.float32), code=0x0D),
+]
+
+
+@fuzz(300)
+@given(data=st.data(), base=st.sampled_from(IDX_FILES))
+def test_idx_bytes(data: st.DataObject, base: bytes, place: Path) -> None:
+    path = place / "file-idx"
+    path.write_bytes(data.draw(mutated(base, head=16)))
+    with ends_well("idx files, bytes"):
+        assert read_idx(path).nbytes <= 1 << 20
 
 
 def _back(content: bytes) -> bytes:

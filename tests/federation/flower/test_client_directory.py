@@ -337,6 +337,7 @@ def test_hyperparams_and_profile_go_to_the_clients_file_and_never_travel(tmp_pat
         "rate": {"0.weight": 0.5, "0.bias": 0.5, "1.weight": 0.5, "1.bias": 0.5},
         "divergence": {"1": None},
         "moments": {"0": [1.0, 2.0], "1": [1.0, 2.0]},
+        **dict.fromkeys(("gradients", "loss", "labels", "size")),
     }
 
 

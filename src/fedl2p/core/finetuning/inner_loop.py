@@ -181,6 +181,7 @@ def inner_batches(
 ) -> EpochBatches:
     """Return the inner batches of a stack of clients, on the device of the model."""
     on_device = {id(d.train): d.train.to(net.device) for d in data}
+    unequal_sizes = len({d.train.num for d in data}) > 1
     return EpochBatches(
         [on_device[id(d.train)] for d in data],
         seeds,
@@ -190,7 +191,7 @@ def inner_batches(
         raw=[None if d.raw is None else d.raw.to(net.device) for d in data],
         balanced=[d.balanced for d in data],
         align=align,
-        fewest=1 if len(data) == 1 else fewest_to_stack(net, data[0].train.x),
+        fewest=fewest_to_stack(net, data[0].train.x) if unequal_sizes else 1,
     )
 
 

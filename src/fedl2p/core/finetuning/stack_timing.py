@@ -1,8 +1,8 @@
 """From how many clients on a stack takes less time than one by one, measured on this machine.
 
 Stacked convolutions are grouped ones, and how well a processor does those depends on the processor
-and on the shapes: stacks of ten take 0.7 of the time of ten clients alone for a small net on images
-of 8 x 8, and 1.4 of it on 16 x 16, on one and the same machine. So an inner step is timed at first
+and on the shapes: stacks of ten take 0.9 of the time of ten clients alone for a small net on images
+of 8 x 8, and 1.6 of it on 16 x 16, on one and the same machine. So an inner step is timed at first
 use. The answer is stored in the user's cache folder, so that later runs, and other processes of
 the same run, cut the same stacks and give the same bits.
 """
@@ -156,12 +156,12 @@ def from_times(alone: float, few: float, many: float, size: int) -> int:
 def _times(net: FunctionalModel, x: Tree, size: int) -> tuple[float, float, float]:
     """Return processor seconds of a first-order step: of one client, of a few, and of a stack.
 
-    Norms are half mixed, as learned ones are.
+    With client statistics alone, which one client by itself computes fastest.
     """
     best, threads = [math.inf] * 3, torch.get_num_threads()
     one = net.start(1, "global").squeezed()
     own = {k: v.clone().requires_grad_() for k, v in one.params.items()}
-    mix = torch.full((len(net.sites.norms),), 0.5, dtype=net.dtype)
+    mix = torch.ones(len(net.sites.norms), dtype=net.dtype)
     torch.set_num_threads(1)
     try:
         with net.bind(own, {k: v.clone() for k, v in one.stats.items()}, mix) as bound:
@@ -188,7 +188,7 @@ def _times(net: FunctionalModel, x: Tree, size: int) -> tuple[float, float, floa
 def _stacked_step(net: FunctionalModel, x: Tree, clients: int) -> Callable[[], None]:
     start = net.start(clients, "global")
     params = {k: v.clone().requires_grad_() for k, v in start.params.items()}
-    mix = torch.full((clients, len(net.sites.norms)), 0.5, dtype=net.dtype)
+    mix = torch.ones(clients, len(net.sites.norms), dtype=net.dtype)
     inputs = trees.stack([x] * clients)
 
     def step() -> None:

@@ -166,8 +166,12 @@ class MixedNorm:
             mean, var = self.client_statistics()
             offset = torch.zeros_like(mean)
         mix = self.values[0]
-        scale = torch.rsqrt(torch.lerp(self.running_var, var, mix) + eps)
-        shift = offset - torch.lerp(self.running_mean, mean, mix)
+        mixed_mean = torch.lerp(self.running_mean, mean, mix)
+        mixed_var = torch.lerp(self.running_var, var, mix)
+        if self._only_evaluates(x, weight, training):
+            return torch.batch_norm(x, weight, bias, mixed_mean, mixed_var, False, 0.0, eps, False)
+        scale = torch.rsqrt(mixed_var + eps)
+        shift = offset - mixed_mean
         if weight is not None:
             scale = scale * weight
         shift = shift * scale
@@ -229,6 +233,15 @@ class MixedNorm:
     def _fusible(self, x: Tensor, weight: Tensor | None) -> bool:
         """Tell whether the fused norm can compute a training batch."""
         return self.fused is not None and self._one_kind(x, weight)
+
+    def _only_evaluates(self, x: Tensor, weight: Tensor | None, training: bool) -> bool:
+        """Tell whether torch's own norm will do: it has no derivative by the statistics."""
+        return (
+            not training
+            and self.fused == "single"
+            and not torch.is_grad_enabled()
+            and self._one_kind(x, weight)
+        )
 
     def _one_kind(self, x: Tensor, weight: Tensor | None) -> bool:
         """Tell whether a batch has a variance, and all tensors one dtype."""

@@ -230,7 +230,10 @@ class FunctionalModel:
         with torch.enable_grad(), watched(self.device):
             work.set_mode(True, "single", first_order=True)
             leaves = state.leaves()
-            with work.bind(leaves.params, leaves.stats, mix) as call:
+            with (
+                work.bind(leaves.params, leaves.stats, mix) as call,
+                autocast(self._compute, self.device),
+            ):
                 check_graph(call(trees.clone(x)))
         return found
 

@@ -40,6 +40,9 @@ EXTRAS = {
 }
 """The extra of this package that installs each package which only some data sets need."""
 
+INSTALLED = {"fashion": Path("/usr/share/datasets/fashion-mnist")}
+"""Where a package of the system puts a data set: Debian's dataset-fashion-mnist."""
+
 Verb = Literal["get", "check", "make"]
 
 ROOT_VARIABLE = "FEDL2P_DATA"
@@ -53,6 +56,9 @@ def no_progress(what: str, done: int, total: int | None) -> None:
 def root_of(name: str, given: Path | None = None) -> Path:
     """Return the folder of a data set: the given one, else ``$FEDL2P_DATA/NAME`` or ``data/NAME``.
 
+    Where that default does not exist and a package of the system has installed the data set, it is
+    the package's folder.
+
     Parameters
     ----------
     name
@@ -60,7 +66,11 @@ def root_of(name: str, given: Path | None = None) -> Path:
     given
         The user's choice; None for the default.
     """
-    return Path(given) if given is not None else Path(os.environ.get(ROOT_VARIABLE, "data")) / name
+    if given is not None:
+        return Path(given)
+    default = Path(os.environ.get(ROOT_VARIABLE, "data")) / name
+    installed = INSTALLED.get(name)
+    return installed if installed and installed.is_dir() and not default.exists() else default
 
 
 def names(verb: Verb) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 A restricted unpickler (https://docs.python.org/3/library/pickle.html#restricting-globals). The only
 names that it knows are those by which numpy writes arrays and scalars. numpy's own functions of
-these names trust the file, so others stand for them here: an array of text comes as a list.
+these names trust the file, so others stand for them here: an array of text or of numbers comes as
+a list, of lists if it has several dimensions.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class _Unpickler(pickle.Unpickler):
             case "numpy.core.multiarray", "_reconstruct":
                 return _Array
             case "numpy.core.multiarray", "scalar":
-                return lambda dtype, content: dtype.text(content, ())
+                return lambda dtype, content: dtype.values(content, ())
             case "_codecs", "encode":  # for bytes in old protocols
                 return codecs.encode
         raise _RefusedError(f"{module}.{name}")
@@ -66,11 +67,14 @@ class _DType:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._order = state[1]
 
-    def text(self, content: bytes, shape: tuple[int, ...]) -> Any:
-        if not isinstance(self._code, str) or np.dtype(self._code).kind not in "SU":
+    def values(self, content: bytes, shape: tuple[int, ...], *, fortran: bool = False) -> Any:
+        if not isinstance(self._code, str) or np.dtype(self._code).kind not in "SUiuf":
             raise _RefusedError(f"a numpy array of type {self._code}")
+        if 0 in shape:  # a small file may name a huge shape without values
+            return []
         dtype = np.dtype(self._code).newbyteorder(self._order)  # type: ignore[arg-type]
-        return np.frombuffer(content, dtype).reshape(shape).tolist()
+        values = np.frombuffer(content, dtype)
+        return values.reshape(shape, order="F" if fortran else "C").tolist()
 
 
 class _Array(list[Any]):
@@ -80,7 +84,10 @@ class _Array(list[Any]):
         super().__init__()
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, _, content = state
-        if isinstance(content, list) and shape != (len(content),):
+        _, shape, dtype, fortran, content = state
+        if not isinstance(content, list):
+            self[:] = dtype.values(content, shape, fortran=fortran)
+            return
+        if shape not in ((), (len(content),)):
             raise _RefusedError("a numpy array of objects with several dimensions")
-        self[:] = content if isinstance(content, list) else dtype.text(content, shape)
+        self[:] = content

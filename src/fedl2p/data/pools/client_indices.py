@@ -41,6 +41,68 @@ def client_names(pool: str, count: int) -> tuple[str, ...]:
     return tuple(f"{pool}-{i:0{width}d}" for i in range(count))
 
 
+def deal_clients(
+    labels: Tensor,
+    is_test: Tensor,
+    names: Sequence[str],
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    classes: int,
+    alpha: float,
+    seed: tuple[int, str],
+) -> dict[str, ClientIndices]:
+    """Deal a data set's training and test examples out to clients, with label skew.
+
+    A client's class distribution is one draw from Dirichlet(alpha), the same for its three parts;
+    no two clients share an example.
+
+    Parameters
+    ----------
+    labels, is_test
+        Shape (n,): class labels, and whether an example is one of the data set's test part.
+    names
+        The clients.
+    train, validation, test
+        Examples of each client; the first two come from the data set's training part.
+    classes
+        Number of classes.
+    alpha
+        Concentration of the Dirichlet distribution.
+    seed
+        The study's seed and the source's name.
+
+    Returns
+    -------
+    dict
+        Indices by client.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer examples than the clients are to get.
+    """
+    # The last clients get what is left; in random order these are not always the unseen ones.
+    order = torch.randperm(len(names), generator=generator(*seed, "order")).tolist()
+    shuffled = [names[i] for i in order]
+    distributions = torch.stack(
+        [
+            class_distribution(classes, alpha=alpha, generator=generator(*seed, name, "labels"))
+            for name in shuffled
+        ]
+    )
+    dealt = []
+    for part, chosen, count in (("train", ~is_test, train + validation), ("test", is_test, test)):
+        positions = chosen.nonzero().flatten()
+        pieces = deal(labels[positions], distributions, count, generator=generator(*seed, part))
+        dealt.append([positions[piece] for piece in pieces])
+    return {
+        name: ClientIndices(train=first[:train], validation=first[train:], test=second)
+        for name, first, second in zip(shuffled, *dealt, strict=True)
+    }
+
+
 def deal_groups(
     groups: Mapping[str, tuple[Tensor, Tensor, Tensor]],
     labels: Tensor,

@@ -63,6 +63,8 @@ class SharedPool(Population):
         Applied to training batches.
     keep_bytes
         Most bytes of opened clients that are kept.
+    open_pretraining
+        Opens the population that the global model is pre-trained on; None for this one.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class SharedPool(Population):
         prepare: Callable[[np.ndarray], Tensor],
         augment: Augment | None = None,
         keep_bytes: int = KEEP_BYTES,
+        open_pretraining: Callable[[], Population] | None = None,
     ) -> None:
         self.seen, self.unseen = tuple(seen), tuple(unseen)
         self.classes = classes
         self.indices = {**seen, **unseen}
         self._x, self._labels = x, labels
         self._prepare, self._augment = prepare, augment
+        self._open_pretraining = open_pretraining
         self._opened = ClientCache(self._load, keep_bytes=keep_bytes)
         self.shape = tuple(prepare(x[:1]).shape[1:])
 
@@ -100,6 +104,10 @@ class SharedPool(Population):
             "label_entropy": round(label_entropy(labels), 4),
             "top_label": int(torch.bincount(labels).argmax()),
         }
+
+    def pretraining(self) -> Population | None:
+        """Return the population that the global model is pre-trained on; None for this one."""
+        return self._open_pretraining() if self._open_pretraining else None
 
     def _load(self, name: str) -> ClientData:
         indices = self.indices[name]

@@ -37,7 +37,7 @@ class Mean(Protocol):
 
 
 class WeightedMean:
-    """The mean weighted by examples, as a running sum in float64.
+    """The mean weighted by each update's weight, as a running sum in float64.
 
     Its memory is that of one state, however many updates there are.
 

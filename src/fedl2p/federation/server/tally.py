@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from math import nan
 from statistics import median
 
@@ -45,7 +46,8 @@ class Tally:
         self._question, self._rounds, self.mean, self._trusted = question, rounds, mean, trusted
         self._sent = question.state if question.action == "train" else {}
         # No weight counts under these, so none can be too large.
-        unweighted = rounds.privacy.central or rounds.robust != "none"
+        self._equal = rounds.weighting == "clients"
+        unweighted = rounds.privacy.central or rounds.robust != "none" or self._equal
         self._compares = not (trusted or unweighted)
         self._order = iter(sorted(question.seeds))
         self._next = next(self._order, None)
@@ -125,6 +127,8 @@ class Tally:
             self._count(update)
 
     def _count(self, update: Update) -> None:
+        if self._equal:
+            update = replace(update, weight=1.0)
         self._good.append((update.weight, update.metrics))
         if self.mean is not None:
             self.mean.add(update)

@@ -28,8 +28,9 @@ from fedl2p.core.functional.copies import duplicate
 from fedl2p.core.functional.inspection import inherit
 from fedl2p.core.functional.model import FunctionalModel, ModelState
 from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile
-from fedl2p.core.settings import InnerLoop
+from fedl2p.core.settings import PUBLISHED_PROFILE, InnerLoop, ProfileGroup
 from fedl2p.core.working_copies import WorkingCopies, working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.tensor_groups import where
@@ -58,25 +59,24 @@ def validation_part(client: Client) -> Examples:
     return client.data.validation or client.data.train
 
 
-def profile_of(work: WorkingCopies, client: Client) -> Profile:
-    """Return the profile that a client kept from an earlier call, or profile it."""
-    sites = work.net.sites
-    if "profile.divergence" in client.kept:
+def profile_of(work: WorkingCopies, client: Client, groups: Collection[ProfileGroup]) -> Profile:
+    """Return the profile that a client kept from an earlier call, or profile it.
+
+    It has at least the groups that are named.
+    """
+    fields = {GROUPS[g].field for g in (*PUBLISHED_PROFILE, *groups)}
+    if all(f"profile.{field}" in client.kept for field in fields):
         return Profile(
-            client.kept["profile.divergence"].to(work.net.device),
-            client.kept["profile.moments"].to(work.net.device),
-            client.data.train.num,
-            sites,
+            **{f: client.kept[f"profile.{f}"].to(work.net.device) for f in fields},
+            num_examples=client.data.train.num,
+            sites=work.net.sites,
         )
-    return work.profiler(client.data.train.batches(PROFILE_BATCH))
+    return work.profiler(client.data.train.batches(PROFILE_BATCH), groups)
 
 
 def kept_profile(profile: Profile) -> State:
     """Return a profile as tensors that stay on the client."""
-    return {
-        "profile.divergence": profile.divergence.cpu(),
-        "profile.moments": profile.moments.cpu(),
-    }
+    return {f"profile.{field}": value.cpu() for field, value in profile.tensors().items()}
 
 
 def metrics_of(loss: float, accuracy: float) -> dict[str, float]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedl2p.data.cifar10c import CORRUPTIONS, Cifar10C
 from fedl2p.federation.settings import Rounds
-from fedl2p.recipes import _paper
-from fedl2p.recipes.cifar10 import cifar10
+from fedl2p.recipes.paper import settings as paper
+from fedl2p.recipes.paper.cifar10 import cifar10
 from fedl2p.recipes.registry import recipe
 from fedl2p.runs import layout
 from fedl2p.study.settings import Study
@@ -38,12 +38,12 @@ def cifar10c(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fa
         methods=("fedavg", "finetuning-global", "finetuning-client", "local", "fedl2p"),
         pretrain=Rounds(rounds=500, clients_per_round=10, keep="last"),
         learn=Rounds(rounds=500, clients_per_round=25, patience=100),
-        settings=_paper.settings(rate=1e-3, epochs=15, turns=500 * 25 / 250),
+        settings=paper.settings(rate=1e-3, epochs=15, turns=500 * 25 / 250),
     )
-    study = published if as_published else _paper.ours(published)
+    study = published if as_published else paper.ours(published)
     if not smoke:
         return study
-    return _paper.miniature(study, Cifar10C(alpha=alpha, corruptions=CORRUPTIONS[:2], seen=2))
+    return paper.miniature(study, Cifar10C(alpha=alpha, corruptions=CORRUPTIONS[:2], seen=2))
 
 
 def global_model(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:

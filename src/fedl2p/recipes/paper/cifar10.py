@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedl2p.data.cifar10 import Cifar10
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.recipes import _paper
+from fedl2p.recipes.paper import settings as paper
 from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
@@ -27,10 +27,10 @@ def cifar10(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fal
     published = Study(
         data=Cifar10(seen=1000, alpha=alpha, train=40, validation=10, test=10),
         model="fedl2p.models:resnet18_cifar",
-        methods=_paper.METHODS,
+        methods=paper.METHODS,
         pretrain=Rounds(rounds=500, clients_per_round=10, keep="last"),
         learn=Rounds(rounds=500, clients_per_round=100, patience=50),
-        settings=_paper.settings(
+        settings=paper.settings(
             rate=1e-3,
             epochs=15,
             turns=500 * 100 / 1000,
@@ -46,7 +46,7 @@ def cifar10(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = Fal
             final="train+validation",
         ),
     )
-    study = published if as_published else _paper.ours(published)
+    study = published if as_published else paper.ours(published)
     if not smoke:
         return study
-    return _paper.miniature(study, Cifar10(alpha=alpha, seen=4, train=16, validation=8, test=8))
+    return paper.miniature(study, Cifar10(alpha=alpha, seen=4, train=16, validation=8, test=8))

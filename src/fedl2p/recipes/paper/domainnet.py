@@ -7,7 +7,7 @@ from fedl2p.data.domainnet import DomainNet
 from fedl2p.data.files.folders import root_of
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.recipes import _paper
+from fedl2p.recipes.paper import settings as paper
 from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
@@ -33,9 +33,9 @@ def domainnet(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = F
         methods=("finetuning-global", "finetuning-client", "local", "fedl2p"),
         pretrain=Rounds(rounds=100, clients_per_round=15, keep="last"),
         learn=Rounds(rounds=100, clients_per_round=15, patience=50),
-        settings=_paper.settings(
+        settings=paper.settings(
             rate=1e-2, epochs=15, turns=100 * 15 / 150, local=LocalTraining(rate=1e-2)
         ),
     )
-    study = published if as_published else _paper.ours(published)
-    return _paper.miniature(study, DomainNet(alpha=alpha, seen=1)) if smoke else study
+    study = published if as_published else paper.ours(published)
+    return paper.miniature(study, DomainNet(alpha=alpha, seen=1)) if smoke else study

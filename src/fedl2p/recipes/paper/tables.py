@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from fedl2p import recipes
 from fedl2p.federation.listeners import Listener
-from fedl2p.recipes import _paper
-from fedl2p.recipes.cifar10c import global_model
+from fedl2p.recipes.paper import settings as paper
+from fedl2p.recipes.paper.cifar10c import global_model
 from fedl2p.reporting.paper_table import PaperTable, paper_table
 from fedl2p.runs import layout
 from fedl2p.runs.folder import RunWriter
@@ -24,8 +24,8 @@ from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
 
 CELLS: dict[str, dict[str, dict[str, Any]]] = {
-    name: {f"alpha {alpha:g}": {"alpha": alpha} for alpha in _paper.ALPHAS}
-    for name in ("cifar10", "cifar10c", "domainnet")
+    name: {f"alpha {alpha:g}": {"alpha": alpha} for alpha in paper.ALPHAS}
+    for name in ("cifar10", "cifar10c", "domainnet", "fashion", "fashionc")
 }
 """The cells of a recipe's table by label, from left to right, with the arguments of each."""
 

@@ -10,7 +10,7 @@ import dataclasses
 
 from fedl2p.core.settings import DataParts, InnerLoop, MetaNetsConfig
 from fedl2p.methods.base.settings import Baselines, Grid, LocalTraining, MetaLearning, Settings
-from fedl2p.recipes.digits import digits
+from fedl2p.recipes import _ours
 from fedl2p.study.settings import Source, Study
 
 ALPHAS = (1000.0, 1.0, 0.5, 0.1)
@@ -67,17 +67,13 @@ def ours(published: Study) -> Study:
     """Return the study with our settings of FedL2P; data, global model and baselines stay.
 
     Meta-nets, hypergradient, server optimizer and its schedule, and early stopping are those of the
-    digits recipe; learned rates start at the published rate.
+    digits_sensors recipe; learned rates start at the published rate.
     """
     theirs, learn = published.settings, published.learn
     turns = theirs.alone_steps / theirs.meta.outer_epochs
     return dataclasses.replace(
         published,
-        learn=dataclasses.replace(
-            digits().learn,
-            rounds=learn.rounds,
-            clients_per_round=learn.clients_per_round,
-        ),
+        learn=_ours.learning(rounds=learn.rounds, clients_per_round=learn.clients_per_round),
         settings=dataclasses.replace(
             theirs,
             finetune=dataclasses.replace(

@@ -7,7 +7,7 @@ from fedl2p.data.files.folders import root_of
 from fedl2p.data.office10 import Office10
 from fedl2p.federation.settings import Rounds
 from fedl2p.methods.base.settings import LocalTraining
-from fedl2p.recipes import _paper
+from fedl2p.recipes.paper import settings as paper
 from fedl2p.recipes.registry import recipe
 from fedl2p.study.settings import Study
 
@@ -31,7 +31,7 @@ def office10(*, as_published: bool = False, smoke: bool = False) -> Study:
         methods=("finetuning-global", "finetuning-client", "local", "fedl2p"),
         pretrain=Rounds(rounds=100, clients_per_round=4, keep="last"),
         learn=Rounds(rounds=100, clients_per_round=4, patience=100),
-        settings=_paper.settings(rate=1e-2, epochs=15, turns=100, local=LocalTraining(rate=1e-2)),
+        settings=paper.settings(rate=1e-2, epochs=15, turns=100, local=LocalTraining(rate=1e-2)),
     )
-    study = published if as_published else _paper.ours(published)
-    return _paper.miniature(study, Office10()) if smoke else study
+    study = published if as_published else paper.ours(published)
+    return paper.miniature(study, Office10()) if smoke else study
