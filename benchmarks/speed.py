@@ -39,7 +39,6 @@ from pathlib import Path
 import engines
 import torch
 import torch.nn.functional as F
-from fedl2p.data.in_memory import InMemory
 from torch import Tensor, nn
 
 from fedl2p.core.clientdata import ClientData, Examples
@@ -53,6 +52,7 @@ from fedl2p.core.hypergradients.problem import Problem
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import MODES, Compute, HypergradientConfig, InnerLoop, Mode
 from fedl2p.core.working_copies import working_copies
+from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.clients.in_process import in_process
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Rounds
