@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from fedl2p.runs.privacy_spent import MethodSpent as MethodSpent
     from fedl2p.runs.privacy_spent import PrivacySpent as PrivacySpent
     from fedl2p.runs.privacy_spent import StageSpent as StageSpent
+    from fedl2p.runs.results import KindSummary as KindSummary
     from fedl2p.runs.results import Report as Report
     from fedl2p.runs.results import Row as Row
+    from fedl2p.runs.results import Summary as Summary
     from fedl2p.study.learn import learn as learn
     from fedl2p.study.run import run_study as run_study
     from fedl2p.study.settings import Source as Source
@@ -89,7 +91,7 @@ _MODULES = {
         "Settings",
     ),
     "fedl2p.runs.privacy_spent": ("MethodSpent", "PrivacySpent", "StageSpent"),
-    "fedl2p.runs.results": ("Report", "Row"),
+    "fedl2p.runs.results": ("KindSummary", "Report", "Row", "Summary"),
     "fedl2p.study.learn": ("learn",),
     "fedl2p.study.run": ("run_study",),
     "fedl2p.study.settings": ("Source", "Study"),

@@ -22,9 +22,9 @@ from fedl2p.runs.results import Report
 from fedl2p.study.run import run_study
 from fedl2p.study.settings import Study
 
-CENTRAL = Privacy(mechanism="central", noise=2.0, clip=0.5)
-LATER = Privacy(mechanism="central", noise=2.0, clip=1.0, delta=1e-6)
-LOCAL = Privacy(mechanism="local", noise=20.0, clip=1.0)
+CENTRAL = Privacy(mechanism="central", noise=2.0, clip=0.05)
+LATER = Privacy(mechanism="central", noise=2.0, clip=0.02, delta=1e-6)
+LOCAL = Privacy(mechanism="local", noise=20.0, clip=0.002)
 
 
 def study(pretrain: Privacy, learn: Privacy, *methods: str) -> Study:

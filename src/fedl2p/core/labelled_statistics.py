@@ -41,6 +41,8 @@ class LabelledStatistics:
     def add(self, outputs: Any, y: Tree) -> None:
         """Add a batch, outputs of the model with their graph and targets, (n, ...)."""
         aim = self._objective
+        # made in the caller's inference mode, they could not be saved for the backward pass
+        y = trees.map_tree(lambda t: t.clone() if t.is_inference() else t, y)
         outputs = trees.map_tree(
             lambda t: t.to(self._dtype) if t.is_floating_point() else t, outputs
         )

@@ -343,8 +343,9 @@ class Compute:
         names, so that no result depends on what runs them. It changes results by rounding.
     stacking
         measured: on a CPU a step is timed at first use, and clients are stacked only if that takes
-        less time on this machine (:mod:`fedl2p.core.finetuning.stack_timing`). always: wherever the
-        model and the data allow it, so that two machines with equal arithmetic give equal bits.
+        less time on this machine; later runs read the answer from the user's cache folder. always:
+        wherever the model and the data allow it, so that two machines with equal arithmetic give
+        equal bits.
     """
 
     precision: Precision = "full"

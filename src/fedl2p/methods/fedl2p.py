@@ -275,35 +275,34 @@ class FedL2P(Method):
         work = working_copies(model)
         nets = self.build_metanets(work.net.sites)
         learner = MetaLearner(work.net, nets, self.meta, self.inner)
-        profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
-        learned = map_stacks(
-            learner.run,
-            work.net,
-            [c.data for c in clients],
-            [state] * len(clients),
-            clients,
-            profiles,
-            unequal_sizes=learner.unequal_sizes,
-        )
-        return [
-            Update(
-                client.name,
-                shared={k: weights[k].cpu() for k in state},
-                kept=kept_profile(profile),
-                weight=float(validation_part(client).num),
-                metrics=metrics,
-                failure=_failure(weights, metrics),
-            )
-            for client, profile, (weights, metrics) in zip(clients, profiles, learned, strict=True)
-        ]
+
+        def stack(clients: Sequence[Client]) -> list[Update]:
+            profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
+            learned = learner.run([state] * len(clients), clients, profiles)
+            return [
+                Update(
+                    client.name,
+                    shared={k: weights[k].cpu() for k in state},
+                    kept=kept_profile(profile),
+                    weight=float(validation_part(client).num),
+                    metrics=metrics,
+                    failure=_failure(weights, metrics),
+                )
+                for client, profile, (weights, metrics) in zip(
+                    clients, profiles, learned, strict=True
+                )
+            ]
+
+        data = [c.data for c in clients]
+        return map_stacks(stack, work.net, data, clients, unequal_sizes=learner.unequal_sizes)
 
     def validate(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Fine-tune with the received nets and evaluate on the validation parts."""
         work = working_copies(model)
         net, nets = work.net, self.build_metanets(work.net.sites, state).to(work.net.device)
-        profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
 
-        def stack(clients: Sequence[Client], profiles: Sequence[Profile]) -> list[Update]:
+        def stack(clients: Sequence[Client]) -> list[Update]:
+            profiles = [profile_of(work, c, self.meta.nets.groups) for c in clients]
             with torch.no_grad():
                 hyperparams = nets(Profile.stack(profiles)).to(net.device, net.dtype)
             tuned = finetune_stack(net, clients, hyperparams, self.inner)
@@ -311,7 +310,7 @@ class FedL2P(Method):
             return evaluation_updates(clients, parts, evaluate(net, tuned, hyperparams.mix, parts))
 
         data = [c.data for c in clients]
-        return map_stacks(stack, net, data, clients, profiles, unequal_sizes=True)
+        return map_stacks(stack, net, data, clients, unequal_sizes=True)
 
     def personalize(
         self, model: nn.Module, state: State, clients: Sequence[Client]

@@ -185,7 +185,8 @@ def test_finetune_and_personalize_take_it(given: dict[str, Any]) -> None:
         torch.testing.assert_close(value.detach(), expected[name])
     nets = MetaNets(find_sites(model), seed=0)
     made = personalize(model, nets, pair, **how, **given)
-    same = finetune(model, nets(profile(model, [pair[0]])), pair, **how, **given)
+    seen = profile(model, [pair], groups=nets.config.profile)
+    same = finetune(model, nets(seen), pair, **how, **given)
     for name, value in made.model.state_dict().items():
         torch.testing.assert_close(value, same.state_dict()[name])
 

@@ -148,6 +148,7 @@ class LocalSGD(Method):
     def train(self, model: nn.Module, state: State, clients: Sequence[Client]) -> list[Update]:
         """Train every client for one round, from the received tensors and those that it kept."""
         net = working_copies(model).net
+        net.examine(clients[0].data.train.x)  # which part is the head shows when it runs
         if set(state) != set(tensor_names(net)) - self.kept_names(net):
             raise ValueError(
                 f"{self.name} parts the model here otherwise than the sender of its state did, who "
