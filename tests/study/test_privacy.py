@@ -53,7 +53,7 @@ def test_stages_and_methods_say_what_they_spent(tmp_path: Path) -> None:
         "mechanism": "central",
         "randomness": "seed",
         "noise": 2.0,
-        "clip": 0.5,
+        "clip": 0.05,
         "cohort": 4,
         "population": 6,
         "releases": 3,
