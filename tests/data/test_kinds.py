@@ -50,6 +50,7 @@ def test_the_published_default() -> None:
     assert len(KINDS) == 6
 
 
+@pytest.mark.slow
 def test_kinds_and_the_sizes_within_each_are_even(population: KindsPopulation) -> None:
     for pool, each in (("seen", 20), ("unseen", 15)):
         for kind in KINDS:

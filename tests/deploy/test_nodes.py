@@ -473,6 +473,7 @@ def test_a_model_cannot_be_asked_for_by_a_path(tmp_path: Path) -> None:
         assert store.get(key) is None
 
 
+@pytest.mark.slow
 def test_nodes_are_waited_for(tmp_path: Path) -> None:
     """One question to each while nothing changes, not one a second."""
     write_client(tmp_path / "a" / "data.npz", 0)

@@ -41,6 +41,7 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_option_exists_in_flower() -> None:
     pytest.importorskip("flwr")
     given = commands()

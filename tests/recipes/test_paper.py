@@ -247,7 +247,7 @@ def checked(study: Study, out: Path) -> Report:
 @pytest.mark.parametrize(
     ("name", "seen", "unseen"),
     [
-        ("cifar10_published_smoke", 4, 0),
+        pytest.param("cifar10_published_smoke", 4, 0, marks=pytest.mark.slow),
         pytest.param("office10_smoke", 4, 0, marks=pytest.mark.slow),
         pytest.param("domainnet_published_smoke", 6, 0, marks=pytest.mark.slow),
         pytest.param("speech_smoke", 3, 2, marks=pytest.mark.slow),

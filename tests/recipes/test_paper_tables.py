@@ -58,6 +58,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_runs(table: Path) -> None:
     told = json.loads((table / "table.json").read_text())
     assert (told["recipe"], told["seeds"]) == ("smoke", [0, 1])

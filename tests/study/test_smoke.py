@@ -150,7 +150,7 @@ def test_config_is_the_resolved_study(smoke_run: Path) -> None:
 def test_the_log_names_the_stages(smoke_run: Path) -> None:
     log = (smoke_run / "log.txt").read_text()
     assert "smoke, seed 0" in log
-    assert "fedl2p: 10 clients personalized" in log
+    assert "fedl2p: 10 of 10 clients personalized" in log
     assert logging.getLogger("fedl2p").handlers == []  # the log file's has gone again
 
 
@@ -175,6 +175,7 @@ def test_another_seed_gives_another_result() -> None:
     assert [r.loss for r in one.rows] != [r.loss for r in two.rows]
 
 
+@pytest.mark.slow
 def test_stack_size_changes_nothing_but_rounding() -> None:
     # Few rounds, since training amplifies the rounding; and a smooth model: where a background
     # sits on the kink of a ReLU, the last bit decides over a step.
@@ -228,13 +229,18 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("stage", "round"),
     [
-        ("pretrain", 2),
         ("learn", 1),
-        ("learn", 2),
-        ("bestfixed", 0),
-        ("bestfixed", 1),
-        ("personalize fedl2p", 0),
-        ("personalize bestfixed", 0),
+        *(
+            pytest.param(*moment, marks=pytest.mark.slow)
+            for moment in (
+                ("pretrain", 2),
+                ("learn", 2),
+                ("bestfixed", 0),
+                ("bestfixed", 1),
+                ("personalize fedl2p", 0),
+                ("personalize bestfixed", 0),
+            )
+        ),
     ],
 )
 def test_resuming_equals_an_uninterrupted_run(
@@ -254,6 +260,7 @@ def test_resuming_equals_an_uninterrupted_run(
     assert rounds(out) == rounds(uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_model_travels_once_and_is_not_part_of_what_a_round_costs(tmp_path: Path) -> None:
     """Whoever brings it: the personalization of a baseline, or the learning rounds themselves."""
     told, learned = [], []
@@ -288,6 +295,7 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_given_global_model_is_not_trained(uninterrupted: Path, tmp_path: Path) -> None:
     given = small(pretrained=uninterrupted / "global.safetensors")
     report = run_study(given, tmp_path)

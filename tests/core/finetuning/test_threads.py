@@ -48,7 +48,16 @@ def data(count: int) -> list[ClientData]:
     return [client.data for client in clients(count)]
 
 
-@pytest.mark.parametrize("method", ["fedl2p", "fedavg", "gridsearch", "perfedavg", "apfl"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fedl2p",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("fedavg", "gridsearch", "perfedavg", "apfl")
+        ),
+    ],
+)
 def test_threads_change_no_bit(method: str) -> None:
     model = small_conv((1, 8, 8), 4)
     brief = InnerLoop(epochs=2, batch_size=8)

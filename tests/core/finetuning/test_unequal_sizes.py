@@ -268,7 +268,15 @@ def clients(count: int) -> list[Client]:
 
 @pytest.mark.parametrize(
     "name",
-    ["fedl2p", "l2p", "fedavg", "fedrep", "fedbn", "fedprox", "apfl", "gridsearch", "local"],
+    [
+        "fedl2p",
+        "fedavg",
+        "fedrep",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("l2p", "fedbn", "fedprox", "apfl", "gridsearch", "local")
+        ),
+    ],
 )
 def test_methods_give_clients_of_all_sizes_what_they_get_alone(name: str) -> None:
     model: nn.Module = settled(ConvNet(2), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""From how many clients on a stack takes less time than one by one, measured on this machine.
+"""Whether a stack of clients takes less time than one by one, measured on this machine.
 
 Stacked convolutions are grouped ones, and how well a processor does those depends on the processor
 and on the shapes: stacks of ten take 0.9 of the time of ten clients alone for a small net on images
@@ -29,9 +29,6 @@ from fedl2p.core import trees
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.trees import Tree
 
-FEW = 3
-"""The smaller of the two stacks that are timed."""
-
 ROWS = 32
 """Examples per client of a timed step."""
 
@@ -40,16 +37,13 @@ SECONDS = 1.0
 
 TURNS = 7
 
-NEVER = 1 << 30
-"""More clients than any stack has: one by one is faster."""
-
 log = logging.getLogger("fedl2p")
 
 _lock = threading.Lock()
 
 
-def fewest_clients(net: FunctionalModel, x: Tree, size: int) -> int:
-    """Return from how many clients on a stack takes less time than one by one.
+def stacks_pay(net: FunctionalModel, x: Tree, size: int) -> bool:
+    """Tell whether a stack takes less time than its clients one by one.
 
     Parameters
     ----------
@@ -59,17 +53,13 @@ def fewest_clients(net: FunctionalModel, x: Tree, size: int) -> int:
         Inputs of one client, (n, ...) with n of 1 or more; only their kind matters.
     size
         Most clients of a stack, at least 2.
-
-    Returns
-    -------
-    int
-        2 or more; :data:`NEVER` if stacks of ``size`` take longer.
     """
     key = _key(net, x, size)
     with _lock:
-        if key not in net.fewest:
-            net.fewest[key] = _stored(key) or _measure(net, x, size, key)
-        return net.fewest[key]
+        if key not in net.stacks_pay:
+            known = _stored(key)
+            net.stacks_pay[key] = _measure(net, x, size, key) if known is None else known
+        return net.stacks_pay[key]
 
 
 def _key(net: FunctionalModel, x: Tree, size: int) -> str:
@@ -103,62 +93,47 @@ def _file(key: str) -> Path:
     return Path(base) / "fedl2p" / "stacking" / f"{key}.json"
 
 
-def _stored(key: str) -> int | None:
+def _stored(key: str) -> bool | None:
     """Return the answer of an earlier measurement; None if there is none that can be read."""
     try:
-        fewest = json.loads(atomic_files.read_text(_file(key)))
+        answer = json.loads(atomic_files.read_text(_file(key)))
     except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
         return None
-    return fewest if isinstance(fewest, int) and 2 <= fewest <= NEVER else None
+    return answer if isinstance(answer, bool) else None
 
 
-def _measure(net: FunctionalModel, x: Tree, size: int, key: str) -> int:
+def _measure(net: FunctionalModel, x: Tree, size: int, key: str) -> bool:
     rows = torch.arange(ROWS) % trees.length(x)
-    alone, few, many = _times(net, trees.rows(x, rows.to(trees.first_leaf(x).device)), size)
-    fewest = from_times(alone, few, many, size)
+    alone, stacked = _times(net, trees.rows(x, rows.to(trees.first_leaf(x).device)), size)
+    pays = stacked < size * alone
     log.info(
         "clients are computed %s: a step of %d takes %.2g of the time of as many alone",
-        "one by one" if fewest == NEVER else f"in stacks of {fewest} or more",
+        "in stacks" if pays else "one by one",
         size,
-        many / (size * alone),
+        stacked / (size * alone),
     )
     try:
         path = _file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write_text(path, f"{fewest}\n", sync=False)
+        atomic_files.write_text(path, f"{json.dumps(pays)}\n", sync=False)
     except (OSError, RuntimeError) as problem:
         log.warning(
-            "how clients are stacked cannot be stored (%s), so another process may stack them "
+            "whether clients are stacked cannot be stored (%s), so another process may decide "
             "otherwise, and its results differ by rounding; set XDG_CACHE_HOME to a folder that "
             "can be written, or compute.stacking to 'always'",
             problem,
         )
-    # another process may have been faster: the first answer holds for all
-    return _stored(key) or fewest
+    # another process may have been faster: one answer holds for all
+    stored = _stored(key)
+    return pays if stored is None else stored
 
 
-def from_times(alone: float, few: float, many: float, size: int) -> int:
-    """Return the fewest clients, from seconds of a step alone, of few and of ``size`` stacked.
-
-    Between the two the time of a stack is taken to be a line.
-    """
-    if many >= size * alone:
-        return NEVER
-    if size <= FEW:
-        return size
-    slope = (many - few) / (size - FEW)
-    base = few - slope * FEW
-    if base <= 0 or slope >= alone:
-        return 2 if few < FEW * alone else size
-    return min(size, max(2, math.floor(base / (alone - slope)) + 1))
-
-
-def _times(net: FunctionalModel, x: Tree, size: int) -> tuple[float, float, float]:
-    """Return processor seconds of a first-order step: of one client, of a few, and of a stack.
+def _times(net: FunctionalModel, x: Tree, size: int) -> tuple[float, float]:
+    """Return processor seconds of a first-order step: of one client, and of a stack.
 
     With client statistics alone, which one client by itself computes fastest.
     """
-    best, threads = [math.inf] * 3, torch.get_num_threads()
+    best, threads = [math.inf] * 2, torch.get_num_threads()
     one = net.start(1, "global").squeezed()
     own = {k: v.clone().requires_grad_() for k, v in one.params.items()}
     mix = torch.ones(len(net.sites.norms), dtype=net.dtype)
@@ -167,7 +142,6 @@ def _times(net: FunctionalModel, x: Tree, size: int) -> tuple[float, float, floa
         with net.bind(own, {k: v.clone() for k, v in one.stats.items()}, mix) as bound:
             steps = [
                 lambda: _differentiate(bound.logits(x), own),
-                _stacked_step(net, x, min(FEW, size)),
                 _stacked_step(net, x, size),
             ]
             began = time.thread_time()
@@ -182,7 +156,7 @@ def _times(net: FunctionalModel, x: Tree, size: int) -> tuple[float, float, floa
                     break
     finally:
         torch.set_num_threads(threads)
-    return best[0], best[1], best[2]
+    return best[0], best[1]
 
 
 def _stacked_step(net: FunctionalModel, x: Tree, clients: int) -> Callable[[], None]:

@@ -23,7 +23,7 @@ import torch
 
 from fedl2p.core import trees
 from fedl2p.core.clientdata import ClientData
-from fedl2p.core.finetuning.stack_timing import fewest_clients
+from fedl2p.core.finetuning.stack_timing import stacks_pay
 from fedl2p.core.functional.model import FunctionalModel
 from fedl2p.core.trees import Tree
 
@@ -33,7 +33,7 @@ on a CPU: 16 x 16 pixels in colour, a log-mel of 49 x 40. Larger inputs, and mod
 small, fill the cores by themselves (``benchmarks/cohorts.py``)."""
 
 FEWEST = 3
-"""Clients from which on they are stacked where that is not measured."""
+"""Clients from which on a stack takes no more time than one by one, on a CPU, where stacks pay."""
 
 STACK_VALUES_GPU = 40_000
 """Input values that one example per client of a stack may have together on a GPU, whatever the
@@ -139,13 +139,13 @@ def largest_stack(net: FunctionalModel, x: Tree, size: int) -> int:
 def fewest_to_stack(net: FunctionalModel, x: Tree) -> int:
     """Return from how many clients with inputs like ``x``, of shape (n, ...), on they are stacked.
 
-    Fewer take less time one by one.
+    Fewer take less time one by one. More than any stack has, if that is so for all.
     """
     if net.device.type != "cpu":
         return 1
     if largest_stack(net, x, net.stack_size) == 1 or net.stacking == "always":
         return FEWEST
-    return fewest_clients(net, x, net.stack_size)
+    return FEWEST if stacks_pay(net, x, net.stack_size) else net.stack_size + 1
 
 
 def grouped(keys: Sequence[Hashable], sizes: Sequence[int]) -> Iterator[list[int]]:

@@ -169,8 +169,8 @@ class FunctionalModel:
             self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.graph_bytes: dict[Hashable, int] = {}
         """Bytes that the graph of one inner step holds, by its inputs' kind and its optimizer."""
-        self.fewest: dict[Hashable, int] = {}
-        """From how many clients on stacks take less time, by what that depends on."""
+        self.stacks_pay: dict[Hashable, bool] = {}
+        """Whether stacks take less time than clients one by one, by what that depends on."""
         self.classes: dict[Hashable, int | None] = {}
         """Classes of the outputs, by the kinds of inputs and targets that were seen to fit."""
 
