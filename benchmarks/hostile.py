@@ -7,6 +7,11 @@ told and then sends
 flip     its state minus 3 x its update (the sign turned, and stronger)
 scale    its state plus 100 x its update
 
+And one hostile node joins the 20, which sends flipped updates
+
+as 1     under one client's name, which is all that a federation admits of a node
+as 20    under 20 names, as it could if nodes were free to say which clients they have
+
 What is reported is the accuracy of FedL2P on the unseen clients, who are all honest, and that of
 the plain global model. The rules are set to bear 30 % (Krum, Multi-Krum, the trimmed mean) or as
 many as their theory allows among 20 clients (Bulyan: 4); norm clipping takes the median norm of
@@ -25,7 +30,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +39,9 @@ import torch
 from torch import nn
 
 from fedl2p import methods, models
+from fedl2p.core.clientdata import ClientData
 from fedl2p.data.digits import Digits
+from fedl2p.data.population import Population
 from fedl2p.federation.messages import FederationError
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.rounds import federate
@@ -47,7 +54,13 @@ from fedl2p.study.settings import Study
 
 SHARES = (0.0, 0.1, 0.2, 0.3)
 FACTORS = {"flip": -3.0, "scale": 100.0}
-CELLS = [("none", 0.0)] + [(attack, share) for attack in FACTORS for share in SHARES[1:]]
+NODE = "a node"
+"""The attack of one node that joins, under as many names as the share says."""
+CELLS = [
+    ("none", 0.0),
+    *((attack, share) for attack in FACTORS for share in SHARES[1:]),
+    *((NODE, float(names)) for names in (1, 20)),
+]
 HOSTILE = {"krum": 6, "multikrum": 6, "bulyan": 4}
 ROUNDS = {"pretrain": 40, "learn": 8}
 
@@ -58,8 +71,25 @@ class Trial:
 
     rule: Robust
     attack: str
-    share: float
+    share: float  # of the 20 clients; of NODE, the number of names
     seed: int
+
+
+class WithNode(Population):
+    """A population that a node has joined under some names; its data are those of a client."""
+
+    def __init__(self, population: Population, names: int) -> None:
+        self._population = population
+        self.joined = tuple(f"joined-{i:02d}" for i in range(names))
+        self.seen = (*population.seen, *self.joined)
+        self.unseen = population.unseen
+        self.shape, self.classes = population.shape, population.classes
+
+    def open(self, name: str) -> ClientData:
+        return self._population.open(self.seen[0] if name in self.joined else name)
+
+    def about(self, name: str) -> Mapping[str, str | float]:
+        return self._population.about(self.seen[0] if name in self.joined else name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +141,10 @@ def attacked(name: str, study: Study, trial: Trial, seen: Sequence[str]) -> Atta
     """Return a method with the trial's hostile clients, the same ones under every rule."""
     order = torch.randperm(len(seen), generator=generator(trial.seed, "hostile")).tolist()
     hostile = frozenset(seen[i] for i in order[: round(trial.share * len(seen))])
+    if trial.attack == NODE:
+        hostile = frozenset(name for name in seen if name.startswith("joined"))
     inner = methods.build(name, study.settings)
-    factor = FACTORS.get(trial.attack, 1.0)
+    factor = FACTORS.get("flip" if trial.attack == NODE else trial.attack, 1.0)
     return Attacked(name=name, inner=inner, hostile=hostile, factor=factor)
 
 
@@ -134,7 +166,9 @@ def run(trial: Trial) -> dict[str, Any]:
     torch.set_num_threads(1)
     began = time.process_time()
     study = study_of(trial.seed)
-    population = study.data.open(trial.seed)
+    population: Population = study.data.open(trial.seed)
+    if trial.attack == NODE:
+        population = WithNode(population, round(trial.share))
     model = models.build(
         study.model, shape=population.shape, classes=population.classes, seed=trial.seed
     )
@@ -181,14 +215,18 @@ def trials(seeds: int) -> list[Trial]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return one Markdown table: a rule per line, an attack and share per column."""
     seeds = len({row["seed"] for row in rows})
-    heads = ["nobody hostile"] + [f"{a}, {100 * s:.0f} %" for a, s in CELLS[1:]]
+    heads = ["nobody hostile"] + [
+        f"{a} as {s:.0f}" if a == NODE else f"{a}, {100 * s:.0f} %" for a, s in CELLS[1:]
+    ]
     lines = [
         "# Hostile clients",
         "",
         "Accuracy in percent on 20 unseen clients, "
         + ("one seed:" if seeds == 1 else f"mean over {seeds} seeds (lowest to highest):"),
         "FedL2P, then in brackets the global model as it is. 20 seen clients, all in every round; "
-        "flip: the hostile send -3 x their update, scale: 100 x, in pre-training and in learning. "
+        "flip: the hostile send -3 x their update, scale: 100 x, in pre-training and in learning; "
+        "a node: one more node sends flipped updates as 1 client, which is all that a federation "
+        "admits, or as 20. "
         "The rules are set as `benchmarks/hostile.py` says, which makes this table. A run that "
         "stops because no client has a usable answer any more counts 0.",
         "",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
 import shutil
 import subprocess
@@ -210,3 +212,30 @@ def test_a_value_of_a_wrong_type_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="recipe is 3, but must be a valid string"):
         run_study(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_log_may_be_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDL2P_LOG", "json")
+
+    def work() -> None:
+        with RunWriter(tmp_path).logging():
+            logging.getLogger("fedl2p.test").warning('client "a"\nis %s', "slow")
+            raise RuntimeError("torn")
+
+    with pytest.raises(RuntimeError):
+        work()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("WARNING", 'client "a"\nis slow'),
+        ("ERROR", "stopped"),
+    ]
+    assert "RuntimeError: torn" in lines[1]["traceback"]
+    assert all(line["time"].endswith("+00:00") for line in lines)
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_another_form_of_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDL2P_LOG", "xml")
+    wanted = pytest.raises(ValueError, match="FEDL2P_LOG is 'xml', but must be text or json")
+    with wanted, RunWriter(tmp_path).logging():
+        raise AssertionError

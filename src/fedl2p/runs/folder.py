@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
@@ -134,10 +136,26 @@ class RunWriter:
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
-        """Append what the package logs to log.txt while the block runs."""
+        """Append what the package logs to log.txt while the block runs.
+
+        Where the environment variable FEDL2P_LOG is ``json``, to log.jsonl, as a JSON object per
+        line with the keys time (ISO 8601, UTC), level, logger, message and, of an error, traceback.
+
+        Raises
+        ------
+        ValueError
+            If FEDL2P_LOG is neither that nor ``text``.
+        """
+        form = os.environ.get("FEDL2P_LOG") or "text"
+        if form not in ("text", "json"):
+            raise ValueError(f"FEDL2P_LOG is {form!r}, but must be text or json")
         logger = logging.getLogger("fedl2p")
-        handler = _LogFile(self.path / layout.LOG)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler = _LogFile(self.path / (layout.LOG_JSON if form == "json" else layout.LOG))
+        handler.setFormatter(
+            _JsonLine()
+            if form == "json"
+            else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        )
         level = logger.level
         logger.addHandler(handler)
         logger.setLevel(min(level or logging.INFO, logging.INFO))
@@ -187,6 +205,22 @@ class RunWriter:
 def _stored_form(study: T) -> T:
     """Return a study as it comes back from its file; refuse one with a value of a wrong type."""
     return from_plain(type(study), to_plain(with_absolute_paths(study)))
+
+
+class _JsonLine(logging.Formatter):
+    """A record as one line of JSON, for programs that collect logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 class _LogFile(logging.FileHandler):

@@ -37,6 +37,9 @@ METANETS_FILES = (f"{METANETS}.safetensors", f"{METANETS}.json")
 LOG = "log.txt"
 """What the package logged."""
 
+LOG_JSON = "log.jsonl"
+"""The same, one JSON object per line, in its place where FEDL2P_LOG is json."""
+
 LOCK = ".run.lock"
 """Locked by the process that runs."""
 
