@@ -9,7 +9,7 @@ from fedl2p.explain.attribution import Attribution, Entry, Explained
 from fedl2p.explain.explanation import Explanation
 from fedl2p.reporting.client_views import describe_about
 from fedl2p.reporting.number_formats import MINUS, short_number, signed
-from fedl2p.runs.text_table import columns
+from fedl2p.text_table import columns
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NOTHING = 0.0001

@@ -15,7 +15,7 @@ from fedl2p.runs.config import read_config
 from fedl2p.runs.files import without_infinities
 from fedl2p.runs.kinds import geometric_mean, mean_of, or_nan
 from fedl2p.runs.results import POOLS, SHARE_WORSE, WORST_DECILE, KindSummary, Pool, Report, Summary
-from fedl2p.runs.text_table import columns
+from fedl2p.text_table import columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from fedl2p.reporting.method_names import method_name
 from fedl2p.reporting.published import SOURCE, published_accuracies
 from fedl2p.runs.files import write_atomically
 from fedl2p.runs.results import POOLS, Pool, Report
-from fedl2p.runs.text_table import columns
+from fedl2p.text_table import columns
 
 
 @dataclass(frozen=True, kw_only=True)

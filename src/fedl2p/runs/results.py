@@ -24,8 +24,8 @@ from fedl2p.runs.files import (
     write_atomically,
 )
 from fedl2p.runs.privacy_spent import PrivacySpent, epsilon_words
-from fedl2p.runs.text_table import columns
 from fedl2p.runs.validation import from_plain
+from fedl2p.text_table import columns
 
 if TYPE_CHECKING:
     from fedl2p.method import Outcome
