@@ -87,7 +87,8 @@ def test_a_study_of_regression_ends_in_losses(
     assert call(*run, *SMALL, *METHODS, "--out", out) == 0
     shown = capsys.readouterr().out
     assert "accuracy" not in shown
-    assert "%" not in shown
+    assert "after %" not in shown
+    assert "made worse %" in shown  # whose loss rose
 
     results = json.loads((out / "results.json").read_text())
     assert results["failures"] == []

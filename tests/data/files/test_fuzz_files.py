@@ -321,7 +321,9 @@ def test_a_vast_net_is_refused_before_it_is_made(metanets: tuple[bytes, Any], pl
     for hidden in (200_000, 10**9, 10**18):
         about["config"]["hidden"] = hidden
         (place / "vast.json").write_text(json.dumps(about))
-        with pytest.raises(ValueError, match=f"hidden is {hidden}, but the weights have another"):
+        with pytest.raises(
+            ValueError, match=r"vast cannot be read \(.*(by the description|overflowed)"
+        ):
             MetaNets.load(place / "vast")
 
 

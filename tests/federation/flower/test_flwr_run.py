@@ -92,8 +92,10 @@ def results(folder: Path) -> dict[str, object]:
     told = json.loads((folder / "results.json").read_text())
     told.pop("seconds")
     told.pop("engine")
-    for method in told["methods"]:
+    for method in (*told["methods"], *told["kinds"]):
         method.pop("seconds_per_client")
+    for kind in told["kinds"]:  # hyperparameters stay on their clients, so the server has none
+        del kind["mix"], kind["rate"]
     return dict(told)
 
 
