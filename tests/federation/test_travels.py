@@ -231,6 +231,7 @@ def default() -> tuple[Reading, dict[str, list[Secret]]]:
     return conversation(small())
 
 
+@pytest.mark.slow
 def test_every_kind_of_message_was_read(default: tuple[Reading, Any]) -> None:
     kinds = {said.kind for said in default[0].said}
     assert kinds == {records.QUERY, *records.ACTIONS}

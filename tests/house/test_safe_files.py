@@ -142,6 +142,7 @@ class Bomb:
         return (Path.touch, (self.mark,))
 
 
+@pytest.mark.slow
 def test_pickles_are_refused_wherever_a_file_is_read(tmp_path: Path, smoke_run: Path) -> None:
     mark = tmp_path / "executed"
     pickle.loads(pickle.dumps(Bomb(mark)))

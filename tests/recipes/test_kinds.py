@@ -72,7 +72,7 @@ def test_fashionc_follows_the_papers_cifar10c() -> None:
 @pytest.mark.parametrize(
     ("name", "seen", "unseen"),
     [
-        ("digits_smoke", 6, 6),
+        pytest.param("digits_smoke", 6, 6, marks=pytest.mark.slow),
         pytest.param("digits_early_stopping_smoke", 6, 6, marks=pytest.mark.slow),
         pytest.param("kinds_smoke", 6, 6, marks=pytest.mark.slow),
         pytest.param("fashion_smoke", 6, 0, marks=pytest.mark.slow),

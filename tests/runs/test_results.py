@@ -261,6 +261,7 @@ def test_the_text_table_has_every_method(tmp_path: Path) -> None:
     assert "without a result: client-007" in table
 
 
+@pytest.mark.slow
 def test_a_report_does_not_need_jinja2() -> None:
     code = (
         "import sys; sys.modules['jinja2'] = None\n"

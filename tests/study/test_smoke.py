@@ -154,6 +154,7 @@ def test_the_log_names_the_stages(smoke_run: Path) -> None:
     assert logging.getLogger("fedl2p").handlers == []  # the log file's has gone again
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_result(smoke_run: Path, tmp_path: Path) -> None:
     run_study(recipes.get("smoke"), tmp_path)
     assert results(tmp_path) == results(smoke_run)
@@ -169,6 +170,7 @@ def small(**changes: Any) -> Study:
     return dataclasses.replace(study, **changes)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_result() -> None:
     one = run_study(small(methods=("fedavg",)))
     two = run_study(small(methods=("fedavg",), seed=1))

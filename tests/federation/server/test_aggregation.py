@@ -154,6 +154,7 @@ def test_momentum_of_nothing_is_fedavg() -> None:
         torch.testing.assert_close(one[name], two[name])
 
 
+@pytest.mark.slow
 def test_no_step_imports_torchs_compiler() -> None:
     """Two seconds of every process, of each worker too."""
     code = """
