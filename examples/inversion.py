@@ -85,7 +85,7 @@ def invert(sent: State, returned: State, nets: MetaNets) -> Tensor:
 
 def measure(*, clients: int, pretrain: int, seed: int) -> list[Recovered]:
     """Return what is recovered under each setting, without privacy first."""
-    study = get("digits")
+    study = get("digits_sensors")
     population = Digits(seen=clients, unseen=0).open(seed)
     model = models.build(study.model, shape=population.shape, classes=population.classes, seed=seed)
     model = pretrained(model, population, rounds=pretrain, seed=seed)
@@ -123,7 +123,7 @@ def measure(*, clients: int, pretrain: int, seed: int) -> list[Recovered]:
 
 def pretrained(model: nn.Module, population: Population, *, rounds: int, seed: int) -> nn.Module:
     """Return the model after some rounds of FedAvg."""
-    study = get("digits")
+    study = get("digits_sensors")
     fedavg = methods.build("fedavg", study.settings)
     some = Rounds(rounds=rounds, clients_per_round=min(10, len(population.seen)), keep="last")
     done = federate(fedavg, model, population, rounds=some, seed=seed, stage="pretrain")
