@@ -172,6 +172,7 @@ def test_no_image_crosses_parts_and_the_clean_ones_are_nobodys(
             assert not used[part] & used[other]
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_everything_and_the_order_of_opening_nothing() -> None:
     first, second, other = SOURCE.open(0), SOURCE.open(0), SOURCE.open(1)
     for name in reversed(second.names):

@@ -108,6 +108,7 @@ def test_the_typical_profile_is_the_median_of_the_seen_clients(
     assert told["profile"]["input sd of conv1"]["typical"] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_profiles_that_were_not_recorded_are_made_again_from_the_data(
     run: Path, tmp_path: Path
 ) -> None:

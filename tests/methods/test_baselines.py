@@ -103,6 +103,7 @@ def test_a_study_refuses_a_model_without_the_part_before_it_writes(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_study_runs_them_all_and_none_unasked() -> None:
     assert not {*NAMES, "finetuning-head", "finetuning-norms"} & set(METHODS)
     smoke = recipes.get("smoke")

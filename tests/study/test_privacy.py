@@ -93,6 +93,7 @@ def test_a_stage_without_privacy_leaves_no_bound_and_no_privacy_leaves_no_word(
     assert "What was private" not in write_page(tmp_path / "none").read_text()
 
 
+@pytest.mark.slow
 def test_local_privacy_counts_the_client_asked_most(tmp_path: Path) -> None:
     run_study(study(LOCAL, LOCAL, "fedavg", "fedl2p"), tmp_path)
     pretrain, learn = told(tmp_path)["stages"]
@@ -113,6 +114,7 @@ def test_central_and_local_have_no_common_epsilon(tmp_path: Path) -> None:
     assert own["open"] == ["central and local privacy have no common epsilon"]
 
 
+@pytest.mark.slow
 def test_an_equal_study_gives_an_equal_result() -> None:
     one, two = (run_study(study(CENTRAL, LATER, "fedl2p")) for _ in range(2))
     assert [r.accuracy for r in one.rows] == [r.accuracy for r in two.rows]

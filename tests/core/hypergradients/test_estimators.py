@@ -485,6 +485,7 @@ def converged() -> Convex:
     return Convex(500)
 
 
+@pytest.mark.slow
 def test_implicit_is_exact_at_the_optimum_of_a_convex_problem() -> None:
     problem = converged()
     last = problem.training_gradient(problem.state_after(500), problem.batches[0])
