@@ -18,11 +18,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedl2p.thread_waiting import wait_asleep
-
-wait_asleep()  # before anything imports torch
-
-# ruff: noqa: E402
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp

@@ -57,7 +57,7 @@ def test_kinds_and_the_sizes_within_each_are_even(population: KindsPopulation) -
             names = of_kind(population, kind, pool)
             assert len(names) == each
             counts = collections.Counter(
-                len(population.open(n).train.y) + len(population.open(n).validation.y)  # type: ignore[union-attr]
+                len(population.open(n).train.y) + len(population.open(n).validation.y)
                 for n in names
             )
             assert set(counts) == ({6} if kind == "tiny" else {6, 12, 24, 60})
@@ -72,7 +72,7 @@ def test_a_third_of_the_labelled_images_is_for_validation(population: KindsPopul
     two = Kinds(dataset="digits", sizes=(2, 3), tiny=2, seen=12, clean=400).open(0)
     for name in two.seen:
         assert len(two.open(name).train.y) in (1, 2)
-        assert len(two.open(name).validation.y) == 1  # type: ignore[union-attr]
+        assert len(two.open(name).validation.y) == 1
 
 
 def test_the_description_begins_with_the_kind(population: KindsPopulation) -> None:
@@ -120,7 +120,7 @@ def test_two_classes_are_all_that_such_a_client_has(population: KindsPopulation)
     pairs = set()
     for name in of_kind(population, "two-classes"):
         data = population.open(name)
-        own = torch.cat([data.train.y, data.validation.y, data.test.y]).unique()  # type: ignore[union-attr]
+        own = torch.cat([data.train.y, data.validation.y, data.test.y]).unique()
         assert len(own) == 2
         pairs.add(tuple(own.tolist()))
     assert len(pairs) > 10
@@ -149,7 +149,7 @@ def test_noise_is_in_the_labels_that_are_learned_from_alone(population: KindsPop
             int((getattr(data, part).y != labels[part]).sum()) for part in ("train", "validation")
         )
         assert wrong == round(0.4 * (data.train.num + data.validation.num))
-        assert torch.equal(data.test.y, labels["test"])  # type: ignore[union-attr]
+        assert torch.equal(data.test.y, labels["test"])
 
 
 def test_no_image_crosses_parts_and_the_clean_ones_are_nobodys(
@@ -205,7 +205,7 @@ def test_fashion_has_test_images_of_its_test_part(tmp_path: Path) -> None:
         assert indices["test"].min() >= 600
         assert max(indices["train"].max(), indices["validation"].max()) < 600
         if population.about(name)["kind"] == "clean":
-            x = population.open(name).test.x[:, 0, 0, :3]  # type: ignore[union-attr]
+            x = population.open(name).test.x[:, 0, 0, :3]
             x = ((x * fashion.NORMALISE.sd[0] + fashion.NORMALISE.mean[0]) * 255).round().long()
             assert torch.equal(x, pixels[indices["test"]])
 
@@ -239,7 +239,7 @@ def test_one_round(population: KindsPopulation) -> None:
 )
 def test_a_setting_out_of_range_is_named(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        dataclasses.replace(SOURCE, **changed).open(0)  # type: ignore[arg-type]
+        dataclasses.replace(SOURCE, **changed).open(0)
 
 
 def test_an_unknown_client_is_a_key_error(population: KindsPopulation) -> None:

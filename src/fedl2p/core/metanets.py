@@ -211,7 +211,8 @@ class MetaNets(nn.Module):
         if self._published:
             return torch.cat(list(groups.values()), -1)
         read = torch.cat([GROUPS[g].as_read(x) for g, x in groups.items()], -1)
-        return self.input_scale(read)  # type: ignore[no-any-return]
+        scaled: Tensor = self.input_scale(read)
+        return scaled
 
     def unbounded(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """Return mix (..., B) and rate (..., P) before their bounds, for :meth:`prepared` inputs.

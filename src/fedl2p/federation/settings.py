@@ -289,4 +289,5 @@ DEFAULT_ROUNDS = Rounds(
     server_tau=1e-8,
     keep="last",
 )
-"""As in the digits recipe: clients send clipped hypergradients, the server takes Adam steps."""
+"""Of learning, in recipes and in ``learn``: clients send clipped hypergradients, the server takes
+Adam steps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedl2p import methods
+from fedl2p.core.functional.copies import duplicate
+from fedl2p.core.functional.state_tensors import load_state_tensors
 from fedl2p.core.metanets import MetaNets
 from fedl2p.data.population import Population
 from fedl2p.federation.flower import records
@@ -253,9 +254,9 @@ class FedL2P(Strategy):
         _refuse()
 
     def _loaded(self, arrays: ArrayRecord) -> nn.Module:
-        model = copy.deepcopy(self._model)
+        model = duplicate(self._model)
         try:
-            model.load_state_dict(arrays.to_torch_state_dict())
+            load_state_tensors(model, arrays.to_torch_state_dict())
         except RuntimeError as error:
             line = " ".join(str(error).split())
             raise ValueError(f"initial_arrays are not those of the model: {line}") from None
@@ -319,7 +320,7 @@ class _Names(Population):
 def _scores(outcomes: Sequence[Outcome]) -> MetricRecord:
     """Return the means of the scores by test examples, over the clients that have them."""
     good = [o for o in outcomes if o.failure is None]
-    means: dict[str, int | float] = {
+    means: dict[str, int | float | list[int] | list[float]] = {
         "num-examples": sum(o.num_test for o in good),
         "clients": len(good),
         "failures": len(outcomes) - len(good),
@@ -329,7 +330,7 @@ def _scores(outcomes: Sequence[Outcome]) -> MetricRecord:
             pairs = [(o.num_test, getattr(o, name)) for o in good if isfinite(getattr(o, name))]
             if total := sum(count for count, _ in pairs):
                 means[name] = sum(count * value for count, value in pairs) / total
-    return MetricRecord(means)  # type: ignore[arg-type]
+    return MetricRecord(means)
 
 
 def _refuse() -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fedl2p.core.settings import InnerLoop
-from fedl2p.federation.settings import Rounds
+from fedl2p.federation.settings import DEFAULT_ROUNDS, Rounds
 from fedl2p.methods.base.settings import MetaLearning
 from fedl2p.study.settings import Study
 
@@ -16,15 +16,7 @@ def learning(*, rounds: int, clients_per_round: int) -> Rounds:
     Clients send clipped hypergradients; the server takes one Adam step on their mean. Its rate
     fades out, so that the last state needs neither selection nor averaging.
     """
-    return Rounds(
-        rounds=rounds,
-        clients_per_round=clients_per_round,
-        strategy="fedadam",
-        server_rate=0.0075,
-        server_schedule="cosine",
-        server_tau=1e-8,
-        keep="last",
-    )
+    return dataclasses.replace(DEFAULT_ROUNDS, rounds=rounds, clients_per_round=clients_per_round)
 
 
 def published(study: Study, *, validation_batches: int) -> Study:

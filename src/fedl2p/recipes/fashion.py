@@ -17,7 +17,7 @@ METHODS = ("fedavg", "finetuning-global", "finetuning-client", "bestfixed", "loc
 
 @recipe
 def fashion(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
-    """Return the study; the whole job takes minutes on two cores.
+    """Return the study.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from fedl2p.study.settings import Study
 
 @recipe
 def fashionc(alpha: float = 0.1, *, as_published: bool = False, smoke: bool = False) -> Study:
-    """Return the study; the whole job takes minutes on two cores.
+    """Return the study.
 
     The global model is that of the recipe fashion under the same label skew.
 

@@ -14,7 +14,7 @@ from fedl2p.study.settings import Study
 
 @recipe
 def watch(*, smoke: bool = False) -> Study:
-    """Return the study; the whole job takes minutes on two cores.
+    """Return the study.
 
     Parameters
     ----------

@@ -81,7 +81,7 @@ def test_a_mix_of_0_or_1_equals_the_mixed_norm(
     net = FunctionalModel(settled(model))
     mix = torch.tensor([mixes[: len(net.sites.norms)]], dtype=torch.float64)
     rate = torch.full((1, len(net.sites.params)), 0.1, dtype=torch.float64)
-    start = net.start(1, statistics)  # type: ignore[arg-type]
+    start = net.start(1, statistics)
     before = {k: v.clone() for k, v in start.stats.items()}
     batches = [(x[None, ::2], y[None, ::2]), (x[None], y[None]), (x[None, :1], y[None, :1])]
     with InPlaceSGD(net, start, mix, rate) as steps:

@@ -78,7 +78,7 @@ def test_clients_are_cut_accordingly(measured: list[int], monkeypatch: pytest.Mo
     always = FunctionalModel(with_compute(model, Compute(stacking="always")))
     assert [len(s) for s in stacking.cut_into_stacks(always, people)] == [10, 4]
     with pytest.raises(ValueError, match="stacking is 'no'"):
-        Compute(stacking="no")  # type: ignore[arg-type]
+        Compute(stacking="no")
 
 
 def test_real_times_are_taken_and_leave_nothing_changed() -> None:

@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.flower import client_app
 from fedl2p.federation.flower import records as wire
 from fedl2p.federation.flower.client_app import answer, without_paths
 from fedl2p.federation.flower.client_directory import read_keys
@@ -306,3 +307,9 @@ def test_a_full_disk_is_said_and_not_where(caplog: pytest.LogCaptureFixture) -> 
     reply = answer(where, Message(content, 1, wire.MESSAGE_TYPES["train"]), context)
     assert reply.error.reason == "OSError: its disk is full; its log says more"
     assert "/srv/secret" in caplog.text, "the node's own log has it"
+
+
+def test_the_node_s_own_log_keeps_the_path(caplog: pytest.LogCaptureFixture) -> None:
+    left = client_app._failed("PermissionError: [Errno 13] denied: '/srv/ward 7/a.npz'")
+    assert left.reason == "PermissionError: [Errno 13] denied: '<path>'"
+    assert "/srv/ward 7/a.npz" in caplog.text

@@ -1,10 +1,9 @@
 """Whether a stack of clients takes less time than one by one, measured on this machine.
 
 Stacked convolutions are grouped ones, and how well a processor does those depends on the processor
-and on the shapes: stacks of ten take 0.9 of the time of ten clients alone for a small net on images
-of 8 x 8, and 1.6 of it on 16 x 16, on one and the same machine. So an inner step is timed at first
-use. The answer is stored in the user's cache folder, so that later runs, and other processes of
-the same run, cut the same stacks and give the same bits.
+and on the shapes (``benchmarks/cohorts.py``). So an inner step is timed at first use. The answer is
+stored in the user's cache folder, so that later runs, and other processes of the same run, cut the
+same stacks and give the same bits.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ SECONDS = 1.0
 """Processor time after which no further turn begins."""
 
 TURNS = 7
+"""Most turns; the shortest time counts."""
 
 log = logging.getLogger("fedl2p")
 
@@ -103,8 +103,7 @@ def _stored(key: str) -> bool | None:
 
 
 def _measure(net: FunctionalModel, x: Tree, size: int, key: str) -> bool:
-    rows = torch.arange(ROWS) % trees.length(x)
-    alone, stacked = _times(net, trees.rows(x, rows.to(trees.first_leaf(x).device)), size)
+    alone, stacked = _times(net, trees.rows(x, torch.arange(ROWS) % trees.length(x)), size)
     pays = stacked < size * alone
     log.info(
         "clients are computed %s: a step of %d takes %.2g of the time of as many alone",

@@ -37,6 +37,7 @@ from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
 from fedl2p.core.functional.randomness import drawing_from, watched
 from fedl2p.core.functional.recorded_objective import objective_of
+from fedl2p.core.functional.state_tensors import state_tensors
 from fedl2p.core.functional.workspace import Findings, Workspace, join
 from fedl2p.core.objective import Objective
 from fedl2p.core.settings import Statistics
@@ -350,7 +351,7 @@ class FunctionalModel:
     @cached_property
     def saved(self) -> dict[str, Tensor]:
         """The global model's tensors as ``state_dict`` names them."""
-        return dict(self.plain.state_dict())
+        return state_tensors(self.plain)
 
     @property
     def num_parameters(self) -> int:
@@ -535,8 +536,8 @@ class FunctionalModel:
             )
         work = self._workspace
         work.set_mode(training, "stacked", first_order=first_order)
-        # fused attention has no rule for vmap
         stats = {**self._own_buffers({}, len(mix)), **stats}
+        # fused attention has no rule for vmap
         with self._running(training, 0, twice=True):
             y, stats = vmap(work)(params, stats, mix, self._cast(x))
         return self._widened(y), stats

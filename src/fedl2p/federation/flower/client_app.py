@@ -132,7 +132,10 @@ def without_paths(reason: str) -> str:
 
 
 def _failed(reason: str) -> Error:
-    return Error(records.CLIENT_FAILED, without_paths(reason))
+    left = without_paths(reason)
+    if left != reason:
+        log.warning("%s", one_line(reason))  # the node's own log keeps the path
+    return Error(records.CLIENT_FAILED, left)
 
 
 def _kept(context: Context, key: str) -> State:
