@@ -200,6 +200,12 @@ def test_a_failed_client_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert "client-041 (unseen): no batch of two samples" in text
 
 
+def test_clients_that_failed_alike_share_a_line(tmp_path: Path) -> None:
+    names = ("client-041", "client-045")
+    _, text = page_of(tmp_path, failed=dict.fromkeys(names, "it diverged"))
+    assert "client-041, client-045 (unseen): it diverged" in text
+
+
 def test_strategies_that_stayed_with_their_clients(tmp_path: Path) -> None:
     make_run(tmp_path)
     for path in sorted((tmp_path / "clients" / "fedl2p").iterdir())[:20]:

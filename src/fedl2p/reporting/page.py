@@ -190,12 +190,15 @@ def _profile_parts(views: Sequence[ClientView]) -> str:
     )
 
 
-def _failures(run: RunFolder) -> dict[tuple[str, str, str], list[str]]:
-    """Return the methods by client, pool and reason."""
+def _failures(run: RunFolder) -> dict[tuple[str, str, tuple[str, ...]], list[str]]:
+    """Return the clients by pool, reason and the methods that failed."""
     methods: dict[tuple[str, str, str], list[str]] = {}
     for row in run.report.failures:
         methods.setdefault((row.client, row.pool, row.failure or ""), []).append(label(row.method))
-    return methods
+    clients: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (client, pool, reason), failed in methods.items():
+        clients.setdefault((pool, reason, tuple(failed)), []).append(client)
+    return clients
 
 
 def _best_score(run: RunFolder, pool: Pool) -> float | None:

@@ -194,8 +194,7 @@ class MixedNorm:
             self.values = mix, client_mean, client_var, torch.lerp(seen, self._one, momentum)
             return y
         with torch.no_grad():
-            var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
-            self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
+            self._batch_statistics(x, (-1,) + (1,) * (x.dim() - 2), momentum)
         return torch.batch_norm(
             x, weight, bias, self.running_mean, self.running_var, False, 0.0, eps, False
         )
