@@ -147,6 +147,7 @@ class MetaLearner:
                 statistics=self.inner.statistics,
                 following=None if config.mode in UNEQUAL_SIZES else batches[len(batches)],
                 optimizer=optimizer_of(self.inner),
+                bound=self.meta.bound,
             )
             gradient = stack_hypergradient(problem, config)
             scores.append((gradient.loss, gradient.accuracy))
@@ -159,8 +160,12 @@ class MetaLearner:
                 allow_unused=True,
                 materialize_grads=True,
             )
-            for weight, grad in zip(weights.values(), self._clipped(list(grads)), strict=True):
+            for (name, weight), grad in zip(
+                weights.items(), self._clipped(list(grads)), strict=True
+            ):
                 weight.grad = grad
+                if name.endswith("out.weight"):
+                    weight.grad = grad + self.meta.decay * weight.detach()
             optimizer.step()
         first_pass = scores[: max(1, len(validation) // max(1, self.meta.outer_epochs))]
         loss = torch.stack([s[0] for s in first_pass]).mean(0).tolist()

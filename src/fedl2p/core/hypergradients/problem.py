@@ -76,6 +76,7 @@ class Problem:
     statistics: Statistics = "corrected"
     following: tuple[Tree, Tree] | None = None
     optimizer: Optimizer | None = None
+    bound: float = 0.0
 
     def start(self) -> ModelState:
         """Return the state before the first inner step."""
@@ -136,10 +137,12 @@ def validation_gradients(
                     members = members.take(batch.members)
                     member_mix = mix.index_select(0, rows)
                 logits, _ = problem.net.logits(members, member_mix, x, training=False)
-                loss = objective.losses_of_many(logits, y) * share
+                each = objective.each_of_many(logits, y)
+                judged = each if not problem.bound else (1 - (-problem.bound * each).exp()) / problem.bound
                 # into .grad, tensor by tensor: two whole gradients at a time would take more memory
-                loss.sum().backward(inputs=inputs)
+                (objective.mean_of_many(judged, y) * share).sum().backward(inputs=inputs)
             with torch.no_grad():
+                loss = objective.mean_of_many(each, y) * share
                 metric = objective.mean_metric(logits, y) * share
             scores += torch.stack([loss.detach(), metric])
         pieces.append((batch.members, {"loss": scores[0], "accuracy": scores[1]}))

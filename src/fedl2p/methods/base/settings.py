@@ -157,6 +157,8 @@ class MetaLearning:
     base_rate: float = 1.0
     clip: Literal["value", "norm", "none"] = "norm"
     clip_at: float = 1.0
+    bound: float = 0.0
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole(
