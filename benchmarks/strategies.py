@@ -279,7 +279,8 @@ def pretrained(study: Study, cache: Path) -> tuple[Population, nn.Module, nn.Mod
     if not path.exists():
         fedavg = methods.build(methods.PRETRAINING, study.settings)
         rounds, seed = study.pretrain, study.seed
-        done = federate(fedavg, initial, population, rounds=rounds, seed=seed, stage="pretrain")
+        trained_on = population.pretraining() or population
+        done = federate(fedavg, initial, trained_on, rounds=rounds, seed=seed, stage="pretrain")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(done.state, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
