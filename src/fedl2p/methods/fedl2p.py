@@ -135,7 +135,7 @@ class MetaLearner:
         scores: list[tuple[Tensor, Tensor]] = []
         validation = self._validation_batches(clients)
         for step, of_step in enumerate(validation):
-            hyperparams = self.nets.per_client(weights, profile)
+            hyperparams = self.nets.per_client(weights, self._noisy(profile, clients, step))
             seeds = [derive_seed(c.seed, "inner", step) for c in clients]
             batches = inner_batches(net, data, seeds, self.inner, align="end")
             problem = Problem(
@@ -174,6 +174,24 @@ class MetaLearner:
             ({k: v.detach()[j] for k, v in weights.items()}, metrics_of(loss[j], accuracy[j]))
             for j in range(len(clients))
         ]
+
+    def _noisy(self, profile: Profile, clients: Sequence[Client], step: int) -> Profile:
+        if not self.meta.noise:
+            return profile
+        fields = profile.tensors()
+        rng = [generator(c.seed, "noise", step) for c in clients]
+        noisy = {}
+        for name, value in fields.items():
+            draw = torch.stack([torch.randn(value.shape[1:], generator=g) for g in rng]).to(value)
+            scale = {"moments": None, "labels": 0.3}.get(name, 1.0)
+            if name == "moments":
+                noisy[name] = value + 0.2 * self.meta.noise * draw
+            elif name == "labels" or name == "loss":
+                noisy[name] = value
+            else:
+                k = 2.0 if name in ("gradients", "size") else 1.0
+                noisy[name] = value * (k * self.meta.noise * draw).exp()
+        return dataclasses.replace(profile, **noisy)
 
     def _optimizer(self, weights: State) -> torch.optim.Optimizer:
         # both are elementwise, so that stacked weights are stepped as C clients would be

@@ -138,7 +138,11 @@ def validation_gradients(
                     member_mix = mix.index_select(0, rows)
                 logits, _ = problem.net.logits(members, member_mix, x, training=False)
                 each = objective.each_of_many(logits, y)
-                judged = each if not problem.bound else (1 - (-problem.bound * each).exp()) / problem.bound
+                judged = each
+                if problem.bound < 0:
+                    judged = objective.each_of_many(_tempered(logits, y, -problem.bound), y)
+                elif problem.bound:
+                    judged = (1 - (-problem.bound * each).exp()) / problem.bound
                 # into .grad, tensor by tensor: two whole gradients at a time would take more memory
                 (objective.mean_of_many(judged, y) * share).sum().backward(inputs=inputs)
             with torch.no_grad():
@@ -158,3 +162,14 @@ def validation_gradients(
 
 def _grad(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _tempered(logits: Tensor, y: Tensor, most: float) -> Tensor:
+    clients, n, classes = logits.shape
+    inverse = torch.logspace(0, -1, 25, base=most, dtype=logits.dtype)
+    with torch.no_grad():
+        scaled = logits.detach().unsqueeze(0) * inverse.view(-1, 1, 1, 1)
+        logp = scaled.log_softmax(-1)
+        losses = -logp.gather(-1, y.long().view(1, clients, n, 1).expand(len(inverse), -1, -1, -1))
+        best = inverse[losses.squeeze(-1).mean(-1).argmin(0)]
+    return logits * best.view(-1, 1, 1)

@@ -159,6 +159,7 @@ class MetaLearning:
     clip_at: float = 1.0
     bound: float = 0.0
     decay: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole(
