@@ -70,7 +70,7 @@ def _command(args: list[str]) -> Callable[[], int]:
     # torch alone takes more than a second, and help needs settings only.
     prints_text = not HELP.isdisjoint(args) or args[:1] == ["recipes"]
     with delayed_imports("torch", "numpy") if prints_text else contextlib.nullcontext():
-        from fedl2p.cli import data, run
+        from fedl2p.cli import audit, data, run
         from fedl2p.cli.compare import Compare
         from fedl2p.cli.explain import Explain
         from fedl2p.cli.personalize import Personalize
@@ -78,14 +78,17 @@ def _command(args: list[str]) -> Callable[[], int]:
         from fedl2p.cli.report import Report
         from fedl2p.cli.table import Table
 
-    # The options of run depend on the recipe, those of data on the data set.
+    # The options of run and audit depend on the recipe, those of data on the data set.
     if args[:1] == ["run"]:
         return run.command(args[1:])
+    if args[:1] == ["audit"]:
+        return audit.command(args[1:])
     if args[:1] == ["data"]:
         return data.command(args[1:])
     app = SubcommandApp()
     for name, (kind, summary) in {
         "run": (_ParsedElsewhere, "run a recipe: fedl2p run RECIPE --out DIR"),
+        "audit": (_ParsedElsewhere, "does it pay on these clients?: fedl2p audit RECIPE --out DIR"),
         "table": (Table, "run a recipe under several seeds: fedl2p table RECIPE"),
         "personalize": (Personalize, "a new client: --run DIR --data FILE.npz --out DIR"),
         "explain": (Explain, "a client's hyperparameters: --run DIR --client NAME"),

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
@@ -18,6 +18,8 @@ from fedl2p.cli.resumable import progress_bar, resumable
 from fedl2p.cli.run_options import REGISTRY, shown_options
 from fedl2p.runs import layout
 from fedl2p.study.settings import Study
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +47,7 @@ class Run:
 
     def __call__(self) -> int:
         """Run or resume the study, print the report, and return the exit status."""
-        user_code.import_user_module(self.study.model, what="model")
-        for method in self.study.methods:
-            user_code.import_user_module(method, what="method")
-        for name in self.study.objective_code:
-            user_code.import_user_module(name, what="objective")
+        import_code(self.study)
         return resumable(self._run, again=self._again())
 
     def _run(self) -> None:
@@ -77,6 +75,15 @@ class Run:
         if any(map(user_code.is_user_code, self.study.methods)):
             words += ["--methods", *self.study.methods]
         return shlex.join(words)
+
+
+def import_code(study: Study) -> None:
+    """Import the modules of a user's that a study names."""
+    user_code.import_user_module(study.model, what="model")
+    for method in study.methods:
+        user_code.import_user_module(method, what="method")
+    for name in study.objective_code:
+        user_code.import_user_module(name, what="objective")
 
 
 def command(args: list[str]) -> Callable[[], int]:
@@ -107,14 +114,21 @@ def command(args: list[str]) -> Callable[[], int]:
 
 def _parse(name: str, args: list[str], study: Study) -> Run:
     """Return the command with the given options, others as in the study; or print help."""
-    default, prog = Run(out=tyro.MISSING, study=study), f"fedl2p run {name}"
+    default = Run(out=tyro.MISSING, study=study)
+    return parse_options(default, args, prog=f"fedl2p run {name}", about="Run a recipe.")
+
+
+def parse_options(default: T, args: list[str], *, prog: str, about: str) -> T:
+    """Return a command that has a study, with the given options; or print help."""
     if "--help-all" in args:
         args = ["--help"]
     elif not HELP.isdisjoint(args):
-        about = f"Run a recipe. All options: {prog} --help-all"
+        about = f"{about} All options: {prog} --help-all"
         parse(tyro.cli, ["--help"], prog=prog, f=shown_options(default), description=about)
-    run: Run = parse(tyro.cli, args, prog=prog, f=Run, default=default, registry=REGISTRY)
-    return run
+    parsed: T = parse(
+        tyro.cli, args, prog=prog, f=type(default), default=default, registry=REGISTRY
+    )
+    return parsed
 
 
 def _stored(run: Run) -> Study:

@@ -35,7 +35,7 @@ SHOWN = {
         "settings.finetune.epochs settings.finetune.batch_size settings.finetune.early_stopping "
         "settings.finetune_rate settings.meta.nets.base_rate settings.meta.hypergradient.mode",
     ),
-    "output": ("Where and how.", "out resume engine device"),
+    "output": ("Where and how.", "out resume folds engine device"),
 }
 """The options in ``--help`` by group, with the group's description.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedl2p.core import trees
-from fedl2p.core.objective import Objective
+from fedl2p.core.objective import Objective, classes_last
 from fedl2p.core.trees import Tree
 
 LEAST_WEIGHT = 1e-3
@@ -37,6 +37,7 @@ class LabelledStatistics:
         self._gradients = {k: torch.zeros_like(p, dtype=dtype) for k, p in parameters.items()}
         self._count, self._loss, self._metric = 0.0, 0.0, 0.0
         self._values: list[Counter[int]] = []
+        self._predicted: Counter[tuple[int, int]] = Counter()
 
     def add(self, outputs: Any, y: Tree) -> None:
         """Add a batch, outputs of the model with their graph and targets, (n, ...)."""
@@ -64,6 +65,7 @@ class LabelledStatistics:
         self._loss += float(loss.detach()) * counted
         self._metric += 0.0 if metrics is None else float(metrics.double().sum())
         self._count_labels(y)
+        self._count_predictions(outputs, y)
 
     def _count_labels(self, y: Tree) -> None:
         """Count labels: those of cross-entropy, the columns of bce, a callable's whole numbers."""
@@ -81,22 +83,46 @@ class LabelledStatistics:
             values, counts = column.flatten().unique(return_counts=True)
             counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
+    def _count_predictions(self, outputs: Any, y: Tree) -> None:
+        """Count pairs (predicted class, label) of cross-entropy."""
+        aim = self._objective
+        if aim.loss != "cross-entropy":
+            return
+        assert isinstance(y, Tensor)
+        predicted, labels = classes_last(outputs.detach(), y).argmax(-1).flatten(), y.flatten()
+        if aim.ignore_index is not None:
+            predicted, labels = (t[labels != aim.ignore_index] for t in (predicted, labels))
+        self._predicted.update(zip(predicted.tolist(), labels.tolist(), strict=True))
+
     def loss(self) -> Tensor:
         """Return mean loss and mean accuracy, shape (2,); without an accuracy it is 0."""
         count = max(self._count, 1.0)
         return torch.tensor([self._loss / count, self._metric / count], dtype=torch.float64)
 
     def labels(self) -> Tensor:
-        """Return entropy and number of the labels, shape (2,), the mean of bce's columns.
+        """Return entropy and number of the labels, and their agreement, shape (3,).
 
-        Both are 0 where targets are no class labels.
+        The first two are the mean of bce's columns; they are 0 where targets are no class labels.
         """
         seen = [torch.tensor([*c.values()], dtype=torch.float64) for c in self._values if c]
         if not seen:
-            return torch.zeros(2, dtype=torch.float64)
+            return torch.tensor([0.0, 0.0, self._agreement()], dtype=torch.float64)
         entropies = [torch.special.entr(n / n.sum()).sum() for n in seen]
         classes = [torch.tensor(float(len(n)), dtype=torch.float64) for n in seen]
-        return torch.stack([torch.stack(entropies).mean(), torch.stack(classes).mean()])
+        means = [torch.stack(entropies).mean(), torch.stack(classes).mean()]
+        return torch.stack([*means, torch.tensor(self._agreement(), dtype=torch.float64)])
+
+    def _agreement(self) -> float:
+        """Return the share of pairs of examples with one prediction that have one label.
+
+        Half of a pair more agrees, and half does not, so that a few pairs do not say much.
+        """
+        of_class: Counter[int] = Counter()
+        for (predicted, _), count in self._predicted.items():
+            of_class[predicted] += count
+        pairs = sum(n * (n - 1) / 2 for n in of_class.values())
+        agree = sum(n * (n - 1) / 2 for n in self._predicted.values())
+        return (agree + 0.5) / (pairs + 1)
 
     def gradients(self) -> Tensor:
         """Return norm of the mean loss's gradient / norm of the weights, per tensor, (P,)."""

@@ -12,7 +12,8 @@ divergences nats, one per norm                   ``log(0.001 + x) + 1.5``
 moments     mean and deviation, two per layer    as they are
 gradients   gradient / weight, one per tensor    ``log(0.001 + x) / 2``
 loss        mean loss; accuracy in [0, 1]        ``log(0.001 + x) / 2``; ``2 x - 1``
-labels      entropy in nats; number of classes   ``x - 1.5``; ``log(x) - 1.5``
+labels      entropy in nats; number of classes;  ``x - 1.5``; ``log(x) - 1.5``;
+            agreement in [0, 1]                  ``4 x - 2``
 size        number of examples                   ``log(x) / 2 - 2``
 =========== ==================================== ===================================
 
@@ -68,8 +69,10 @@ def _loss_as_read(x: Tensor) -> Tensor:
 
 
 def _labels_as_read(x: Tensor) -> Tensor:
-    entropy, classes = x.unbind(-1)
-    return torch.stack([entropy - 1.5, classes.clamp_min(1).log() - 1.5], -1)
+    entropy, classes, agreement = x.unbind(-1)
+    return torch.stack(
+        [entropy - 1.5, classes.clamp_min(1).log() - 1.5, 4 * agreement - 2], -1
+    )
 
 
 GROUPS: Mapping[ProfileGroup, Group] = {
@@ -101,8 +104,8 @@ GROUPS: Mapping[ProfileGroup, Group] = {
     ),
     "labels": Group(
         "labels",
-        lambda _: ("label entropy", "number of classes"),
-        (" nats", ""),
+        lambda _: ("label entropy", "number of classes", "label agreement"),
+        (" nats", "", ""),
         _labels_as_read,
     ),
     "size": Group(

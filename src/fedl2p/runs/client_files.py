@@ -152,7 +152,7 @@ def _keys(sites: Sites) -> dict[str, tuple[str, ...]]:
     return {
         "gradients": sites.params,
         "loss": ("loss", "accuracy"),
-        "labels": ("entropy", "classes"),
+        "labels": ("entropy", "classes", "agreement"),
         "size": ("examples",),
     }
 
