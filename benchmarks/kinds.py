@@ -1,26 +1,25 @@
 """What is FedL2P worth where clients differ in kind?
 
-Studies on the recipes digits and kinds. Each is a grid of rows x seeds; every seed opens its clients
-and pre-trains its global model once, and all rows meet the same clients and batches.
+Studies on the recipes digits and kinds. Each is a grid of rows x seeds; every seed opens its
+clients and pre-trains its global model once, and all rows meet the same clients and batches.
 
 learning  how the meta-nets are learned, one setting changed per row (seeds on which we choose)
-final     FedL2P against everything else, and the profile taken apart (seeds opened for it only)
-main      the rows of final without the profile taken apart, for recipes that take long
+main      FedL2P against everything else (seeds opened for it only)
+profile   the profile taken apart, and the bounds
 
     python benchmarks/kinds.py learning digits --seeds 0-2
-    python benchmarks/kinds.py final digits --seeds 200-209
-    python benchmarks/kinds.py final digits_early_stopping --seeds 200-202
+    python benchmarks/kinds.py main digits --seeds 200-209
 
-Results are appended to kinds-RECIPE.jsonl as they come, one line per row and seed with every client's
-accuracy; a second call computes what is missing or whose settings have changed. The table is written
-beside it.
+Results are appended to kinds-RECIPE.jsonl as they come, one line per row and seed with every
+client's accuracy; a second call computes what is missing or whose settings have changed. The table
+is written beside it.
 
-The row "grid" fine-tunes every client at every point of the grid, once on its training part, judged
-on its validation part, and once on what the last fine-tuning reads, judged on its test part. From
-it come the best single setting (the point of lowest loss over the validation examples of all seen
-clients, as bestfixed has it), grid search per client (the point of lowest loss on the client's
-own), and bounds that no method reaches: the point of best test accuracy of all clients, of all
-clients of a kind, of each client.
+The row "searches" tries every point of the grid on every client, fine-tuned on its training part
+and judged on its validation part. From it come the best single setting (the point of lowest loss
+over the validation examples of all seen clients, as bestfixed has it) and grid search per client
+(the point of lowest loss on the client's own). The row "bounds" judges every point on the test
+parts, after the last fine-tuning: the point of best test accuracy of all clients of a pool, of all
+those of a kind, of each client. No method reaches these.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,13 @@ from strategies import (
     pretrained,
     seeds_of,
 )
-from torch import nn
 
 from fedl2p import methods
+from fedl2p.core.hyperparams import Hyperparams
+from fedl2p.core.settings import InnerLoop
 from fedl2p.core.working_copies import working_copies
-from fedl2p.data.population import Population
-from fedl2p.method import Client, State
-from fedl2p.methods.finetuning import FineTuning
+from fedl2p.method import Outcome, State
+from fedl2p.methods.base.personalizing import personalize_with
 from fedl2p.methods.gridsearch import search
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.runs.results import TOLERANCE
@@ -65,10 +64,10 @@ LEARN = "learn."
 
 GROUPS = ("divergences", "moments", "gradients", "loss", "labels", "size")
 
-FEDL2P, GRID = "FedL2P", "grid"
+FEDL2P, SEARCHES, BOUNDS = "FedL2P", "searches", "bounds"
 
 MAIN = (
-    Row(GRID),
+    Row(SEARCHES),
     Row("fine-tuning, global statistics", "finetuning-global"),
     Row("fine-tuning, client statistics", "finetuning-client"),
     Row("constants instead of nets", "fedl2p-constant"),
@@ -77,12 +76,16 @@ MAIN = (
     Row("FedL2P, published profile", changes={NETS + "profile": ["published"]}),
 )
 
-WITHOUT = tuple(
-    Row(
-        f"FedL2P, without {group}",
-        changes={NETS + "profile": [g for g in GROUPS if g != group]},
-    )
-    for group in GROUPS
+PROFILE = (
+    Row(FEDL2P),
+    Row(BOUNDS),
+    *(
+        Row(
+            f"FedL2P, without {group}",
+            changes={NETS + "profile": [g for g in GROUPS if g != group]},
+        )
+        for group in GROUPS
+    ),
 )
 
 LEARNING = (
@@ -92,12 +95,17 @@ LEARNING = (
     Row("agreement", changes={LEARN + "average_decay": 0.90001}),
     Row("agreement, bound 1", changes={META + "bound": 1.0, LEARN + "average_decay": 0.90001}),
     Row("agreement, bound 0.3", changes={META + "bound": 0.3, LEARN + "average_decay": 0.90001}),
-    Row("agreement, mix 0.1", changes={NETS + "initial_mix": 0.1, LEARN + "average_decay": 0.90001}),
+    Row(
+        "agreement, mix 0.1", changes={NETS + "initial_mix": 0.1, LEARN + "average_decay": 0.90001}
+    ),
     Row("temperature 10", changes={META + "bound": -10.0}),
     Row("temperature 100", changes={META + "bound": -100.0}),
     Row("temperature 10, noise 0.3", changes={META + "bound": -10.0, META + "noise": 0.3}),
     Row("temperature 10, decay 0.1", changes={META + "bound": -10.0, META + "decay": 0.1}),
-    Row("temperature 10, 60 rounds of 15", changes={META + "bound": -10.0, LEARN + "rounds": 60, LEARN + "clients_per_round": 15}),
+    Row(
+        "temperature 10, 60 rounds of 15",
+        changes={META + "bound": -10.0, LEARN + "rounds": 60, LEARN + "clients_per_round": 15},
+    ),
     Row("60 rounds of 15", changes={LEARN + "rounds": 60, LEARN + "clients_per_round": 15}),
     Row("bound 0.3", changes={META + "bound": 0.3}),
     Row("clients the same", changes={LEARN + "weighting": "clients"}),
@@ -110,7 +118,7 @@ LEARNING = (
     Row("base rate 0.02", changes={NETS + "base_rate": 0.02}),
 )
 
-STUDIES = {"learning": LEARNING, "final": (*MAIN, *WITHOUT), "main": MAIN}
+STUDIES = {"learning": LEARNING, "main": MAIN, "profile": PROFILE}
 
 
 class Seed:
@@ -125,8 +133,10 @@ class Seed:
     def run(self, row: Row) -> Result:
         """Return every client's numbers under one row."""
         study, began = row.study(self.seed), time.process_time()
-        if row.name == GRID:
-            clients = grid(study, self.model, self.clients, self.population)
+        if row.name == SEARCHES:
+            clients = self._searches(study)
+        elif row.name == BOUNDS:
+            clients = self._bounds(study)
         else:
             clients = self._personalized(row, study)
         return {
@@ -141,50 +151,73 @@ class Seed:
     def _personalized(self, row: Row, study: Study) -> dict[str, Any]:
         method = methods.build(row.method, study.settings)
         state: State
-        state, _, learning = learned(study, method, self.model, self.population, self.cache)
+        state, _, _ = learned(study, method, self.model, self.population, self.cache)
         given = given_profiles(row, study, self.model, self.population, self.clients)
         outcomes = method.personalize(self.model, state, given)
         return {
             o.client: {
-                "kind": self.population.about(o.client).get("kind", ""),
-                "n": o.num_train,
-                "before": _round(o.accuracy_before),
+                **self._about(o),
                 "after": _round(o.accuracy),
-                "tested": o.num_test,
                 "mix": _rounds(o.hyperparams.mix.tolist()) if o.hyperparams else None,
                 "rate": _rounds(o.hyperparams.rate.tolist()) if o.hyperparams else None,
                 "seconds": round(o.seconds, 5),
-                "diverged": o.failure is not None,
             }
             for o in outcomes
         }
 
-
-def grid(
-    study: Study, model: nn.Module, clients: Sequence[Client], population: Population
-) -> dict[str, Any]:
-    """Return what every client gets at every point of the grid."""
-    points, inner = study.settings.grid.points, study.settings.finetune
-    net = working_copies(model).net
-    began = time.process_time()
-    losses, _ = search(net, clients, study.settings.grid, inner)
-    searching = (time.process_time() - began) / len(clients)
-    tests = [
-        FineTuning(name="point", mix=mix, rate=rate, inner=inner).personalize(model, {}, clients)
-        for mix, rate in points
-    ]
-    return {
-        c.name: {
-            "kind": population.about(c.name).get("kind", ""),
-            "before": _round(tests[0][i].accuracy_before),
-            "tested": tests[0][i].num_test,
-            "weight": c.data.validation.num if c.data.validation else 0,
-            "losses": _rounds(losses[i].tolist()),
-            "after": [_round(test[i].accuracy) for test in tests],
-            "seconds": round(searching + tests[0][i].seconds, 5),
+    def _searches(self, study: Study) -> dict[str, Any]:
+        points, inner = study.settings.grid.points, study.settings.finetune
+        net = working_copies(self.model).net
+        began = time.process_time()
+        losses, _ = search(net, self.clients, study.settings.grid, inner)
+        seconds = (time.process_time() - began) / len(self.clients)
+        weights = [c.data.validation.num for c in self.clients if c.data.validation]
+        seen = range(len(self.population.seen))
+        total = torch.stack([weights[i] * losses[i] for i in seen]).sum(0)
+        single = [points[int(total.argmin())]] * len(self.clients)
+        own = [points[i] for i in losses.argmin(1).tolist()]
+        single_after, own_after = (self._at(points, inner) for points in (single, own))
+        return {
+            o.client: {
+                **self._about(o),
+                "single": _round(o.accuracy),
+                "own": _round(other.accuracy),
+                "points": [single[i], own[i]],
+                "seconds": round(seconds + other.seconds, 5),
+            }
+            for i, (o, other) in enumerate(zip(single_after, own_after, strict=True))
         }
-        for i, c in enumerate(clients)
-    }
+
+    def _bounds(self, study: Study) -> dict[str, Any]:
+        points, inner = study.settings.grid.points, study.settings.finetune
+        tried = [self._at([point] * len(self.clients), inner) for point in points]
+        return {
+            o.client: {**self._about(o), "after": [_round(t[i].accuracy) for t in tried]}
+            for i, o in enumerate(tried[0])
+        }
+
+    def _at(self, points: Sequence[tuple[float, float]], inner: InnerLoop) -> list[Outcome]:
+        """Return the outcomes of fine-tuning each client at a point of its own."""
+        sites = working_copies(self.model).net.sites
+        given = {
+            c.name: Hyperparams.constant(sites, mix=mix, rate=rate)
+            for c, (mix, rate) in zip(self.clients, points, strict=True)
+        }
+        return personalize_with(
+            self.model,
+            self.clients,
+            inner,
+            lambda clients: (Hyperparams.stack([given[c.name] for c in clients]), None),
+        )
+
+    def _about(self, outcome: Outcome) -> dict[str, Any]:
+        return {
+            "kind": self.population.about(outcome.client).get("kind", ""),
+            "n": outcome.num_train,
+            "before": _round(outcome.accuracy_before),
+            "tested": outcome.num_test,
+            "diverged": outcome.failure is not None,
+        }
 
 
 def _round(value: float) -> float:
@@ -213,50 +246,43 @@ class Judged:
         return self.before - self.after > max(TOLERANCE, 1 / self.tested) + 1e-9
 
 
-def judged(result: Result) -> dict[str, Judged]:
-    """Return the clients of a row."""
-    return {
-        name: Judged(c["kind"], c["before"], c["after"], c["tested"])
-        for name, c in result["clients"].items()
-    }
-
-
-def from_grid(result: Result) -> dict[str, dict[str, Judged]]:
-    """Return the rows that the grid of one seed has in it."""
+def rows_of(result: Result) -> dict[str, dict[str, Judged]]:
+    """Return the rows of the table that a line of the results file has in it."""
     clients = result["clients"]
-    points = range(len(next(iter(clients.values()))["after"]))
-    seen = [c for name, c in clients.items() if name.startswith("seen")]
-    kinds = sorted({c["kind"] for c in clients.values()})
 
-    def best(members: Sequence[Mapping[str, Any]]) -> int:
-        return max(points, key=lambda p: statistics.fmean(c["after"][p] for c in members))
-
-    single = min(points, key=lambda p: sum(c["weight"] * c["losses"][p] for c in seen))
-    own = {k: min(points, key=lambda p: clients[k]["losses"][p]) for k in clients}
-    pools = {k: k.split("-")[0] for k in clients}
-    of = {
-        (pool, kind): best(
-            [c for k, c in clients.items() if pools[k] == pool and kind in ("", c["kind"])]
-        )
-        for pool in set(pools.values())
-        for kind in ("", *kinds)
-    }
-    chosen = {
-        "best single mix and rate": dict.fromkeys(clients, single),
-        "grid search per client": own,
-        "bound: best single on test data": {k: of[pools[k], ""] for k in clients},
-        "bound: best per kind on test data": {k: of[pools[k], clients[k]["kind"]] for k in clients},
-        "bound: best per client on test data": {k: best([clients[k]]) for k in clients},
-    }
-    rows = {
-        name: {
-            k: Judged(c["kind"], c["before"], c["after"][choice[k]], c["tested"])
-            for k, c in clients.items()
+    def row(after: Mapping[str, float]) -> dict[str, Judged]:
+        return {
+            k: Judged(c["kind"], c["before"], after[k], c["tested"]) for k, c in clients.items()
         }
-        for name, choice in chosen.items()
+
+    if result["row"] == SEARCHES:
+        return {
+            "global model": row({k: c["before"] for k, c in clients.items()}),
+            "best single mix and rate": row({k: c["single"] for k, c in clients.items()}),
+            "grid search per client": row({k: c["own"] for k, c in clients.items()}),
+        }
+    if result["row"] != BOUNDS:
+        return {result["row"]: row({k: c["after"] for k, c in clients.items()})}
+
+    def bound(group: Callable[[str], object]) -> dict[str, Judged]:
+        groups: dict[object, list[str]] = {}
+        for k in clients:
+            groups.setdefault(group(k), []).append(k)
+        points = range(len(next(iter(clients.values()))["after"]))
+        best = {
+            g: max(points, key=lambda p: sum(clients[k]["after"][p] for k in members))
+            for g, members in groups.items()
+        }
+        return row({k: c["after"][best[group(k)]] for k, c in clients.items()})
+
+    def pool(name: str) -> str:
+        return name.split("-")[0]
+
+    return {
+        "bound: best single on test data": bound(pool),
+        "bound: best per kind on test data": bound(lambda k: (pool(k), clients[k]["kind"])),
+        "bound: best per client on test data": bound(lambda k: k),
     }
-    none = {k: Judged(c["kind"], c["before"], c["before"], c["tested"]) for k, c in clients.items()}
-    return {"global model": none, **rows}
 
 
 Table = Mapping[str, Mapping[int, Mapping[str, Judged]]]
@@ -267,8 +293,7 @@ def table_of(results: Sequence[Result]) -> Table:
     """Return all rows of one recipe."""
     rows: dict[str, dict[int, dict[str, Judged]]] = {}
     for result in results:
-        found = from_grid(result) if result["row"] == GRID else {result["row"]: judged(result)}
-        for name, clients in found.items():
+        for name, clients in rows_of(result).items():
             rows.setdefault(name, {})[result["seed"]] = clients
     return rows
 
@@ -294,7 +319,9 @@ def interval(values: Sequence[float], form: str = ".1f") -> str:
 
 def markdown(rows: Table, reference: str = FEDL2P) -> str:
     """Return the table of a recipe."""
-    kinds = sorted({c.kind for own in rows.values() for seed in own.values() for c in seed.values()})
+    kinds = sorted(
+        {c.kind for own in rows.values() for seed in own.values() for c in seed.values()}
+    )
     head = ["method", "seeds", "seen", "unseen", f"{reference} minus it, unseen", "above it in",
             "unseen made worse", *(k for k in kinds if k)]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -325,14 +352,15 @@ def cost(results: Sequence[Result]) -> str:
         row: statistics.fmean(
             c["seconds"] for r in results if r["row"] == row for c in r["clients"].values()
         )
-        for row in (FEDL2P, GRID)
+        for row in (FEDL2P, SEARCHES)
         if any(r["row"] == row for r in results)
     }
     if len(seconds) < 2:
         return ""
+    own, search = seconds[FEDL2P], seconds[SEARCHES]
     return (
-        f"A client's personalization takes {seconds[FEDL2P]:.4f} s by FedL2P, fine-tuning included, "
-        f"and {seconds[GRID]:.4f} s by grid search: {100 * seconds[FEDL2P] / seconds[GRID]:.1f} %."
+        f"A client's personalization takes {own:.4f} s by FedL2P, fine-tuning included, and "
+        f"{search:.4f} s by grid search: {100 * own / search:.1f} %."
     )
 
 

@@ -70,9 +70,7 @@ def _loss_as_read(x: Tensor) -> Tensor:
 
 def _labels_as_read(x: Tensor) -> Tensor:
     entropy, classes, agreement = x.unbind(-1)
-    return torch.stack(
-        [entropy - 1.5, classes.clamp_min(1).log() - 1.5, 4 * agreement - 2], -1
-    )
+    return torch.stack([entropy - 1.5, classes.clamp_min(1).log() - 1.5, 4 * agreement - 2], -1)
 
 
 GROUPS: Mapping[ProfileGroup, Group] = {

@@ -165,7 +165,7 @@ def _grad(leaf: Tensor) -> Tensor:
 
 
 def _tempered(logits: Tensor, y: Tensor, most: float) -> Tensor:
-    clients, n, classes = logits.shape
+    clients, n = logits.shape[:2]
     inverse = torch.logspace(0, -1, 25, base=most, dtype=logits.dtype)
     with torch.no_grad():
         scaled = logits.detach().unsqueeze(0) * inverse.view(-1, 1, 1, 1)
