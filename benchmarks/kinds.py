@@ -90,32 +90,14 @@ PROFILE = (
 
 LEARNING = (
     Row(FEDL2P),
-    Row("bound 0.7", changes={META + "bound": 0.7}),
-    Row("bound 1", changes={META + "bound": 1.0}),
-    Row("agreement", changes={LEARN + "average_decay": 0.90001}),
-    Row("agreement, bound 1", changes={META + "bound": 1.0, LEARN + "average_decay": 0.90001}),
-    Row("agreement, bound 0.3", changes={META + "bound": 0.3, LEARN + "average_decay": 0.90001}),
-    Row(
-        "agreement, mix 0.1", changes={NETS + "initial_mix": 0.1, LEARN + "average_decay": 0.90001}
-    ),
-    Row("temperature 10", changes={META + "bound": -10.0}),
-    Row("temperature 100", changes={META + "bound": -100.0}),
-    Row("temperature 10, noise 0.3", changes={META + "bound": -10.0, META + "noise": 0.3}),
-    Row("temperature 10, decay 0.1", changes={META + "bound": -10.0, META + "decay": 0.1}),
-    Row(
-        "temperature 10, 60 rounds of 15",
-        changes={META + "bound": -10.0, LEARN + "rounds": 60, LEARN + "clients_per_round": 15},
-    ),
-    Row("60 rounds of 15", changes={LEARN + "rounds": 60, LEARN + "clients_per_round": 15}),
-    Row("bound 0.3", changes={META + "bound": 0.3}),
+    Row("saturation 0", changes={META + "saturation": 0.0}),
+    Row("saturation 0.7", changes={META + "saturation": 0.7}),
     Row("clients the same", changes={LEARN + "weighting": "clients"}),
-    Row("60 rounds", changes={LEARN + "rounds": 60}),
-    Row("server rate 0.015", changes={LEARN + "server_rate": 0.015}),
-    Row("server rate 0.03", changes={LEARN + "server_rate": 0.03}),
-    Row("decay 0.01", changes={META + "decay": 0.01}),
-    Row("decay 0.1", changes={META + "decay": 0.1}),
-    Row("initial mix 0.2", changes={NETS + "initial_mix": 0.2}),
-    Row("base rate 0.02", changes={NETS + "base_rate": 0.02}),
+    Row(
+        "60 rounds of half as many", changes={LEARN + "rounds": 60, LEARN + "clients_per_round": 15}
+    ),
+    Row("initial mix 0.1", changes={NETS + "initial_mix": 0.1}),
+    Row("constants instead of nets", "fedl2p-constant"),
 )
 
 STUDIES = {"learning": LEARNING, "main": MAIN, "profile": PROFILE}

@@ -16,7 +16,17 @@ from fedl2p.cli import run
 from fedl2p.cli.run_options import SHOWN
 from support.command import call
 
-COMMANDS = ("run", "table", "personalize", "explain", "compare", "report", "recipes", "data")
+COMMANDS = (
+    "run",
+    "audit",
+    "table",
+    "personalize",
+    "explain",
+    "compare",
+    "report",
+    "recipes",
+    "data",
+)
 
 
 def options_in(printed: str) -> dict[str, str]:
@@ -58,6 +68,7 @@ def test_recipes_have_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     "args",
     [
         *(["run", "digits", "--help"], ["run", "digits", "--help-all"]),
+        ["audit", "digits", "--help"],
         *(["run", "npz", "--help-all"], ["run", "speech", "--help-all"]),
         *(["personalize", "--help"], ["explain", "--help"], ["table", "--help"]),
         *(["compare", "--help"], ["report", "--help"], ["data", "get", "--help"]),
@@ -101,7 +112,7 @@ def test_the_table_of_main_options_names_options_only(capsys: pytest.CaptureFixt
         option
         for name in recipes.names()
         for option in options_in(shown(capsys, "run", name, "--help-all"))
-    }
+    } | {*options_in(shown(capsys, "audit", "digits", "--help-all"))}
     listed = [path for _, paths in SHOWN.values() for path in paths.split()]
     assert {f"--{path.replace('_', '-')}" for path in listed} <= known
     assert len(set(listed)) == len(listed)

@@ -59,11 +59,17 @@ def test_a_linear_model_has_a_closed_form() -> None:
     norms = ((away.T @ x / 9).norm(), away.mean(0).norm())
     wanted = [g / p.detach().norm() for g, p in zip(norms, model.parameters(), strict=True)]
     torch.testing.assert_close(ours.gradients, torch.stack(wanted))
-    right = outputs.argmax(1).eq(y).double().mean()
+    guessed = outputs.argmax(1)
+    right = guessed.eq(y).double().mean()
     torch.testing.assert_close(ours.loss, torch.stack([F.cross_entropy(outputs, y), right]))
     shares = torch.bincount(y).double() / 9
     shares = shares[shares > 0]
-    wanted_labels = torch.stack([-(shares * shares.log()).sum(), torch.tensor(float(len(shares)))])
+    pairs = [(a, b) for a in range(9) for b in range(a) if guessed[a] == guessed[b]]
+    agree = sum(bool(y[a] == y[b]) for a, b in pairs)
+    assert 0 < agree < len(pairs)
+    wanted_labels = torch.tensor(
+        [-(shares * shares.log()).sum(), len(shares), (agree + 0.5) / (len(pairs) + 1)]
+    )
     torch.testing.assert_close(ours.labels, wanted_labels.double())
     assert ours.size is not None
     assert ours.size.tolist() == [9.0]
@@ -98,6 +104,26 @@ def test_more_groups_change_nothing_of_the_published_profile_and_of_the_model() 
         assert torch.equal(value, before[name])
 
 
+def test_labels_agree_under_other_codes_but_not_with_noise() -> None:
+    model = nn.Linear(3, 3).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3))
+        model.bias.zero_()
+    true = torch.arange(3).repeat(20)
+    x = F.one_hot(true, 3).double()
+    rng = torch.Generator().manual_seed(0)
+    wrong = torch.rand(60, generator=rng) < 0.4
+    noisy = torch.where(wrong, torch.randint(3, (60,), generator=rng), true)
+    agreements = []
+    for y in (true, (true + 1) % 3, noisy):
+        labels = profile(model, [(x, y)], groups=("labels",)).labels
+        assert labels is not None
+        agreements.append(float(labels[2]))
+    pairs = 3 * 20 * 19 / 2
+    assert agreements[:2] == pytest.approx([(pairs + 0.5) / (pairs + 1)] * 2)
+    assert 0.3 < agreements[2] < 0.8
+
+
 # ------------------------------------------------------------ losses
 
 
@@ -120,10 +146,10 @@ def test_labels_of_bce_are_the_mean_over_columns() -> None:
     y = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]).double()
     ours = profile(model, [(x[:1], y[:1]), (x[1:], y[1:])], groups=FULL, loss="bce")
     assert ours.labels is not None
-    assert ours.labels.tolist() == pytest.approx([math.log(2) / 2, 1.5])
+    assert ours.labels.tolist() == pytest.approx([math.log(2) / 2, 1.5, 0.5])
     single = profile(settled(nn.Linear(4, 1)), [(x, y[:, :1])], groups=FULL, loss="bce")
     assert single.labels is not None
-    assert single.labels.tolist() == pytest.approx([math.log(2), 2.0])
+    assert single.labels.tolist() == pytest.approx([math.log(2), 2.0, 0.5])
 
 
 @pytest.mark.parametrize("loss", ["mse", mean_square])
@@ -132,7 +158,7 @@ def test_numbers_have_neither_labels_nor_accuracy(loss: Any) -> None:
     x, y = binary(8)
     ours = profile(model, [(x, y)], groups=FULL, loss=loss)
     assert ours.labels is not None
-    assert ours.labels.tolist() == [0.0, 0.0]
+    assert ours.labels.tolist() == [0.0, 0.0, 0.5]
     assert ours.loss is not None
     with torch.no_grad():
         wanted = float((model(x) - y).square().mean())
@@ -148,7 +174,10 @@ def test_whole_numbers_of_a_callable_loss_are_labels_and_a_metric_is_the_accurac
         model, [(x, y)], groups=FULL, loss=smoothed, metric=lambda o, _: torch.full((len(o),), 0.25)
     )
     plain = profile(model, [(x, y)], groups=FULL)
-    assert torch.equal(ours.labels, plain.labels)
+    assert ours.labels is not None
+    assert plain.labels is not None
+    assert torch.equal(ours.labels[:2], plain.labels[:2])
+    assert float(ours.labels[2]) == 0.5  # no class is predicted under a loss of the user's
     assert ours.loss is not None
     assert float(ours.loss[1]) == 0.25
     assert not torch.equal(ours.gradients, plain.gradients)
@@ -163,7 +192,14 @@ def test_labels_of_positions_and_those_that_do_not_count() -> None:
     split = [(x[:1], y[:1]), (x[1:3], y[1:3]), (x[3:], y[3:])]  # nothing counts in the last one
     ours = profile(model, split, groups=FULL, ignore_index=-100)
     assert ours.labels is not None
-    assert ours.labels.tolist() == pytest.approx([0.5 * math.log(4) + 0.5 * math.log(2), 3.0])
+    with torch.no_grad():
+        guessed = model(x).argmax(1)[y != -100]
+    counted = y[y != -100]
+    pairs = [(a, b) for a in range(4) for b in range(a) if guessed[a] == guessed[b]]
+    agree = sum(bool(counted[a] == counted[b]) for a, b in pairs)
+    assert ours.labels.tolist() == pytest.approx(
+        [0.5 * math.log(4) + 0.5 * math.log(2), 3.0, (agree + 0.5) / (len(pairs) + 1)]
+    )
     whole = profile(model, [(x[:2], y[:2])], groups=FULL, ignore_index=-100)
     torch.testing.assert_close(ours.loss, whole.loss)
     torch.testing.assert_close(ours.gradients, whole.gradients)
@@ -183,7 +219,7 @@ def test_one_example_of_one_class() -> None:
     x, y = examples(1, 4)
     made = profile(model, [(x, y)], groups=FULL)
     assert made.labels is not None
-    assert made.labels.tolist() == [0.0, 1.0]
+    assert made.labels.tolist() == [0.0, 1.0, 0.5]
     assert written(model, made).isfinite().all()
 
 

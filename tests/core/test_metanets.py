@@ -65,7 +65,7 @@ def made_up(sites: Sites, *, divergence: float = 1.0, seed: int = 0, clients: in
         sites,
         gradients=torch.rand(*front, len(sites.params), generator=generator),
         loss=torch.rand(*front, 2, generator=generator),
-        labels=1 + torch.rand(*front, 2, generator=generator),
+        labels=1 + torch.rand(*front, 3, generator=generator),
         size=torch.randint(5, 100, (*front, 1), generator=generator).float(),
     )
 
@@ -365,7 +365,7 @@ def test_entries_without_any_information_are_read_as_finite_numbers_of_usual_siz
         sites,
         gradients=torch.zeros(len(sites.params)),
         loss=torch.tensor([-3.0, 0.0]),
-        labels=torch.zeros(2),
+        labels=torch.zeros(3),
         size=torch.ones(1),
     )
     nets = MetaNets(sites)

@@ -78,6 +78,7 @@ def test_a_client_of_a_run(
         ("global model's accuracy", kept["loss"]["accuracy"]),
         ("label entropy", kept["labels"]["entropy"]),
         ("number of classes", kept["labels"]["classes"]),
+        ("label agreement", kept["labels"]["agreement"]),
         ("number of examples", kept["size"]["examples"]),
     ):
         assert told["profile"][name]["value"] == pytest.approx(value)

@@ -311,7 +311,7 @@ FULL = dataclasses.replace(
     WHOLE,
     gradients=torch.tensor([0.5, 0.0]),
     loss=torch.tensor([0.25, 0.75]),
-    labels=torch.tensor([1.5, 3.0]),
+    labels=torch.tensor([1.5, 3.0, 0.5]),
     size=torch.tensor([5.0]),
 )
 

@@ -5,9 +5,9 @@ and of LRNet (mean and standard deviation of every layer's input). One pass over
 training data in evaluation mode yields both; the reference takes two passes over augmented data.
 
 Ours beside them, since these two do not see labels: the same pass yields loss and accuracy of the
-global model, label entropy, the number of classes and of examples, and with one backward pass the
-gradient of every parameter tensor relative to its weights. :mod:`fedl2p.core.profile_groups` names
-the entries.
+global model, entropy, number and agreement of the labels and the number of examples, and with one
+backward pass the gradient of every parameter tensor relative to its weights.
+:mod:`fedl2p.core.profile_groups` names the entries.
 """
 
 from __future__ import annotations
@@ -69,10 +69,14 @@ class Profile:
         Shape (2,): mean loss of the global model, in the loss's unit, and its accuracy in [0, 1],
         or metric; 0 where there is none.
     labels
-        Shape (2,): entropy of the labels in nats, and number of classes among them. Those of
-        cross-entropy are its labels, without ignored ones; of bce the mean over an example's labels
-        of the entropy and the number of its two values; of a callable loss the targets if they are
-        whole numbers. Otherwise both are 0.
+        Shape (3,): entropy of the labels in nats, number of classes among them, and their
+        agreement. Those of cross-entropy are its labels, without ignored ones; of bce the mean over
+        an example's labels of the entropy and the number of its two values; of a callable loss the
+        targets if they are whole numbers. Otherwise both are 0. The agreement is the share of pairs
+        of examples of one predicted class that have one label too, with half a pair more on either
+        side, so that few pairs say little: about 1 where labels follow from what the model sees,
+        under other codes too, and less where some are wrong. 0.5 where no class is predicted, by
+        losses other than cross-entropy.
     size
         Shape (1,): number of examples.
     """

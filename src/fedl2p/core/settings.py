@@ -255,8 +255,8 @@ class MetaNetsConfig:
         from a client's update, unless privacy is on: divergences and moments tell how the client's
         inputs differ from everybody's, mean and deviation of the raw values included; loss how
         well the global model does there; gradients how far each of its tensors is from the
-        client's optimum; labels how many classes the client has and how evenly; size how many
-        examples.
+        client's optimum; labels how many classes the client has, how evenly, and how far its labels
+        follow from what the model sees; size how many examples.
     constant
         Leave the profile out: no nets, only one learned mix per norm and one learned rate per
         tensor, the same for all clients (an ablation).

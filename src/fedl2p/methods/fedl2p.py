@@ -135,7 +135,7 @@ class MetaLearner:
         scores: list[tuple[Tensor, Tensor]] = []
         validation = self._validation_batches(clients)
         for step, of_step in enumerate(validation):
-            hyperparams = self.nets.per_client(weights, self._noisy(profile, clients, step))
+            hyperparams = self.nets.per_client(weights, profile)
             seeds = [derive_seed(c.seed, "inner", step) for c in clients]
             batches = inner_batches(net, data, seeds, self.inner, align="end")
             problem = Problem(
@@ -147,7 +147,7 @@ class MetaLearner:
                 statistics=self.inner.statistics,
                 following=None if config.mode in UNEQUAL_SIZES else batches[len(batches)],
                 optimizer=optimizer_of(self.inner),
-                bound=self.meta.bound,
+                saturation=self.meta.saturation,
             )
             gradient = stack_hypergradient(problem, config)
             scores.append((gradient.loss, gradient.accuracy))
@@ -160,12 +160,8 @@ class MetaLearner:
                 allow_unused=True,
                 materialize_grads=True,
             )
-            for (name, weight), grad in zip(
-                weights.items(), self._clipped(list(grads)), strict=True
-            ):
+            for weight, grad in zip(weights.values(), self._clipped(list(grads)), strict=True):
                 weight.grad = grad
-                if name.endswith("out.weight"):
-                    weight.grad = grad + self.meta.decay * weight.detach()
             optimizer.step()
         first_pass = scores[: max(1, len(validation) // max(1, self.meta.outer_epochs))]
         loss = torch.stack([s[0] for s in first_pass]).mean(0).tolist()
@@ -174,24 +170,6 @@ class MetaLearner:
             ({k: v.detach()[j] for k, v in weights.items()}, metrics_of(loss[j], accuracy[j]))
             for j in range(len(clients))
         ]
-
-    def _noisy(self, profile: Profile, clients: Sequence[Client], step: int) -> Profile:
-        if not self.meta.noise:
-            return profile
-        fields = profile.tensors()
-        rng = [generator(c.seed, "noise", step) for c in clients]
-        noisy = {}
-        for name, value in fields.items():
-            draw = torch.stack([torch.randn(value.shape[1:], generator=g) for g in rng]).to(value)
-            scale = {"moments": None, "labels": 0.3}.get(name, 1.0)
-            if name == "moments":
-                noisy[name] = value + 0.2 * self.meta.noise * draw
-            elif name == "labels" or name == "loss":
-                noisy[name] = value
-            else:
-                k = 2.0 if name in ("gradients", "size") else 1.0
-                noisy[name] = value * (k * self.meta.noise * draw).exp()
-        return dataclasses.replace(profile, **noisy)
 
     def _optimizer(self, weights: State) -> torch.optim.Optimizer:
         # both are elementwise, so that stacked weights are stepped as C clients would be

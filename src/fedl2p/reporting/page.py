@@ -177,7 +177,7 @@ _PARTS = {
     "moments": "moments",
     "gradients": "relative gradients",
     "loss": "loss and accuracy of the global model",
-    "labels": "entropy and number of classes",
+    "labels": "entropy, number of classes and agreement of the labels",
     "size": "number of examples",
 }
 

@@ -66,6 +66,8 @@ class Problem:
         The batch after the last step; None for the last one again.
     optimizer
         Of the inner steps; None for plain SGD.
+    saturation
+        Of the validation loss whose gradient is taken, see :func:`saturating`.
     """
 
     net: FunctionalModel
@@ -76,7 +78,7 @@ class Problem:
     statistics: Statistics = "corrected"
     following: tuple[Tree, Tree] | None = None
     optimizer: Optimizer | None = None
-    bound: float = 0.0
+    saturation: float = 0.0
 
     def start(self) -> ModelState:
         """Return the state before the first inner step."""
@@ -109,6 +111,18 @@ class ValidationGradients:
     mix: Tensor
 
 
+def saturating(losses: Tensor, q: float) -> Tensor:
+    """Return ``(1 - exp(-q loss)) / q`` of each example's loss; the loss itself for q = 0.
+
+    Of a cross-entropy, whose exponential is the probability of the label, this is the generalized
+    cross-entropy (Zhang, Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks
+    with Noisy Labels", NeurIPS 2018, equation 4), of a squared error the Welsch loss. An example
+    counts in the gradient by ``exp(-q loss)``: the less, the worse it fits, as one with a wrong
+    label does.
+    """
+    return -torch.expm1(-q * losses) / q if q else losses
+
+
 def validation_gradients(
     problem: Problem, state: ModelState, *, of_stats: bool = False
 ) -> ValidationGradients:
@@ -138,13 +152,9 @@ def validation_gradients(
                     member_mix = mix.index_select(0, rows)
                 logits, _ = problem.net.logits(members, member_mix, x, training=False)
                 each = objective.each_of_many(logits, y)
-                judged = each
-                if problem.bound < 0:
-                    judged = objective.each_of_many(_tempered(logits, y, -problem.bound), y)
-                elif problem.bound:
-                    judged = (1 - (-problem.bound * each).exp()) / problem.bound
+                judged = objective.mean_of_many(saturating(each, problem.saturation), y) * share
                 # into .grad, tensor by tensor: two whole gradients at a time would take more memory
-                (objective.mean_of_many(judged, y) * share).sum().backward(inputs=inputs)
+                judged.sum().backward(inputs=inputs)
             with torch.no_grad():
                 loss = objective.mean_of_many(each, y) * share
                 metric = objective.mean_metric(logits, y) * share
@@ -162,14 +172,3 @@ def validation_gradients(
 
 def _grad(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _tempered(logits: Tensor, y: Tensor, most: float) -> Tensor:
-    clients, n = logits.shape[:2]
-    inverse = torch.logspace(0, -1, 25, base=most, dtype=logits.dtype)
-    with torch.no_grad():
-        scaled = logits.detach().unsqueeze(0) * inverse.view(-1, 1, 1, 1)
-        logp = scaled.log_softmax(-1)
-        losses = -logp.gather(-1, y.long().view(1, clients, n, 1).expand(len(inverse), -1, -1, -1))
-        best = inverse[losses.squeeze(-1).mean(-1).argmin(0)]
-    return logits * best.view(-1, 1, 1)
