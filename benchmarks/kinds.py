@@ -91,6 +91,10 @@ PROFILE = (
 LEARNING = (
     Row(FEDL2P),
     Row("saturation 0", changes={META + "saturation": 0.0}),
+    Row("max rate 0.1", changes={NETS + "max_rate": 0.1}),
+    Row(
+        "max rate 0.1, saturation 0", changes={NETS + "max_rate": 0.1, META + "saturation": 0.0}
+    ),
     Row("saturation 0.7", changes={META + "saturation": 0.7}),
     Row("clients the same", changes={LEARN + "weighting": "clients"}),
     Row(

@@ -135,8 +135,8 @@ def main() -> None:
         axis.grid(axis="x", color=INK, alpha=0.25, lw=0.6)
     gains.set_title("best single setting for all", color=SINGLE, loc="left", size=12)
     gains.set_title("FedL2P", color=OWN, loc="right", size=12, weight="bold")
-    mixes.set_title("what FedL2P chose: small dots first layer, large dots last", color=OWN, size=10,
-                    loc="left")  # fmt: skip
+    words = "what FedL2P chose: small dots first layer, large dots last"
+    mixes.set_title(words, color=OWN, size=10, loc="left")
     figure.patch.set_alpha(0)
     for axis in (gains, mixes, rates):
         axis.patch.set_alpha(0)
