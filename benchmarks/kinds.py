@@ -35,7 +35,6 @@ from typing import Any
 
 import torch
 from strategies import (
-    META,
     NETS,
     Row,
     clients_of,
@@ -90,17 +89,13 @@ PROFILE = (
 
 LEARNING = (
     Row(FEDL2P),
-    Row("saturation 0", changes={META + "saturation": 0.0}),
     Row("max rate 0.1", changes={NETS + "max_rate": 0.1}),
-    Row(
-        "max rate 0.1, saturation 0", changes={NETS + "max_rate": 0.1, META + "saturation": 0.0}
-    ),
-    Row("saturation 0.7", changes={META + "saturation": 0.7}),
+    Row("initial mix 0.1", changes={NETS + "initial_mix": 0.1}),
     Row("clients the same", changes={LEARN + "weighting": "clients"}),
     Row(
-        "60 rounds of half as many", changes={LEARN + "rounds": 60, LEARN + "clients_per_round": 15}
+        "60 rounds of half as many",
+        changes={LEARN + "rounds": 60, LEARN + "clients_per_round": 15},
     ),
-    Row("initial mix 0.1", changes={NETS + "initial_mix": 0.1}),
     Row("constants instead of nets", "fedl2p-constant"),
 )
 

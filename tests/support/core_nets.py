@@ -151,7 +151,6 @@ def hypergradient_of(
     statistics: Statistics = "corrected",
     following: tuple[Tensor, Tensor] | None = None,
     optimizer: Optimizer | None = None,
-    saturation: float = 0.0,
 ) -> Hypergradient:
     """Return the hypergradient of a stack; its validation batch may be one pair of all clients."""
     problem = Problem(
@@ -163,7 +162,6 @@ def hypergradient_of(
         statistics=statistics,
         following=following,
         optimizer=optimizer,
-        saturation=saturation,
     )
     return stack_hypergradient(problem, config)
 

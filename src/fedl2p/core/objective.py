@@ -139,20 +139,14 @@ class Objective:
 
     def losses_of_many(self, outputs: Any, y: Tree) -> Tensor:
         """Return the mean loss of each of C clients, shape (C,)."""
-        return self.mean_of_many(self.each_of_many(outputs, y), y)
-
-    def each_of_many(self, outputs: Any, y: Tree) -> Tensor:
-        """Return the loss of each example of C clients, shape (C, n); 0 if it does not count."""
-        if not isinstance(self.loss, str):
-            return self._each(self._losses, outputs, y)
-        assert isinstance(y, Tensor)
-        return self._losses(outputs.flatten(0, 1), y.flatten(0, 1)).view(y.shape[:2])
-
-    def mean_of_many(self, each: Tensor, y: Tree) -> Tensor:
-        """Return the mean over those examples of C clients that count, shape (C,)."""
-        if self.ignore_index is None:
-            return each.mean(1)
-        return each.sum(1) / cast(Tensor, self.count(y)).clamp_min(1)
+        if isinstance(self.loss, str):
+            assert isinstance(y, Tensor)
+            clients, examples = y.shape[:2]
+            each = self._losses(outputs.flatten(0, 1), y.flatten(0, 1)).view(clients, examples)
+            if self.ignore_index is None:
+                return each.mean(1)
+            return each.sum(1) / cast(Tensor, self.count(y)).clamp_min(1)
+        return self._each(self._losses, outputs, y).mean(1)
 
     def metrics_of_many(self, outputs: Any, y: Tree) -> Tensor | None:
         """Return the metric of each example of C clients, shape (C, n); None without a metric.

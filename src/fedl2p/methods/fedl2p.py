@@ -147,7 +147,6 @@ class MetaLearner:
                 statistics=self.inner.statistics,
                 following=None if config.mode in UNEQUAL_SIZES else batches[len(batches)],
                 optimizer=optimizer_of(self.inner),
-                saturation=self.meta.saturation,
             )
             gradient = stack_hypergradient(problem, config)
             scores.append((gradient.loss, gradient.accuracy))

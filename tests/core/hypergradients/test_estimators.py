@@ -68,7 +68,7 @@ class Problem:
         rate = 0.02 + 0.06 * torch.rand(1, params, generator=generator, dtype=torch.float64)
         self.hyper = Hyperparams(mix, rate, self.net.sites)
 
-    def gradient(self, mode: str, *, saturation: float = 0.0, **settings: object) -> Hypergradient:
+    def gradient(self, mode: str, **settings: object) -> Hypergradient:
         return hypergradient_of(
             self.net,
             self.hyper,
@@ -76,7 +76,6 @@ class Problem:
             self.validation,
             config=HypergradientConfig(mode=mode, **settings),
             statistics=self.statistics,
-            saturation=saturation,
         )
 
     def loss(self, hyper: Hyperparams, state: ModelState) -> Tensor:
@@ -174,27 +173,6 @@ def test_unrolled_equals_finite_differences(steps: int, statistics: Statistics) 
     mix, rate = problem.differences()
     close(ours.mix[0], mix)
     close(ours.rate[0], rate)
-
-
-@pytest.mark.parametrize("q", [0.3, 1.0])
-def test_the_hypergradient_of_a_saturating_loss(q: float) -> None:
-    """Against finite differences of (1 - p^q) / q, p being the probability of the label."""
-    problem = nested(3)
-
-    def saturated(hyper: Hyperparams) -> Tensor:
-        batches = [repeated(b, len(hyper.mix)) for b in problem.batches]
-        state = run_inner_loop(problem.net, hyper, batches, statistics=problem.statistics)
-        x, y = repeated(problem.validation, len(hyper.mix))
-        logits, _ = problem.net.logits(state, hyper.mix, x, training=False)
-        of_label = logits.softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        return ((1 - of_label**q) / q).mean(1)
-
-    ours = problem.gradient("unrolled", saturation=q)
-    mix, rate = problem.differences(saturated)
-    close(ours.mix[0], mix)
-    close(ours.rate[0], rate)
-    # what is reported is the loss itself
-    assert torch.equal(ours.loss, problem.gradient("unrolled").loss)
 
 
 OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

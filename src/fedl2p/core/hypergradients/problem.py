@@ -66,8 +66,6 @@ class Problem:
         The batch after the last step; None for the last one again.
     optimizer
         Of the inner steps; None for plain SGD.
-    saturation
-        Of the validation loss whose gradient is taken, see :func:`saturating`.
     """
 
     net: FunctionalModel
@@ -78,7 +76,6 @@ class Problem:
     statistics: Statistics = "corrected"
     following: tuple[Tree, Tree] | None = None
     optimizer: Optimizer | None = None
-    saturation: float = 0.0
 
     def start(self) -> ModelState:
         """Return the state before the first inner step."""
@@ -111,18 +108,6 @@ class ValidationGradients:
     mix: Tensor
 
 
-def saturating(losses: Tensor, q: float) -> Tensor:
-    """Return ``(1 - exp(-q loss)) / q`` of each example's loss; the loss itself for q = 0.
-
-    Of a cross-entropy, whose exponential is the probability of the label, this is the generalized
-    cross-entropy (Zhang, Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks
-    with Noisy Labels", NeurIPS 2018, equation 4), of a squared error the Welsch loss. An example
-    counts in the gradient by ``exp(-q loss)``: the less, the worse it fits, as one with a wrong
-    label does.
-    """
-    return -torch.expm1(-q * losses) / q if q else losses
-
-
 def validation_gradients(
     problem: Problem, state: ModelState, *, of_stats: bool = False
 ) -> ValidationGradients:
@@ -151,12 +136,10 @@ def validation_gradients(
                     members = members.take(batch.members)
                     member_mix = mix.index_select(0, rows)
                 logits, _ = problem.net.logits(members, member_mix, x, training=False)
-                each = objective.each_of_many(logits, y)
-                judged = objective.mean_of_many(saturating(each, problem.saturation), y) * share
+                loss = objective.losses_of_many(logits, y) * share
                 # into .grad, tensor by tensor: two whole gradients at a time would take more memory
-                judged.sum().backward(inputs=inputs)
+                loss.sum().backward(inputs=inputs)
             with torch.no_grad():
-                loss = objective.mean_of_many(each, y) * share
                 metric = objective.mean_metric(logits, y) * share
             scores += torch.stack([loss.detach(), metric])
         pieces.append((batch.members, {"loss": scores[0], "accuracy": scores[1]}))

@@ -146,11 +146,6 @@ class MetaLearning:
         norm: the whole of it scaled down to norm clip_at; none.
     clip_at
         The bound of clip.
-    saturation
-        q, 0 to 1, of the validation loss whose hypergradient is taken: each example's loss l as
-        (1 - exp(-q l)) / q, so that an example that fits badly, as one with a wrong label, counts
-        less; 0 for l itself (published). 1 is the probability of a wrong class under cross-entropy.
-        It needs losses that are not negative.
     """
 
     nets: MetaNetsConfig = field(default_factory=MetaNetsConfig)
@@ -162,7 +157,6 @@ class MetaLearning:
     base_rate: float = 1.0
     clip: Literal["value", "norm", "none"] = "norm"
     clip_at: float = 1.0
-    saturation: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole(
@@ -176,8 +170,6 @@ class MetaLearning:
         rates = (self.rate, self.base_rate)
         if not (all(0 < rate < math.inf for rate in rates) and self.clip_at > 0):
             raise ValueError("rate, base_rate and clip_at must all be above 0, the rates finite")
-        if not 0 <= self.saturation <= 1:
-            raise ValueError(f"saturation is {self.saturation}, but must be from 0 to 1")
 
     @classmethod
     def published(cls, *, base_rate: float = 1e-3) -> MetaLearning:
