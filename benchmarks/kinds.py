@@ -67,12 +67,12 @@ FEDL2P, SEARCHES, BOUNDS = "FedL2P", "searches", "bounds"
 
 MAIN = (
     Row(SEARCHES),
+    Row(FEDL2P),
+    Row("constants instead of nets", "fedl2p-constant"),
+    Row("FedL2P, published profile", changes={NETS + "profile": ["published"]}),
+    Row("FedL2P, others' profiles", profiles="shuffled"),
     Row("fine-tuning, global statistics", "finetuning-global"),
     Row("fine-tuning, client statistics", "finetuning-client"),
-    Row("constants instead of nets", "fedl2p-constant"),
-    Row(FEDL2P),
-    Row("FedL2P, others' profiles", profiles="shuffled"),
-    Row("FedL2P, published profile", changes={NETS + "profile": ["published"]}),
 )
 
 PROFILE = (
