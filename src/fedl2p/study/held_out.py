@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
+
+from fedl2p.core.clientdata import ClientData
+from fedl2p.data.population import Population
 from fedl2p.runs.config import AnyKind
+from fedl2p.seeds import generator
 from fedl2p.study.settings import Source
-
-if TYPE_CHECKING:
-    from fedl2p.core.clientdata import ClientData
-    from fedl2p.data.population import Population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,6 @@ class HeldOut:
         ValueError
             If there are fewer seen clients than folds.
         """
-        # torch is loaded when a population is opened, not to print help.
-        import torch
-
-        from fedl2p.data.population import Population
-        from fedl2p.seeds import generator
-
         whole = self.of.open(seed)
         if len(whole.seen) < self.folds:
             raise ValueError(
@@ -66,20 +61,26 @@ class HeldOut:
             )
         # Clients of a kind may come at regular distances, as the folds would.
         order = torch.randperm(len(whole.seen), generator=generator("folds", seed)).tolist()
-        held_out = {whole.seen[i] for i in order[self.fold :: self.folds]}
+        return _Fold(whole, {whole.seen[i] for i in order[self.fold :: self.folds]})
 
-        class Fold(Population):
-            seen = tuple(name for name in whole.seen if name not in held_out)
-            unseen = tuple(name for name in whole.seen if name in held_out)
-            classes, shape = whole.classes, whole.shape
 
-            def open(self, name: str) -> ClientData:
-                return whole.open(name)
+class _Fold(Population):
+    """The seen clients of a population, of which some are unseen ones now."""
 
-            def about(self, name: str) -> Mapping[str, str | float]:
-                return whole.about(name)
+    def __init__(self, whole: Population, held_out: Set[str]) -> None:
+        self._whole = whole
+        self.seen = tuple(name for name in whole.seen if name not in held_out)
+        self.unseen = tuple(name for name in whole.seen if name in held_out)
+        self.classes, self.shape = whole.classes, whole.shape
 
-            def pretraining(self) -> Population | None:
-                return whole.pretraining()
+    def open(self, name: str) -> ClientData:
+        """Return the data of one client."""
+        return self._whole.open(name)
 
-        return Fold()
+    def about(self, name: str) -> Mapping[str, str | float]:
+        """Return the description of a client."""
+        return self._whole.about(name)
+
+    def pretraining(self) -> Population | None:
+        """Return the population that the global model is pre-trained on."""
+        return self._whole.pretraining()
