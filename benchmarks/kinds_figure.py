@@ -73,7 +73,7 @@ def main() -> None:
     matplotlib.rcParams.update({
         "svg.hashsalt": "fedl2p",  # the same file from the same results
         "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
-        "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+        "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
         **dict.fromkeys(
             ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
         ),
@@ -121,12 +121,15 @@ def main() -> None:
     gains.set_yticks(range(len(WORDS)), WORDS.values())
     gains.invert_yaxis()
     gains.axvline(0, color=INK, lw=1)
-    gains.margins(x=0.16)
+    gains.margins(x=0.24)
     gains.set_xlabel("accuracy over the global model, points")
     mixes.set_xlim(-0.05, 1.05)
     mixes.set_xticks((0, 1), ("global", "client's"))
     mixes.set_xlabel("statistics")
     rates.set_xscale("log")
+    rates.set_xlim(5e-6, 0.5)
+    rates.set_xticks((1e-5, 1e-3, 1e-1), ("0.00001", "0.001", "0.1"))
+    rates.minorticks_off()
     rates.set_xlabel("learning rate")
     for axis in (gains, mixes, rates):
         axis.spines[["top", "right"]].set_visible(False)
