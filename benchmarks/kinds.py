@@ -95,6 +95,10 @@ PROFILE = (
 LEARNING = (
     Row(FEDL2P),
     Row("max rate 0.1", changes={NETS + "max_rate": 0.1}),
+    Row(
+        "max rate 0.1, clients the same",
+        changes={NETS + "max_rate": 0.1, LEARN + "weighting": "clients"},
+    ),
     Row("initial mix 0.1", changes={NETS + "initial_mix": 0.1}),
     Row("clients the same", changes={LEARN + "weighting": "clients"}),
     Row(
@@ -195,6 +199,7 @@ class Seed:
     def _about(self, outcome: Outcome) -> dict[str, Any]:
         return {
             "kind": self.population.about(outcome.client).get("kind", ""),
+            "pool": "seen" if outcome.client in self.population.seen else "unseen",
             "n": outcome.num_train,
             "before": _round(outcome.accuracy_before),
             "tested": outcome.num_test,
@@ -215,8 +220,9 @@ def _rounds(values: Sequence[float]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One client under one row: kind, accuracy before and after, number of test examples."""
+    """One client under one row: pool, kind, accuracy before and after, number of test examples."""
 
+    pool: str
     kind: str
     before: float
     after: float
@@ -232,9 +238,13 @@ def rows_of(result: Result) -> dict[str, dict[str, Judged]]:
     """Return the rows of the table that a line of the results file has in it."""
     clients = result["clients"]
 
+    def pool(name: str) -> str:
+        return clients[name].get("pool", name.split("-")[0])
+
     def row(after: Mapping[str, float]) -> dict[str, Judged]:
         return {
-            k: Judged(c["kind"], c["before"], after[k], c["tested"]) for k, c in clients.items()
+            k: Judged(pool(k), c["kind"], c["before"], after[k], c["tested"])
+            for k, c in clients.items()
         }
 
     if result["row"] == SEARCHES:
@@ -256,9 +266,6 @@ def rows_of(result: Result) -> dict[str, dict[str, Judged]]:
             for g, members in groups.items()
         }
         return row({k: c["after"][best[group(k)]] for k, c in clients.items()})
-
-    def pool(name: str) -> str:
-        return name.split("-")[0]
 
     return {
         "bound: best single on test data": bound(pool),
@@ -283,13 +290,13 @@ def table_of(results: Sequence[Result]) -> Table:
 def accuracy(clients: Mapping[str, Judged], pool: str, kind: str = "") -> float:
     """Return the mean accuracy of a pool's clients, in percent."""
     return 100 * statistics.fmean(
-        c.after for k, c in clients.items() if k.startswith(pool) and kind in ("", c.kind)
+        c.after for c in clients.values() if c.pool == pool and kind in ("", c.kind)
     )
 
 
 def worse(clients: Mapping[str, Judged], pool: str) -> float:
     """Return the share of a pool's clients that are made worse, in percent."""
-    return 100 * statistics.fmean(c.worse for k, c in clients.items() if k.startswith(pool))
+    return 100 * statistics.fmean(c.worse for c in clients.values() if c.pool == pool)
 
 
 def interval(values: Sequence[float], form: str = ".1f") -> str:
@@ -315,7 +322,7 @@ def markdown(rows: Table, reference: str = FEDL2P) -> str:
             100 * (c.after - own[s][k].after)
             for s in both
             for k, c in main[s].items()
-            if k.startswith("unseen")
+            if c.pool == "unseen"
         ]
         cells = [
             name,
