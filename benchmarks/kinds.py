@@ -99,6 +99,7 @@ LEARNING = (
         "max rate 0.1, clients the same",
         changes={NETS + "max_rate": 0.1, LEARN + "weighting": "clients"},
     ),
+    Row("base rate 0.01", changes={NETS + "base_rate": 0.01}),
     Row("initial mix 0.1", changes={NETS + "initial_mix": 0.1}),
     Row("clients the same", changes={LEARN + "weighting": "clients"}),
     Row(
