@@ -94,14 +94,10 @@ PROFILE = (
 
 LEARNING = (
     Row(FEDL2P),
-    Row("max rate 0.1", changes={NETS + "max_rate": 0.1}),
-    Row(
-        "max rate 0.1, clients the same",
-        changes={NETS + "max_rate": 0.1, LEARN + "weighting": "clients"},
-    ),
+    Row("max rate 0.3", changes={NETS + "max_rate": 0.3}),
+    Row("clients the same", changes={LEARN + "weighting": "clients"}),
     Row("base rate 0.01", changes={NETS + "base_rate": 0.01}),
     Row("initial mix 0.1", changes={NETS + "initial_mix": 0.1}),
-    Row("clients the same", changes={LEARN + "weighting": "clients"}),
     Row(
         "60 rounds of half as many",
         changes={LEARN + "rounds": 60, LEARN + "clients_per_round": 15},

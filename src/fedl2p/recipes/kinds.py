@@ -32,7 +32,8 @@ def kinds(*, early_stopping: bool = False, smoke: bool = False) -> Study:
         learn=_ours.learning(rounds=30, clients_per_round=30),
         settings=Settings(
             finetune=InnerLoop(epochs=5, final="train+validation"),
-            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.05, initial_mix=0.5)),
+            # larger rates than 0.1 destroy the models of clients with a handful of images
+            meta=MetaLearning(nets=MetaNetsConfig(base_rate=0.05, initial_mix=0.5, max_rate=0.1)),
             local=LocalTraining(rate=0.1, end_rate=0.01, end_round=8),
             alone_steps=8,  # a client takes part in 30 x 30 / 120 rounds
         ),
