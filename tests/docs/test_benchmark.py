@@ -1,4 +1,4 @@
-"""docs/benchmark.md and docs/guide/methods.md: the file of a user runs as printed, commands exist."""
+"""docs/benchmark.md, docs/guide/methods.md: a user's file runs as printed, commands exist."""
 
 from __future__ import annotations
 

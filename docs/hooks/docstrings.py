@@ -1,4 +1,9 @@
-"""Docstrings name code by Sphinx's roles; the site shows what they name, linked where it can."""
+"""Docstrings as the site's parser wants them.
+
+They name code by Sphinx's roles: the site shows what these name, linked where an API page has it.
+Parameters that share a description become one entry each, since the parser would show the type and
+the default of the first for all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from typing import Any
 from griffe import Extension, Object
 
 _ROLE = re.compile(r":(?:class|func|mod|meth|attr|data|exc):`(~?)\.?([\w.]+)`")
+_SHARED = re.compile(r"^(\w+(?:, \w+)+)\n((?:[ ]+\S.*\n?|\n(?=[ ]+\S))+)", re.MULTILINE)
 _ENTRY = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 
 PAGES = Path(__file__).parents[1] / "api"
@@ -24,8 +30,13 @@ def documented() -> dict[str, str]:
     return found
 
 
-class SphinxRoles(Extension):
-    """Replaces roles in every docstring by code, with a link if an API page has the name."""
+def _one_by_one(entry: re.Match[str]) -> str:
+    about = entry[2].rstrip("\n")
+    return "\n".join(f"{name}\n{about}" for name in entry[1].split(", ")) + "\n"
+
+
+class Docstrings(Extension):
+    """Rewrites every docstring."""
 
     def __init__(self) -> None:
         self._documented = documented()
@@ -33,7 +44,8 @@ class SphinxRoles(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite one docstring."""
         if obj.docstring is not None:
-            obj.docstring.value = _ROLE.sub(self._shown, obj.docstring.value)
+            text = _ROLE.sub(self._shown, obj.docstring.value)
+            obj.docstring.value = _SHARED.sub(_one_by_one, text)
 
     def _shown(self, role: re.Match[str]) -> str:
         name = role[2]
