@@ -229,7 +229,10 @@ def _heat_map(
     ax.set_xticks(range(len(columns)), columns, rotation=90)
     ax.set_yticks(range(len(rows)), rows)
     ax.set_title(title, loc="left")
-    ax.figure.colorbar(image, ax=ax)
+    bar = ax.figure.colorbar(image, ax=ax)
+    bar.minorticks_off()
+    bar.set_ticks([norm.inverse(share) for share in (0.0, 0.5, 1.0)])
+    bar.ax.set_yticklabels([f"{tick:.2g}" for tick in bar.get_ticks()])
     _tidy(ax)
     return ax
 
