@@ -28,6 +28,12 @@ def entries() -> list[str]:
 def test_every_public_name_is_on_one_page_of_the_api() -> None:
     public = {f"fedl2p.{name}" for name in fedl2p.__all__ if name != "__version__"}
     public |= {f"fedl2p.flower.{name}" for name in fedl2p.flower.__all__}
+    drawn = vars(fedl2p.plot).items()
+    public |= {
+        f"fedl2p.plot.{name}"
+        for name, value in drawn
+        if inspect.isfunction(value) and value.__module__ == "fedl2p.plot" and name[0] != "_"
+    }
     missing = public - set(entries())
     assert not missing, f"add ::: NAME to the page of docs/api/ where a reader looks: {missing}"
     assert len(entries()) == len(set(entries()))
