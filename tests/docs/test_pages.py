@@ -79,14 +79,17 @@ def test_commands_of_the_pages_exist(capsys: pytest.CaptureFixture[str]) -> None
 
 
 NAMED = re.compile(
-    r"`((?:tests|benchmarks|examples|apps|src)/[\w./-]+|(?:core|methods|federation|data)/[\w/]+\.py)`"
+    r"`((?:tests|benchmarks|examples|apps|src|docs)/[\w./-]+|(?:core|methods|federation|data)/[\w/]+\.py)`"
 )
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 
-def test_files_that_pages_name_exist() -> None:
+def test_files_that_documents_name_exist() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    documents += [*PAGES, *(ROOT / "docs").glob("*.ipynb"), *SOURCES]
     missing = [
         f"{page.name}: {name}"
-        for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES)
+        for page in documents
         for name in NAMED.findall(page.read_text(encoding="utf-8"))
         if not (ROOT / name).exists() and not (ROOT / "src/fedl2p" / name).exists()
     ]
