@@ -52,7 +52,9 @@ def test_it_runs_offline_and_personalizing_pays(tmp_path: Path) -> None:
     ).execute()
     kinds = [(o.output_type, o.get("name")) for _, o in outputs(notebook)]
     assert ("stream", "stderr") not in kinds
-    assert not any("pip install" in source and "SOURCE" in source for source, _ in outputs(notebook))
+    assert not any(
+        "pip install" in source and "SOURCE" in source for source, _ in outputs(notebook)
+    )
     assert sum("image/png" in o.get("data", {}) for _, o in outputs(notebook)) == 5
     assert any("widget-view" in mime for _, o in outputs(notebook) for mime in o.get("data", {}))
     assert score("FedL2P", notebook) > score("best single setting", notebook) + 3
