@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from fedl2p.runs.files import (
 )
 from fedl2p.runs.privacy_spent import PrivacySpent, epsilon_words
 from fedl2p.runs.validation import from_plain
-from fedl2p.text_table import columns
+from fedl2p.text_table import columns, html_table, short_repr
 
 if TYPE_CHECKING:
     from fedl2p.method import Outcome
@@ -280,6 +280,23 @@ class Report(RunInfo):
     def methods(self) -> tuple[Summary, ...]:
         """The table: one summary per method and pool."""
         return summarise(self.rows)
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield "recipe", self.recipe
+        yield "seed", self.seed
+        yield "methods", list(dict.fromkeys(row.method for row in self.rows))
+        yield "clients", len({row.client for row in self.rows})
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        tables = [[s for s in self.methods if s.pool == pool] for pool in POOLS]
+        return "".join(
+            html_table(_text_rows(table), caption=f"{table[0].pool} clients")
+            for table in tables
+            if table
+        )
 
     def __str__(self) -> str:
         """Return the table for a terminal, in percent, one block per pool of clients."""

@@ -31,12 +31,15 @@ METHODS = (
     "l2p",
     "fedl2p",
 )
-"""The methods that a study compares by default, in this order."""
+"""The methods that a study compares by default, in this order; ``all`` stands for them."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set of clients: settings, a frozen dataclass, that open a population."""
+    """A data set of clients: settings, a frozen dataclass, that open a population.
+
+    One that has the attribute ``licence``, text, has it written on the card of the meta-nets.
+    """
 
     def open(self, seed: int) -> Population:
         """Return the population under a seed; the same one at every call."""
@@ -79,7 +82,7 @@ class Study:
         The source of all randomness: data, initial weights, cohorts, batches.
     methods
         The methods to compare, by name, in the order of the report; your own by
-        package.module:callable.
+        package.module:callable; all for the usual ones.
     pretrain
         The rounds that train the global model.
     learn
@@ -121,6 +124,9 @@ class Study:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if not self.methods:
             raise ValueError("there is no method to run; name at least one, e.g. fedl2p")
+        if "all" in self.methods:
+            named = [m for name in self.methods for m in (METHODS if name == "all" else (name,))]
+            object.__setattr__(self, "methods", tuple(named))
         for name in ("loss", "metric", "outputs"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
