@@ -218,3 +218,10 @@ def test_shapes_are_those_of_parameters_and_buffers() -> None:
         **dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (2,)),
         "num_batches_tracked": (),
     }
+
+
+def test_the_range_can_be_taken_out(nets: MetaNets) -> None:
+    card = nets.card.with_profiles([], [])
+    assert (card.profiled, card.low, card.high) == (0, {}, {})
+    assert card.clients == 8
+    assert "not known: profiles stay" in card.readme(nets.sites, "default")
