@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-lowest | test-flower | bench | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | test-lowest | test-flower | bench | bench-peers | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 
 LOWEST := .venv-lowest
 
-.PHONY: setup demo test test-all test-lowest test-flower bench bench-more lint clean
+.PHONY: setup demo test test-all test-lowest test-flower bench bench-more bench-peers lint clean
 
 setup: $(STAMP)
 
@@ -72,6 +72,10 @@ bench-more: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/scale.py --learn 1 --repeats 3
 
+# Other libraries, which it installs into .venv-peers; about ten minutes after that.
+bench-peers: $(STAMP)
+	$(BIN)/python benchmarks/peers.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -79,5 +83,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-lowest .venv-flower build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-lowest .venv-flower .venv-peers build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -20,7 +20,7 @@ nets, so that the best round is chosen on losses measured after aggregation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,7 +129,7 @@ class MetaLearner:
             k: torch.stack([s[k] for s in states]).to(net.device).requires_grad_()
             for k, _ in self.nets.named_parameters()
         }
-        optimizer = self._optimizer(weights)
+        take_step = self._outer_steps(weights)
         profile = Profile.stack(list(profiles))
         data = [c.data for c in clients]
         scores: list[tuple[Tensor, Tensor]] = []
@@ -159,9 +159,7 @@ class MetaLearner:
                 allow_unused=True,
                 materialize_grads=True,
             )
-            for weight, grad in zip(weights.values(), self._clipped(list(grads)), strict=True):
-                weight.grad = grad
-            optimizer.step()
+            take_step(self._clipped(list(grads)))
         first_pass = scores[: max(1, len(validation) // max(1, self.meta.outer_epochs))]
         loss = torch.stack([s[0] for s in first_pass]).mean(0).tolist()
         accuracy = torch.stack([s[1] for s in first_pass]).mean(0).tolist()
@@ -170,16 +168,38 @@ class MetaLearner:
             for j in range(len(clients))
         ]
 
-    def _optimizer(self, weights: State) -> torch.optim.Optimizer:
-        # both are elementwise, so that stacked weights are stepped as C clients would be
-        nets = [v for k, v in weights.items() if k != "base"]
+    def _outer_steps(self, weights: State) -> Callable[[Sequence[Tensor]], None]:
+        """Return what changes the weights in place, by one step along their gradients."""
+        # torch's optimizer as a function: its class imports torch._dynamo, about 2 s
+        from torch.optim.adam import adam
+
         rate, base_rate = self.meta.rate, self.meta.base_rate
         if self.rate is not None:
             rate = base_rate = self.rate
-        groups = [{"params": nets, "lr": rate}, {"params": [weights["base"]], "lr": base_rate}]
-        if self.optimizer == "adam":
-            return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-8)
-        return torch.optim.SGD(groups)
+        first, second = ([torch.zeros_like(w) for w in weights.values()] for _ in range(2))
+        counts = [torch.tensor(0.0) for _ in weights]
+
+        # both are elementwise, so that stacked weights are stepped as C clients would be
+        @torch.no_grad()
+        def take_step(grads: Sequence[Tensor]) -> None:
+            for i, (name, weight) in enumerate(weights.items()):
+                of_tensor = base_rate if name == "base" else rate
+                if self.optimizer == "adam":
+                    adam(
+                        *([weight], [grads[i]], [first[i]], [second[i]], [], [counts[i]]),
+                        foreach=False,
+                        amsgrad=False,
+                        beta1=0.9,
+                        beta2=0.99,
+                        lr=of_tensor,
+                        weight_decay=0.0,
+                        eps=1e-8,
+                        maximize=False,
+                    )
+                else:
+                    weight.add_(grads[i], alpha=-of_tensor)
+
+        return take_step
 
     def _validation_batches(self, clients: Sequence[Client]) -> list[list[StackBatch]]:
         """Return the validation batches of every outer step, those of equal length together."""

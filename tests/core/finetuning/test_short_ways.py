@@ -12,6 +12,7 @@ from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, batch_gradient, sgd
 from fedl2p.core.finetuning.inner_loop import all_finite
 from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.workspace import pure_mixes
 from support.core_nets import ConvNet, examples, settled
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -63,6 +64,62 @@ def test_a_model_that_writes_its_buffers_writes_each_client_s() -> None:
         with torch.no_grad():
             loss = nn.functional.cross_entropy(model.eval()(part.x), part.y)
         assert score[0] == pytest.approx(float(loss), rel=1e-10)
+
+
+class Centring(nn.Module):
+    """Centres its outputs over the batch, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.norm(x))
+        return y - y.mean(0)
+
+
+def test_a_model_that_mixes_examples_sees_one_client_s_at_a_time() -> None:
+    model = settled(Centring())
+    net = FunctionalModel(model)
+    parts = [
+        Examples(torch.randn(5, 3, dtype=torch.float64) + i, torch.arange(5) % 2) for i in range(3)
+    ]
+    assert not net.examine(parts[0].x).rowwise
+    mixes = torch.zeros(3, 1, dtype=torch.float64)
+    for part, score in zip(parts, evaluate(net, net.start(3, "global"), mixes, parts), strict=True):
+        with torch.no_grad():
+            loss = nn.functional.cross_entropy(model.eval()(part.x), part.y)
+        assert score[0] == pytest.approx(float(loss), rel=1e-10)
+
+
+@pytest.mark.parametrize("mixes", [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 0.4)])
+def test_a_stack_that_knows_its_mixes_steps_as_one_that_does_not(
+    mixes: tuple[float, float],
+) -> None:
+    net = FunctionalModel(settled(ConvNet(2)))
+    x, y = examples(12, 2, 5, 5, seed=3, classes=3)
+    batch = StackBatch(x.view(3, 4, 2, 5, 5), y.view(3, 4))
+    mix = torch.tensor([mixes] * 3, dtype=torch.float64)
+    rate = torch.full((3, len(net.sites.params)), 0.1, dtype=torch.float64)
+    assert pure_mixes(mix) == [m if m in (0, 1) else None for m in mixes]
+    states = []
+    for known in (True, False):
+        with InPlaceSGD(net, net.start(3, "corrected"), mix, rate) as steps:
+            if not known:
+                steps._pure = None
+            for _ in range(2):
+                steps.step(batch)
+        states.append(steps.state)
+    for a, b in zip(*(s.params.values() for s in states), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+    for a, b in zip(*(s.stats.values() for s in states), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_clients_whose_mixes_differ_are_not_taken_for_one() -> None:
+    mix = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.5]])
+    assert pure_mixes(mix) == [None, 0.0, None]
 
 
 @pytest.mark.parametrize("dim", [(5, 5), ()])

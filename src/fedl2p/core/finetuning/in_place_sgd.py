@@ -24,6 +24,7 @@ from fedl2p.core.finetuning.sgd_step import (
     used_gradients,
 )
 from fedl2p.core.functional.model import BoundModel, FunctionalModel, ModelState
+from fedl2p.core.functional.workspace import pure_mixes
 
 
 class Gradient(Protocol):
@@ -87,6 +88,7 @@ class InPlaceSGD:
     ) -> None:
         self._net, self._mix = net, mix
         self._single = len(mix) == 1
+        self._pure = None if self._single else pure_mixes(mix)
         self._names = [k for k in start.params if trainable is None or k in trainable]
         rates = broadcast_rates(rate, start.params)
         self._optimizer = optimizer
@@ -134,7 +136,13 @@ class InPlaceSGD:
                 loss = self._net.objective.loss_of_one(logits, y)
             else:
                 logits, stats = self._net.stacked(
-                    self._params, self._stats, self._mix, batch.x, training=True, first_order=True
+                    self._params,
+                    self._stats,
+                    self._mix,
+                    batch.x,
+                    training=True,
+                    first_order=True,
+                    pure=self._pure,
                 )
                 loss = self._net.objective.losses_of_many(logits, batch.y).sum()
                 self._stats = {k: v.detach() for k, v in stats.items()}

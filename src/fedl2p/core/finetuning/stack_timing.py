@@ -54,12 +54,13 @@ def stacks_pay(net: FunctionalModel, x: Tree, size: int) -> bool:
     size
         Most clients of a stack, at least 2.
     """
-    key = _key(net, x, size)
+    here = size, trees.kind(x)
     with _lock:
-        if key not in net.stacks_pay:
+        if here not in net.stacks_pay:
+            key = _key(net, x, size)
             known = _stored(key)
-            net.stacks_pay[key] = _measure(net, x, size, key) if known is None else known
-        return net.stacks_pay[key]
+            net.stacks_pay[here] = _measure(net, x, size, key) if known is None else known
+        return net.stacks_pay[here]
 
 
 def _key(net: FunctionalModel, x: Tree, size: int) -> str:

@@ -100,8 +100,9 @@ class MixedNorm:
         self.frozen = False
         """Whether training calls it with running statistics: these are the global ones then."""
         self.pure: float | None = None
-        """The mix where it is known to be 0 or 1 and first derivatives are enough: then torch's own
-        batch-norm computes it."""
+        """The mix where it is known to be 0 or 1, for all clients of a stack, and first derivatives
+        are enough: then torch's own batch-norm computes it, in a stack the fused norm in fewer
+        passes."""
         zero = mean.new_zeros(())
         self.values = zero, torch.zeros_like(mean), torch.zeros_like(var), zero
         """The mix, and the client's running mean, running variance and their weight."""
@@ -148,13 +149,15 @@ class MixedNorm:
         momentum: float,
         eps: float,
     ) -> Tensor:
-        if training and self.pure is not None and self._one_kind(x, weight):
+        alone = self.fused == "single" and self.pure is not None
+        if training and alone and self._one_kind(x, weight):
             return self._pure(x, weight, bias, momentum, eps)
         if training and self._fusible(x, weight):
             y, mean, var = fused_mixed_norm(
                 *(x, weight, bias, (self.running_mean, self.running_var), self.values[0], eps),
                 stacked=self.fused == "stacked",
                 first_order=self.first_order,
+                pure=self.pure,
             )
             self._update_statistics(mean, var, x.numel() // x.shape[1], momentum)
             return y

@@ -50,6 +50,9 @@ SMALL = 1_000_000
 FEW_ROWS = 4
 """Examples per client on which stacking is tried."""
 
+_NEAR = 1e-3, 1e-5
+"""Relative and absolute error of two computations of the same outputs."""
+
 _NOTHING = nullcontext()
 
 log = logging.getLogger(__name__)
@@ -228,6 +231,7 @@ class FunctionalModel:
             work, run, self.plain, reference, original=self._original(), device=self.device
         )
         found.writes_inputs, found.writes_parameters = any(versions), bool(written)
+        found.rowwise = not found.draws_in_evaluation and self._is_rowwise(state, mix, x)
         with torch.enable_grad(), watched(self.device):
             work.set_mode(True, "single", first_order=True)
             leaves = state.leaves()
@@ -237,6 +241,27 @@ class FunctionalModel:
             ):
                 check_graph(call(trees.clone(x)))
         return found
+
+    def _is_rowwise(self, state: ModelState, mix: Tensor, x: Tree) -> bool:
+        """Tell whether an example alone has the outputs that it has beside another one."""
+        if trees.length(x) < 2:
+            return False
+        work = self._workspace
+        work.set_mode(False, "single", first_order=True)
+        outputs = []
+        try:
+            with torch.no_grad(), watched(self.device), autocast(self._compute, self.device):
+                for count in (1, 2):
+                    few = trees.clone(trees.rows(x, slice(count)))
+                    outputs.append(work(state.params, state.stats, mix, few)[0])
+        except Exception:  # of any kind: it is the user's model that runs
+            log.debug("the model does not run on a single example", exc_info=True)
+            return False
+        alone, both = ([*trees.leaves(o)] for o in outputs)
+        return len(alone) == len(both) and all(
+            a.shape == (1, *b.shape[1:]) and len(b) == 2 and torch.allclose(a[0], b[0], *_NEAR)
+            for a, b in zip(alone, both, strict=True)
+        )
 
     def check_twice_differentiable(self, grads: Iterable[Tensor]) -> None:
         """Refuse a gradient that cannot be differentiated, once for each model."""
@@ -521,8 +546,13 @@ class FunctionalModel:
         *,
         training: bool,
         first_order: bool = False,
+        pure: Sequence[float | None] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Run the model for several clients under vmap, as :meth:`logits`."""
+        """Run the model for several clients under vmap, as :meth:`logits`.
+
+        ``first_order`` is as in :meth:`single`; with it, ``pure`` may be what
+        :func:`~fedl2p.core.functional.workspace.pure_mixes` says of ``mix``, a constant then.
+        """
         if self._compute.precision != "full":
             raise ValueError(
                 f"{len(mix)} clients came stacked, but in {self._compute.precision} clients "
@@ -536,9 +566,12 @@ class FunctionalModel:
             )
         work = self._workspace
         work.set_mode(training, "stacked", first_order=first_order)
-        stats = {**self._own_buffers({}, len(mix)), **stats}
+        # a layer that writes its buffers, from a client's data, then writes that client's
+        own = {k: b.expand(len(mix), *b.shape) for k, b in self._buffers.items()}
+        stats = {**own, **stats}
         # fused attention has no rule for vmap
-        with self._running(training, 0, twice=True):
+        known = _NOTHING if pure is None else work.knowing(pure)
+        with self._running(training, 0, twice=True), known:
             y, stats = vmap(work)(params, stats, mix, self._cast(x))
         return self._widened(y), stats
 
@@ -546,30 +579,15 @@ class FunctionalModel:
         """Return the outputs of one model in evaluation mode on the inputs of C clients.
 
         ``state`` and ``mix`` hold one client's tensors, (1, ...); ``x`` has leaves (C, n, ...) and
-        the outputs too. The same as :meth:`logits` with these tensors repeated, without computing
-        a layer's weights once per client.
+        the outputs too. The same as :meth:`logits` with these tensors repeated, in one pass of the
+        model over all examples: it must be :attr:`~Findings.rowwise`.
         """
-        found = self._findings or self.examine(trees.rows(x, 0))
-        if trees.length(x) == 1 or found.draws_in_evaluation or self._compute.precision != "full":
-            raise ValueError("one model is judged on the data of several clients at once")
-        one, work = state.squeezed(), self._workspace
-        norms = {k: v for k, v in one.stats.items() if k not in self._buffers}
-        own = self._own_buffers(one.stats, trees.length(x))
-        work.set_mode(False, "stacked", first_order=False)
-
-        def of_client(x: Tree, own: dict[str, Tensor]) -> Any:
-            return work(one.params, {**norms, **own}, mix.squeeze(0), x)[0]
-
-        with self._running(False, 0, twice=True):
-            return self._widened(vmap(of_client)(self._cast(x), own))
-
-    def _own_buffers(self, given: dict[str, Tensor], clients: int) -> dict[str, Tensor]:
-        """Return one model's buffers, given or the global model's, for each of C clients.
-
-        A layer that writes its buffers, from a client's data, then writes that client's.
-        """
-        values = {k: given.get(k, b) for k, b in self._buffers.items()}
-        return {k: v.expand(clients, *v.shape) for k, v in values.items()}
+        assert self.examine(trees.rows(x, 0)).rowwise
+        clients = trees.length(x)
+        one = state.squeezed()
+        rows = trees.map_tree(lambda t: t.flatten(0, 1), x)
+        y, _ = self.single(one.params, one.stats, mix.squeeze(0), rows, training=False)
+        return trees.map_tree(lambda t: t.unflatten(0, (clients, -1)), y)
 
     def _cast(self, x: Tree) -> Tree:
         if self._findings is not None and self._findings.writes_inputs:

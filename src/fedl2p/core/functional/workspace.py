@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,8 @@ class Findings:
         Whether it changes its trainable parameters in place (norms of embeddings, bounds).
     head
         Name of the linear layer that is called last in evaluation mode; None without one.
+    rowwise
+        Whether in evaluation mode an example's outputs do not depend on the others of its batch.
     batchable
         Whether vmap runs several clients at once; None before it was tried.
     differentiable
@@ -55,6 +57,7 @@ class Findings:
     writes_inputs: bool = False
     writes_parameters: bool = False
     head: str | None = None
+    rowwise: bool = False
     batchable: bool | None = None
     differentiable: bool = False
 
@@ -180,6 +183,20 @@ class Workspace:
         for (norm, _), held in zip(self._stats, norms, strict=True):
             norm.values = held
 
+    @contextmanager
+    def knowing(self, pure: Sequence[float | None]) -> Iterator[None]:
+        """Let the norms know which mix is 0 or 1 (:func:`pure_mixes`), for calls in here.
+
+        Their gradients are of first order, and none is taken by the mix.
+        """
+        for (norm, _), share in zip(self._stats, pure, strict=True):
+            norm.pure = share
+        try:
+            yield
+        finally:
+            for norm, _ in self._stats:
+                norm.pure = None
+
     def stats(self) -> dict[str, Tensor]:
         """Return the running statistics in place, and the other buffers that training changes."""
         stats = {}
@@ -201,16 +218,11 @@ class Workspace:
         what they found.
         """
         before = self._put(params, stats, mix)
-        mixes = mix.tolist()
+        pure = pure_mixes(mix.unsqueeze(0))
 
         def call(x: Any) -> Any:
-            for (norm, _), share in zip(self._stats, mixes, strict=True):
-                norm.pure = share if share in (0, 1) else None
-            try:
+            with self.knowing(pure):  # another call may come before the next of these
                 outputs = self._objective.forward(self.module, x)
-            finally:  # another call may come before the next of these
-                for norm, _ in self._stats:
-                    norm.pure = None
             for norm, _ in self._stats:
                 if norm.values[1].requires_grad:  # where the norm could not run fused
                     mix, *client = norm.values
@@ -222,6 +234,15 @@ class Workspace:
             yield call
         finally:
             self._put_back(before)
+
+
+def pure_mixes(mix: Tensor) -> list[float | None]:
+    """Return for each norm the mix of all C clients where that is 0 or 1, else None.
+
+    ``mix`` has shape (C, B).
+    """
+    shares = [set(of_clients) for of_clients in mix.t().tolist()]
+    return [next(iter(s)) if s in ({0.0}, {1.0}) else None for s in shares]
 
 
 def join(prefix: str, name: str) -> str:

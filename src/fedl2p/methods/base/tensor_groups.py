@@ -153,6 +153,6 @@ def _model_state(net: FunctionalModel, tensors: State) -> ModelState:
     for name in net.sites.norms:
         mean, var = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
         stats[f"{name}.client_mean"], stats[f"{name}.client_var"] = mean, var
-        stats[f"{name}.client_weight"] = var.new_ones(len(var))
+        stats[f"{name}.client_weight"] = var.new_ones(()).expand(len(var))
     stats |= {name: tensors[name] for name in _buffers(net)}
     return ModelState({k: tensors[k] for k in net.sites.params}, stats)
