@@ -47,7 +47,7 @@ def test_learning_says_for_what_on_whom_and_how(nets: MetaNets) -> None:
     assert card.data_licence == "CC BY 4.0"
     assert card.shapes["0.weight"] == (5, 4)
     assert card.shapes["1.running_var"] == (5,)
-    assert card.settings["finetune.epochs"] == Settings().finetune.epochs
+    assert card.settings["inner.epochs"] == Settings().finetune.epochs
     assert card.settings["rounds.rounds"] == 1
     assert card.settings["loss"] == "cross-entropy"
 
@@ -126,7 +126,7 @@ def test_the_readme_says_it_in_the_form_of_the_hub(nets: MetaNets, tmp_path: Pat
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "fedl2p"
     assert "federated-learning" in card.data.tags
-    for said in ("`Sequential`", "CC BY 4.0", "input sd of 0", "finetune.epochs", "[5, 4]"):
+    for said in ("`Sequential`", "CC BY 4.0", "input sd of 0", "inner.epochs", "[5, 4]"):
         assert said in card.text, said
 
 
