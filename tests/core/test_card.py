@@ -160,7 +160,11 @@ def test_pushed_and_read_back(
         return SimpleNamespace(oid="0")
 
     def snapshot_download(repository: str, *, revision: str | None, **_: Any) -> str:
-        return str(tmp_path / repository)
+        cache = tmp_path / "cache"  # the hub's cache holds links to its files
+        cache.mkdir()
+        for file in (tmp_path / repository).iterdir():
+            (cache / file.name).symlink_to(file)
+        return str(cache)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
