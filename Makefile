@@ -12,11 +12,12 @@ LOWEST := .venv-lowest
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[dev]'
+	@echo "Installing into .venv; this takes some minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
 
-# The whole job on real data, into a folder that does not exist yet.
+# The whole job on real data in about two minutes, into a folder that does not exist yet.
 demo: $(STAMP)
 	@out=runs/$(RECIPE)-$(SEED); n=1; \
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/$(RECIPE)-$(SEED)-run$$n; done; \

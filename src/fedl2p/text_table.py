@@ -7,15 +7,22 @@ from html import escape
 from typing import Protocol
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return aligned lines; the first row is the head, and the first column stands left."""
+def columns(rows: Sequence[Sequence[str]], *, gap: int = 3) -> list[str]:
+    """Return aligned lines; the first row is the head, and the first column stands left.
+
+    A head may have several lines; ``gap`` spaces are between two columns.
+    """
+    heads = [cell.split("\n") for cell in rows[0]]
+    high = max(map(len, heads))
+    heads = [[*[""] * (high - len(head)), *head] for head in heads]
+    rows = [*zip(*heads, strict=True), *rows[1:]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(("  " + "   ".join(cells)).rstrip())
-    lines.insert(1, "  " + "-" * (sum(widths) + 3 * (len(widths) - 1)))
+        lines.append(("  " + (" " * gap).join(cells)).rstrip())
+    lines.insert(high, "  " + "-" * (sum(widths) + gap * (len(widths) - 1)))
     return lines
 
 

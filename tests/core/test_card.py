@@ -47,7 +47,7 @@ def test_learning_says_for_what_on_whom_and_how(nets: MetaNets) -> None:
     assert card.data_licence == "CC BY 4.0"
     assert card.shapes["0.weight"] == (5, 4)
     assert card.shapes["1.running_var"] == (5,)
-    assert card.settings["finetune.epochs"] == Settings().finetune.epochs
+    assert card.settings["inner.epochs"] == Settings().finetune.epochs
     assert card.settings["rounds.rounds"] == 1
     assert card.settings["loss"] == "cross-entropy"
 
@@ -126,7 +126,7 @@ def test_the_readme_says_it_in_the_form_of_the_hub(nets: MetaNets, tmp_path: Pat
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "fedl2p"
     assert "federated-learning" in card.data.tags
-    for said in ("`Sequential`", "CC BY 4.0", "input sd of 0", "finetune.epochs", "[5, 4]"):
+    for said in ("`Sequential`", "CC BY 4.0", "input sd of 0", "inner.epochs", "[5, 4]"):
         assert said in card.text, said
 
 
@@ -160,7 +160,11 @@ def test_pushed_and_read_back(
         return SimpleNamespace(oid="0")
 
     def snapshot_download(repository: str, *, revision: str | None, **_: Any) -> str:
-        return str(tmp_path / repository)
+        cache = tmp_path / "cache"  # the hub's cache holds links to its files
+        cache.mkdir()
+        for file in (tmp_path / repository).iterdir():
+            (cache / file.name).symlink_to(file)
+        return str(cache)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
@@ -218,3 +222,10 @@ def test_shapes_are_those_of_parameters_and_buffers() -> None:
         **dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (2,)),
         "num_batches_tracked": (),
     }
+
+
+def test_the_range_can_be_taken_out(nets: MetaNets) -> None:
+    card = nets.card.with_profiles([], [])
+    assert (card.profiled, card.low, card.high) == (0, {}, {})
+    assert card.clients == 8
+    assert "not known: profiles stay" in card.readme(nets.sites, "default")

@@ -77,9 +77,19 @@ def test_bars_show_stage_round_loss_and_failures() -> None:
         bars._bars.refresh()
         bars.on_end("learn")
         bars.on_start("personalize fedl2p", 0, ())
+        bars.on_client("personalize fedl2p", 3, 7)
+        bars._bars.refresh()
         bars.on_end("personalize fedl2p")
     text = out.getvalue()
-    for part in ("stages", "learn", "rounds", "3/3", "loss 0.300  accuracy 0.500"):
+    for part in (
+        "stages",
+        "learn",
+        "rounds",
+        "3/3",
+        "loss 0.300  accuracy 0.500",
+        "clients",
+        "3/7",
+    ):
         assert part in text, part
 
 
@@ -173,6 +183,9 @@ def test_every_listener_is_told_everything_also_of_an_error() -> None:
             if record.round == 3:
                 raise KeyboardInterrupt
 
+        def on_client(self, stage: str, done: int, clients: int) -> None:
+            told.append((done, clients))
+
         def on_end(self, stage: str) -> None:
             told.append(("end", stage))
 
@@ -182,7 +195,9 @@ def test_every_listener_is_told_everything_also_of_an_error() -> None:
         Toward(), model(), Toward().start(model()), Line(), seed=0, listeners=[Noting()]
     )
     whole = [("start", "learn", 1, 0), ("learn", 1), ("learn", 2), ("end", "learn")]
-    ours = [("start", "personalize toward", 0, 0), ("end", "personalize toward")]
+    count = len(Line().names)
+    each = [(done, count) for done in range(1, count + 1)]
+    ours = [("start", "personalize toward", 0, 0), *each, ("end", "personalize toward")]
     assert told == whole + ours
     told.clear()
     with pytest.raises(KeyboardInterrupt):

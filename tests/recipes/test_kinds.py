@@ -99,10 +99,10 @@ def test_the_whole_recipe_in_miniature(
         assert sorted(str(c.about["kind"]) for c in clients) == sorted(KINDS * 2)
 
 
-def test_digits_leaves_the_two_slow_baselines_to_all_methods() -> None:
+def test_digits_leaves_the_slow_baselines_to_all_methods() -> None:
     study = recipes.get("digits")
     left_out = [name for name in METHODS if name not in study.methods]
-    assert left_out == ["gridsearch", "l2p"]
+    assert left_out == ["local", "gridsearch", "l2p"]
     assert dataclasses.replace(study, methods=("all",)).methods == METHODS
     several = dataclasses.replace(study, methods=("mine:method", "all"))
     assert several.methods == ("mine:method", *METHODS)

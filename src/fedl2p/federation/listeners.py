@@ -52,6 +52,9 @@ class Listener:
     def on_round(self, record: RoundRecord) -> None:
         """Take note of a finished round, whose checkpoint is written."""
 
+    def on_client(self, stage: str, done: int, clients: int) -> None:
+        """Take note that ``done`` of ``clients`` have personalized themselves so far."""
+
     def on_personalized(self, stage: str, failures: Mapping[str, str]) -> None:
         """Take note of which clients could not be personalized, and why, in one line each."""
 
@@ -203,6 +206,11 @@ class ProgressListener(Listener):
         total = self._bars.tasks[self._bars.task_ids.index(self._rounds)].total
         # The pass that judges the last state is one more than the rounds.
         self._bars.update(self._rounds, completed=min(record.round, total or 0), note=note)
+
+    def on_client(self, stage: str, done: int, clients: int) -> None:
+        """Move it by a client."""
+        if self._rounds is not None:
+            self._bars.update(self._rounds, completed=done, total=clients)
 
     def on_end(self, stage: str) -> None:
         """Take the stage's bar away."""

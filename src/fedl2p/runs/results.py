@@ -304,7 +304,7 @@ class Report(RunInfo):
         for pool in POOLS:
             table = [summary for summary in self.methods if summary.pool == pool]
             if table:
-                blocks.append("\n".join([f"{pool} clients", *columns(_text_rows(table))]))
+                blocks.append("\n".join([f"{pool} clients", *columns(_text_rows(table), gap=2)]))
         if self.failures:
             names = ", ".join(dict.fromkeys(row.client for row in self.failures))
             blocks.append(f"without a result: {names} (reasons in {layout.RESULTS})")
@@ -431,10 +431,10 @@ def share_worse(rows: Sequence[Row], starts: Mapping[str, float]) -> float:
 
 
 def _text_rows(table: Sequence[Summary]) -> Sequence[tuple[str, ...]]:
-    scores = ("before %", "after %", "worst tenth %", "made worse %", "loss")
-    heads = ("method", *scores, "s per client", "clients")
+    scores = ("before\n%", "after\n%", "worst\ntenth %", "made\nworse %", "loss")
+    heads = ("method", *scores, "s per\nclient", "clients")
     if all(math.isnan(summary.accuracy) for summary in table):
-        return [("method", "made worse %", "loss", "s per client", "clients")] + [
+        return [("method", "made\nworse %", "loss", "s per\nclient", "clients")] + [
             (
                 summary.method,
                 f"{100 * summary.share_worse:.0f}",

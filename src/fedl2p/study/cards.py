@@ -15,7 +15,6 @@ from fedl2p.federation.messages import Clients
 from fedl2p.federation.settings import Rounds
 from fedl2p.method import Method
 from fedl2p.methods.base.personalizing import profile_in
-from fedl2p.methods.fedl2p import FedL2P
 
 
 def learned_card(
@@ -49,8 +48,11 @@ def learned_card(
     profiles = [profile_in(state, nets.sites) for _, state in sorted(kept.items())]
     loss = objective_of(model).loss
     settings: dict[str, Any] = {"loss": loss if isinstance(loss, str) else "a function"}
-    for name, part in (("rounds", rounds), *_parts(method)):
-        settings |= _flat(name, dataclasses.asdict(part))
+    settings |= _flat("rounds", dataclasses.asdict(rounds))
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            settings |= _flat(field.name, dataclasses.asdict(value))
     card = Card(
         model=type(model).__name__,
         shapes=shapes_of(model),
@@ -60,11 +62,6 @@ def learned_card(
         data_licence=data_licence,
     )
     return card.with_profiles(profiles, nets.config.groups)
-
-
-def _parts(method: Method) -> list[tuple[str, Any]]:
-    """Return the settings of inner and outer loop."""
-    return [("finetune", method.inner), ("meta", method.meta)] if isinstance(method, FedL2P) else []
 
 
 def _flat(name: str, value: object) -> dict[str, Any]:
