@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-lowest | test-flower | bench | bench-peers | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | test-lowest | test-flower | docs | bench | bench-peers | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
@@ -7,16 +7,17 @@ STAMP := .venv/.installed
 
 LOWEST := .venv-lowest
 
-.PHONY: setup demo test test-all test-lowest test-flower bench bench-more bench-peers lint clean
+.PHONY: setup demo test test-all test-lowest test-flower docs bench bench-more bench-peers lint clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[dev]'
+	@echo "Installing into .venv; this takes some minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
 
-# The whole job on real data, into a folder that does not exist yet.
+# The whole job on real data in about two minutes, into a folder that does not exist yet.
 demo: $(STAMP)
 	@out=runs/$(RECIPE)-$(SEED); n=1; \
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/$(RECIPE)-$(SEED)-run$$n; done; \
@@ -59,6 +60,10 @@ test-flower: $(STAMP)
 	    $$env/bin/python -m pytest -q $(FLOWER_TESTS); \
 	done
 
+# The site, into site/; a broken link or a name that is not found is an error. It needs no network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # What costs what, in one table from one run; about half an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
@@ -82,5 +87,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-lowest .venv-flower .venv-peers build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-lowest .venv-flower .venv-peers build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fedl2p.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from fedl2p import plot as plot
     from fedl2p.core.clientdata import ClientData as ClientData
     from fedl2p.core.clientdata import Examples as Examples
     from fedl2p.core.finetuning.inner_loop import finetune as finetune
@@ -102,6 +103,8 @@ __all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> object:
+    if name == "plot":
+        return import_module("fedl2p.plot")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)
@@ -110,4 +113,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "plot"})

@@ -237,6 +237,18 @@ def test_personalize_without_test_examples(
     assert not (out / "outcome.json").exists()
 
 
+def test_personalize_warns_in_one_line_of_a_client_far_outside(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = dict(np.load(write_client(tmp_path / "me.npz", test=False)))
+    np.savez(tmp_path / "me.npz", **{**arrays, "x_train": 5 * arrays["x_train"]})
+    args = ("--run", smoke_run, "--data", tmp_path / "me.npz", "--out", tmp_path / "out")
+    assert call("personalize", *args) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fedl2p: warning: ")
+    assert "far outside what the meta-nets were learned on" in line
+
+
 def test_personalize_needs_meta_nets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert call("run", "smoke", "--methods", "fedavg", "--out", run) == 0

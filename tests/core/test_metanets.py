@@ -414,7 +414,8 @@ def test_a_profile_of_another_model_is_refused(use: str) -> None:
 def test_saved_and_loaded_bit_for_bit(form: MetaNetsConfig, dtype: torch.dtype, tmp_path) -> None:
     nets = MetaNets(find_sites(nested_net()), config=form, seed=3).to(dtype)
     nets.save(tmp_path / "metanets")
-    assert {p.name for p in tmp_path.iterdir()} == {"metanets.safetensors", "metanets.json"}
+    written = {p.name for p in (tmp_path / "metanets").iterdir()}
+    assert written == {"metanets.safetensors", "metanets.json", "README.md"}
     again = MetaNets.load(tmp_path / "metanets")
     assert again.config == nets.config
     assert again.sites == nets.sites
@@ -469,16 +470,17 @@ def unknown_setting(path: Path) -> None:
         (".json", lambda p: p.write_bytes(b"\xff\xfe")),
         (".json", without("sites")),
         (".json", without("config")),
+        (".json", without("card")),
         (".json", other_sites),
         (".json", unknown_setting),
     ],
 )
 def test_a_missing_or_damaged_file_is_a_clear_error(suffix: str, damage, tmp_path: Path) -> None:
-    path = tmp_path / "metanets"
-    MetaNets(find_sites(nested_net())).save(path)
-    damage(path.with_suffix(suffix))
-    with pytest.raises(ValueError, match=r"meta-nets at .*metanets cannot be read") as caught:
-        MetaNets.load(path)
+    folder = tmp_path / "nets"
+    MetaNets(find_sites(nested_net())).save(folder)
+    damage(folder / f"metanets{suffix}")
+    with pytest.raises(ValueError, match=r"meta-nets at .*nets cannot be read") as caught:
+        MetaNets.load(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -542,7 +544,7 @@ def test_a_width_that_a_description_claims_costs_nothing(
     import safetensors.torch
 
     MetaNets(find_sites(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))).save(tmp_path / "nets")
-    about = tmp_path / "nets.json"
+    about = tmp_path / "nets" / "metanets.json"
     description = json.loads(about.read_text())
     description["config"]["hidden"] = hidden
     about.write_text(json.dumps(description))

@@ -148,10 +148,10 @@ def test_the_usual_place_is_in_the_run_and_is_written_again(run: Path) -> None:
 
 
 def test_a_bound_is_said_to_be_active(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nets = MetaNets.load(run / "metanets")
+    nets = MetaNets.load(run)
     with torch.no_grad():
         nets.base_mix.fill_(2.0)
-    nets.save(run / "metanets")
+    nets.save(run)
     told = explain(run, "seen-00", run / "out")
     every = [*told["mix"].values(), *told["rate"].values()]
     count = sum(not math.isclose(o["value"], o["before_bounds"], rel_tol=1e-6) for o in every)
@@ -166,8 +166,8 @@ def test_a_bound_is_said_to_be_active(run: Path, capsys: pytest.CaptureFixture[s
 def test_published_nets_have_rates_that_are_no_logarithms(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sites = MetaNets.load(run / "metanets").sites
-    MetaNets(sites, config=MetaNetsConfig.published(base_rate=0.01)).save(run / "metanets")
+    sites = MetaNets.load(run).sites
+    MetaNets(sites, config=MetaNetsConfig.published(base_rate=0.01)).save(run)
     told = explain(run, "seen-00", run / "out")
     assert told["rates_as"] == "rate"
     one = told["rate"]["head.bias"]
@@ -242,8 +242,8 @@ def test_a_run_without_fedl2p(
 
 
 def test_constant_meta_nets(capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    sites = MetaNets.load(run / "metanets").sites
-    MetaNets(sites, config=MetaNetsConfig(constant=True)).save(run / "metanets")
+    sites = MetaNets.load(run).sites
+    MetaNets(sites, config=MetaNetsConfig(constant=True)).save(run)
     line = refused(capsys, "explain", "--run", run, "--client", "seen-00")
     assert "write the same hyperparameters for every client" in line
 

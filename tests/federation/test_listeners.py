@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
-from fedl2p.federation.listeners import CsvListener, Listener, ProgressListener, TensorBoardListener
+from fedl2p import ClientData, learn
+from fedl2p.federation.listeners import (
+    CsvListener,
+    Listener,
+    ProgressListener,
+    TensorBoardListener,
+    progress_bar,
+)
 from fedl2p.federation.personalizing import personalize_all
 from fedl2p.federation.round_records import RoundRecord
 from fedl2p.federation.rounds import federate
@@ -68,9 +77,19 @@ def test_bars_show_stage_round_loss_and_failures() -> None:
         bars._bars.refresh()
         bars.on_end("learn")
         bars.on_start("personalize fedl2p", 0, ())
+        bars.on_client("personalize fedl2p", 3, 7)
+        bars._bars.refresh()
         bars.on_end("personalize fedl2p")
     text = out.getvalue()
-    for part in ("stages", "learn", "rounds", "3/3", "loss 0.300  accuracy 0.500"):
+    for part in (
+        "stages",
+        "learn",
+        "rounds",
+        "3/3",
+        "loss 0.300  accuracy 0.500",
+        "clients",
+        "3/7",
+    ):
         assert part in text, part
 
 
@@ -81,6 +100,58 @@ def test_bars_draw_nothing_where_there_is_no_terminal() -> None:
         bars.on_round(record("learn", 1))
         bars.on_end("learn")
     assert out.getvalue().strip() == ""
+
+
+class Stderr(StringIO):
+    """A standard error that is a terminal, or is not."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("show", [True, False])
+def test_learn_shows_a_bar_in_a_terminal_unless_told_not_to(
+    show: bool, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    err = Stderr(terminal)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    torch.manual_seed(0)
+    part = (torch.randn(8, 4), torch.randint(2, (8,)))
+    learn(nn.Linear(4, 2), {"a": ClientData(part, part)}, rounds=Rounds(rounds=2), progress=show)
+    text = err.getvalue()
+    if show and terminal:
+        assert "learn" in text
+        assert "0/2" in text
+        assert "stages" not in text
+    else:
+        assert text == ""
+
+
+def test_without_rich_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = Stderr(True)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with progress_bar() as listeners:
+        assert listeners == []
+    assert err.getvalue() == ""
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_in_a_notebook_it_needs_ipywidgets(widgets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    found = ["rich", "ipywidgets"] if widgets else ["rich"]
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: object() if name in found else None
+    )
+    monkeypatch.setattr("rich.live.Live.refresh", lambda self: None)
+    with progress_bar() as listeners:
+        assert len(listeners) == widgets
 
 
 def test_tensorboard_that_is_not_installed_is_said(
@@ -112,6 +183,9 @@ def test_every_listener_is_told_everything_also_of_an_error() -> None:
             if record.round == 3:
                 raise KeyboardInterrupt
 
+        def on_client(self, stage: str, done: int, clients: int) -> None:
+            told.append((done, clients))
+
         def on_end(self, stage: str) -> None:
             told.append(("end", stage))
 
@@ -121,7 +195,9 @@ def test_every_listener_is_told_everything_also_of_an_error() -> None:
         Toward(), model(), Toward().start(model()), Line(), seed=0, listeners=[Noting()]
     )
     whole = [("start", "learn", 1, 0), ("learn", 1), ("learn", 2), ("end", "learn")]
-    ours = [("start", "personalize toward", 0, 0), ("end", "personalize toward")]
+    count = len(Line().names)
+    each = [(done, count) for done in range(1, count + 1)]
+    ours = [("start", "personalize toward", 0, 0), *each, ("end", "personalize toward")]
     assert told == whole + ours
     told.clear()
     with pytest.raises(KeyboardInterrupt):

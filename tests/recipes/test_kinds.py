@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedl2p.data import watch
 from fedl2p.data.kinds import KINDS
 from fedl2p.runs.population import PopulationInfo
 from fedl2p.study.run import run_study
+from fedl2p.study.settings import METHODS
 from support import data_archives
 
 pytest.importorskip("sklearn")
@@ -95,3 +97,12 @@ def test_the_whole_recipe_in_miniature(
     if name.startswith(("kinds", "digits")):
         clients = PopulationInfo.read(tmp_path).clients.values()
         assert sorted(str(c.about["kind"]) for c in clients) == sorted(KINDS * 2)
+
+
+def test_digits_leaves_the_slow_baselines_to_all_methods() -> None:
+    study = recipes.get("digits")
+    left_out = [name for name in METHODS if name not in study.methods]
+    assert left_out == ["local", "gridsearch", "l2p"]
+    assert dataclasses.replace(study, methods=("all",)).methods == METHODS
+    several = dataclasses.replace(study, methods=("mine:method", "all"))
+    assert several.methods == ("mine:method", *METHODS)

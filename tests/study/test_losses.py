@@ -88,7 +88,7 @@ def test_a_study_of_regression_ends_in_losses(
     shown = capsys.readouterr().out
     assert "accuracy" not in shown
     assert "after %" not in shown
-    assert "made worse %" in shown  # whose loss rose
+    assert "worse %" in shown  # whose loss rose
 
     results = json.loads((out / "results.json").read_text())
     assert results["failures"] == []

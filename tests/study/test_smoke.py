@@ -130,8 +130,12 @@ def test_the_saved_model_and_meta_nets_load(smoke_run: Path) -> None:
     study = Study.load(smoke_run)
     model = models.load(study.model, shape=(1, 8, 8), classes=10)
     model.load_state_dict(load_tensors(smoke_run / "global.safetensors"))
-    nets = MetaNets.load(smoke_run / "metanets")
+    nets = MetaNets.load(smoke_run)
     assert nets.sites == find_sites(model)
+    assert (nets.card.clients, nets.card.profiled) == (6, 5)  # one took part in no round
+    assert set(nets.card.low) == set(nets.entry_names)
+    assert nets.card.data_licence == "CC BY 4.0"
+    assert "`SmallConv" in (smoke_run / "README.md").read_text()
     described = json.loads((smoke_run / "population.json").read_text())
     assert described["classes"] == 10
     assert described["shape"] == [1, 8, 8]

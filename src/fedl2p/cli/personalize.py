@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,5 +53,11 @@ class Personalize:
         user_code.import_user_module(self.model or "", what="model")
         for name in self.code:
             user_code.import_user_module(name, what="code")
-        print(personalize_new_client(**vars(self)))
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                result = personalize_new_client(**vars(self))
+            finally:
+                for warning in caught:  # without the place in the code that it comes from
+                    sys.stderr.write(f"fedl2p: warning: {warning.message}\n")
+        print(result)
         return 0

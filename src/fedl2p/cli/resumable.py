@@ -1,16 +1,10 @@
-"""Long commands: progress for a person who looks, and how to go on after an interruption."""
+"""Long commands: how to go on after an interruption."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fedl2p.federation.listeners import Listener
-    from fedl2p.study.settings import Study
+from collections.abc import Callable
 
 WRONG_PATH = {
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM),
@@ -34,16 +28,3 @@ def resumable(work: Callable[[], None], *, again: str) -> int:
         sys.stderr.write(f"fedl2p: error: {problem}; go on with: {again}\n")
         return 1
     return 0
-
-
-@contextlib.contextmanager
-def progress_bar(study: Study) -> Iterator[list[Listener]]:
-    """Yield a progress bar as the only listener if stderr is a terminal, else no listener."""
-    from fedl2p.federation.listeners import ProgressListener
-    from fedl2p.study.preparation import count_stages
-
-    if not sys.stderr.isatty():
-        yield []
-        return
-    with ProgressListener(stages=count_stages(study)) as bar:
-        yield [bar]

@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 from fedl2p import recipes, user_code
 from fedl2p.cli.parsing import HELP, parse
 from fedl2p.cli.recipes import Recipes
-from fedl2p.cli.resumable import progress_bar, resumable
+from fedl2p.cli.resumable import resumable
 from fedl2p.cli.run_options import REGISTRY, shown_options
 from fedl2p.runs import layout
 from fedl2p.study.settings import Study
@@ -55,11 +55,11 @@ class Run:
         from fedl2p.reporting.page import write_page
         from fedl2p.study.run import run_study
 
-        with progress_bar(self.study) as listeners:
-            if self.tensorboard:
-                listeners.append(TensorBoardListener(self.out / layout.TENSORBOARD))
-            report = run_study(self.study, self.out, resume=self.resume, listeners=listeners)
-            page = write_page(self.out)
+        listeners = []
+        if self.tensorboard:
+            listeners.append(TensorBoardListener(self.out / layout.TENSORBOARD))
+        report = run_study(self.study, self.out, resume=self.resume, listeners=listeners)
+        page = write_page(self.out)
         print(f"{report}\n\nreport: {page}")
 
     def _again(self) -> str:

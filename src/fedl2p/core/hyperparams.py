@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass
+from html import escape
 
 import torch
 from torch import Tensor
 
 from fedl2p.core.sites import Sites
+from fedl2p.text_table import Words, html_table, short_repr, span
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,26 @@ class Hyperparams:
                 f"a rate is {float(worst):g}, but a learning rate must be >= 0 and finite"
             )
 
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        if self.mix.dim() == 2:
+            yield "clients", len(self.mix)
+        yield "mix", _summary(self.mix, "norms")
+        yield "rate", _summary(self.rate, "tensors")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        if self.mix.dim() == 2:
+            return f"<pre>{escape(repr(self))}</pre>"
+        named = self.by_name()
+        tables = [
+            html_table([(head, what), *((name, f"{v:.3g}") for name, v in named[what].items())])
+            for head, what in (("norm layer", "mix"), ("parameter tensor", "rate"))
+            if named[what]
+        ]
+        return "".join(tables)
+
     @classmethod
     def constant(cls, sites: Sites, *, mix: float, rate: float) -> Hyperparams:
         """Return the same mix in every norm layer and the same rate for every tensor.
@@ -112,3 +134,8 @@ class Hyperparams:
             "mix": dict(zip(self.sites.norms, self.mix.tolist(), strict=True)),
             "rate": dict(zip(self.sites.params, self.rate.tolist(), strict=True)),
         }
+
+
+def _summary(values: Tensor, what: str) -> Words:
+    """Return the range of some values, and of how many sites each client's are."""
+    return Words(f"[{span(values.detach().flatten().tolist())}, {values.shape[-1]} {what}]")

@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedl2p.atomic_files import check_regular, read_text, write_tensors, write_text
+from fedl2p.core.card import Card
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import MetaNetsConfig
 from fedl2p.core.sites import Sites
+from fedl2p.text_table import Words, html_table, short_repr
+
+WEIGHTS, DESCRIPTION, README = "metanets.safetensors", "metanets.json", "README.md"
+"""The files of saved meta-nets: weights; sites, configuration and card; the card for people."""
 
 LAST_LAYER_SCALE = 0.1
 """Factor on the last layers' initial weights (default form)."""
@@ -131,7 +137,14 @@ class MetaNets(nn.Module):
         Their form; None for the defaults.
     seed
         Of the initial weights.
+
+    Attributes
+    ----------
+    card
+        What is known of how they were learned: :class:`~fedl2p.core.card.Card`.
     """
+
+    card: Card
 
     def __init__(
         self, sites: Sites, *, config: MetaNetsConfig | None = None, seed: int = 0
@@ -139,6 +152,7 @@ class MetaNets(nn.Module):
         super().__init__()
         self.sites = sites
         self.config = config or MetaNetsConfig()
+        self.card = Card()
         self._published = self.config.form == "published"
         self._shared_scale = 1.0 if self._published else SHARED_LR_SCALE
         norms, layers, params = len(sites.norms), len(sites.layers), len(sites.params)
@@ -184,6 +198,23 @@ class MetaNets(nn.Module):
             low, high = math.log(self.config.min_rate), math.log(self.config.max_rate)
             rate = clamp_inward(shared + rate, low, high).exp()
         return Hyperparams(mix, rate, self.sites, check=False)
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        card = self.card
+        yield "form", self.config.form
+        yield "reads", Words(f"[{len(self.entry_names)} entries of a profile]")
+        yield "writes", Words(f"[{len(self.sites.norms)} mixes, {len(self.sites.params)} rates]")
+        if card.model:
+            yield "model", card.model
+        if card.clients is not None:
+            yield "clients", card.clients
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        rows = [(str(name), str(part)) for name, part in self.__rich_repr__()]
+        return html_table([("meta-nets", ""), *rows])
 
     @property
     def entry_names(self) -> list[str]:
@@ -254,19 +285,26 @@ class MetaNets(nn.Module):
             mix, rate = vmap(one)(dict(weights), profile.tensors())
         return Hyperparams(mix, rate, self.sites, check=False)
 
-    def save(self, path: str | Path) -> None:
-        """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (sites and configuration).
+    def save(self, folder: str | Path) -> None:
+        """Write weights, description and card into a folder, which is made if there is none.
 
-        Each file is replaced as a whole: a reader never finds a part of one.
+        These are ``metanets.safetensors``, ``metanets.json`` (sites, configuration, card) and the
+        card for people, ``README.md``: what the Hugging Face hub takes. Each file is replaced as a
+        whole: a reader never finds a part of one. A README.md that is no card of meta-nets is left
+        as it is.
         """
-        description = {"config": asdict(self.config), "sites": asdict(self.sites)}
-        weights, about = _files(path)
-        write_tensors(weights, self.state_dict())
-        write_text(about, json.dumps(description, indent=1) + "\n")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {name: asdict(getattr(self, name)) for name in ("config", "sites", "card")}
+        write_tensors(folder / WEIGHTS, self.state_dict())
+        write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        if _may_write_readme(folder / README):
+            form = f"{self.config.form}, reads {', '.join(self.config.groups) or 'nothing'}"
+            write_text(folder / README, self.card.readme(self.sites, form))
 
     @classmethod
-    def load(cls, path: str | Path) -> MetaNets:
-        """Read what :meth:`save` wrote.
+    def load(cls, folder: str | Path) -> MetaNets:
+        """Read what :meth:`save` wrote, e.g. into the folder of a run.
 
         Raises
         ------
@@ -276,11 +314,12 @@ class MetaNets(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        weights, about = _files(path)
+        weights, about = Path(folder) / WEIGHTS, Path(folder) / DESCRIPTION
         try:
             description = json.loads(read_text(about))
             names = {k: _names(v) for k, v in description["sites"].items()}
             config = MetaNetsConfig(**description["config"])
+            card = Card(**description["card"])
             check_regular(weights.stat())
             # On the meta device: a description may claim any size, and nothing is allocated before
             # the weights, which are as large as their file, agree with it in every name and shape.
@@ -297,18 +336,80 @@ class MetaNets(nn.Module):
             *(OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError),
             ArithmeticError,
         ) as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(folder, error) from error
         except SafetensorError as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(folder, error) from error
+        nets.card = card
         return nets
 
+    def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
+        """Save into a repository of the Hugging Face hub, made if there is none; return its URL.
 
-def _files(path: str | Path) -> tuple[Path, Path]:
-    """Return the paths of weights and description; a dot in their name is part of it."""
-    path = Path(path)
-    if path.suffix in (".safetensors", ".json"):
-        path = path.with_suffix("")
-    return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
+        Parameters
+        ----------
+        repository
+            ``user/name``; who writes is whom ``hf auth login`` or HF_TOKEN names.
+        private
+            Whether a new repository is private; None for the account's default. The card holds the
+            smallest and largest entries of clients' profiles: see :class:`~fedl2p.core.card.Card`.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If huggingface_hub is not installed; the message names the extra that brings it.
+        """
+        hub = _hub()
+        with tempfile.TemporaryDirectory(prefix="fedl2p-") as folder:
+            self.save(folder)
+            api = hub.HfApi()
+            url = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message="Meta-nets of fedl2p"
+            )
+        return str(url)
+
+    @classmethod
+    def from_hub(cls, repository: str, *, revision: str | None = None) -> MetaNets:
+        """Read meta-nets from a repository of the Hugging Face hub.
+
+        Parameters
+        ----------
+        repository
+            ``user/name``.
+        revision
+            A commit, branch or tag; None for the newest commit.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing or damaged.
+        ModuleNotFoundError
+            If huggingface_hub is not installed; the message names the extra that brings it.
+        """
+        folder = _hub().snapshot_download(
+            repository, revision=revision, allow_patterns=[WEIGHTS, DESCRIPTION]
+        )
+        return cls.load(folder)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "huggingface_hub is not installed; run pip install 'fedl2p[hub]'", name=error.name
+        ) from None
+    return huggingface_hub
+
+
+def _may_write_readme(path: Path) -> bool:
+    """Tell whether there is no README.md, or one that is a card."""
+    try:
+        return "library_name: fedl2p" in read_text(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def _refuse_other_sizes(weights: Path, nets: MetaNets) -> None:
@@ -330,8 +431,8 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _unreadable(path: str | Path, error: Exception) -> ValueError:
+def _unreadable(folder: str | Path, error: Exception) -> ValueError:
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
-        f"meta-nets at {path} cannot be read ({line}); give the path that save() wrote"
+        f"meta-nets at {folder} cannot be read ({line}); give the folder that save() wrote"
     )

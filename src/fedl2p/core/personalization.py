@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,9 @@ from fedl2p.core.metanets import MetaNets
 from fedl2p.core.objective import Loss, PerExample, Pick, objective
 from fedl2p.core.profiles import Profile, Profiler
 from fedl2p.core.settings import InnerLoop, InnerOptimizer, Statistics
+from fedl2p.text_table import short_repr
+
+_COMPARE = "the hyperparameters may not suit this client: compare both models on its test examples"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,17 @@ class Personalized:
     model: nn.Module
     hyperparams: Hyperparams
     profile: Profile
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield "model", type(self.model).__name__
+        yield "hyperparams", self.hyperparams
+        yield "profile", self.profile
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return self.hyperparams._repr_html_() + self.profile._repr_html_()
 
 
 def personalize(
@@ -84,6 +100,12 @@ def personalize(
     Personalized
         The client's model, its hyperparameters and its profile.
 
+    Warns
+    -----
+    UserWarning
+        Once, if the client's profile lies far outside those that the meta-nets were learned on, or
+        a tensor of the model has another shape, as far as their card knows.
+
     Raises
     ------
     ValueError
@@ -109,6 +131,8 @@ def personalize(
     )
     check_examples(net, data.train, what="train")
     client_profile = Profiler(model, aim)(data.train.batches(256), metanets.config.groups)
+    if said := metanets.card.misfits(model, client_profile, metanets.config.groups):
+        warnings.warn(f"{said}; {_COMPARE}", stacklevel=2)
     with torch.no_grad():
         hyperparams = metanets(client_profile)
     tuned = finetune_one(net, hyperparams, data, inner, seed)

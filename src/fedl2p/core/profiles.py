@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from fedl2p.core.settings import PUBLISHED_PROFILE, ProfileGroup, profile_groups
 from fedl2p.core.sites import Sites, find_sites
 from fedl2p.core.trees import Tree
 from fedl2p.core.user_data import inputs_of_batch, targets_of_batch
+from fedl2p.text_table import Words, html_table, short_repr, span
 
 EPS = 1e-5
 """Added to every variance before a logarithm, a ratio or a root is taken, as published."""
@@ -89,6 +91,28 @@ class Profile:
     loss: Tensor | None = None
     labels: Tensor | None = None
     size: Tensor | None = None
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        if self.divergence.dim() == 2:
+            yield "clients", len(self.divergence)
+        yield "num_examples", self.num_examples
+        for name, values in self.tensors().items():
+            if values.numel():
+                yield name, Words(f"[{span(values.detach().flatten().tolist())}]")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        if self.divergence.dim() == 2:
+            return f"<pre>{escape(repr(self))}</pre>"
+        rows = [("profile", "value", "unit")]
+        for name, group in GROUPS.items():
+            if getattr(self, group.field) is None:
+                continue
+            named = zip(group.names(self.sites), self.entries(name).tolist(), strict=True)
+            rows += [(k, f"{v:.3g}", group.unit(i).strip()) for i, (k, v) in enumerate(named)]
+        return html_table(rows)
 
     @classmethod
     def stack(cls, many: Sequence[Profile]) -> Profile:

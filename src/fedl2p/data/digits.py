@@ -45,6 +45,8 @@ HIDDEN_SENSORS = ("illumination", "slant")
 SEEN_SENSORS = tuple(kind for kind in SENSORS if kind not in HIDDEN_SENSORS)
 """Kinds of sensor that occur among the seen and the unseen clients."""
 
+LICENCE = "CC BY 4.0"
+
 # Mean and standard deviation of all pixels of the 1,797 images, after division by 16.
 MEAN, SD = 0.3053, 0.3760
 
@@ -108,6 +110,11 @@ class Digits:
                 f"severity must be two numbers with 0 <= smallest <= largest <= 1, "
                 f"got {self.severity}"
             )
+
+    @property
+    def licence(self) -> str:
+        """Licence of the data, for the card of what is learned on them."""
+        return LICENCE
 
     def open(self, seed: int) -> DigitsPopulation:
         """Return the population under a seed; a client's data are made when it is opened."""

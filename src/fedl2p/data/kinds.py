@@ -123,6 +123,11 @@ class Kinds:
         if not 0 < self.wrong < 1:
             raise ValueError(f"wrong must be above 0 and below 1, got {self.wrong}")
 
+    @property
+    def licence(self) -> str | None:
+        """Licence of the data, for the card of what is learned on them; None if not known."""
+        return digits.LICENCE if self.dataset == "digits" else None
+
     def open(self, seed: int) -> KindsPopulation:
         """Return the population under a seed; a client's data are made when it is opened.
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from fedl2p import methods, models
 from fedl2p.atomic_files import write_tensors
+from fedl2p.core.card import Card, shapes_of
 from fedl2p.core.functional.state_tensors import state_tensors
 from fedl2p.core.metanets import MetaNets
 from fedl2p.data.remote import NodePopulation, Remote, RemotePopulation
@@ -168,7 +169,8 @@ class Node:
         try:
             RunWriter(unfinished).describe(study, PopulationInfo.of(population))
             write_tensors(unfinished / layout.GLOBAL_MODEL, state_tensors(model))
-            nets.save(unfinished / layout.METANETS)
+            nets.card = Card(model=type(model).__name__, shapes=shapes_of(model))
+            nets.save(unfinished)
             shutil.rmtree(place, ignore_errors=True)
             os.replace(unfinished, place)
         finally:

@@ -54,7 +54,14 @@ def serve(config: RunConfig, clients: OnFlower) -> None:
     listeners: list[Listener] = [LogListener()]
     if config.tensorboard and config.out is not None:
         listeners.append(TensorBoardListener(config.out / layout.TENSORBOARD))
-    run_study(study, config.out, resume=config.resume, listeners=listeners, clients=clients)
+    run_study(
+        study,
+        config.out,
+        resume=config.resume,
+        progress=False,
+        listeners=listeners,
+        clients=clients,
+    )
     if config.out is not None:
         # Not at the top: nodes load this file too, and need no jinja2.
         from fedl2p.reporting.page import write_page

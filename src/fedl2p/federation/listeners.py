@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
+import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -48,6 +51,9 @@ class Listener:
 
     def on_round(self, record: RoundRecord) -> None:
         """Take note of a finished round, whose checkpoint is written."""
+
+    def on_client(self, stage: str, done: int, clients: int) -> None:
+        """Take note that ``done`` of ``clients`` have personalized themselves so far."""
 
     def on_personalized(self, stage: str, failures: Mapping[str, str]) -> None:
         """Take note of which clients could not be personalized, and why, in one line each."""
@@ -136,24 +142,22 @@ class FailuresListener(_Table):
 
 
 class ProgressListener(Listener):
-    """Two bars on the terminal: the stages of the study, and the rounds of the current one.
+    """Bars: the stages of a study, if it has more than one, and the rounds of the current one.
 
     Use it as a context manager, so that the terminal is tidy again after an error.
 
     Parameters
     ----------
     stages
-        How many stages there are; None if unknown.
+        How many stages there are; None for one, which needs no bar.
     console
-        Where to draw; None for standard error. Nothing is drawn if it is no terminal.
+        Where to draw. Nothing is drawn if it is neither a terminal nor a notebook.
     """
 
-    def __init__(self, *, stages: int | None = None, console: Console | None = None) -> None:
-        from rich.console import Console
+    def __init__(self, *, console: Console, stages: int | None = None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
-        console = console or Console(stderr=True)
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -161,10 +165,12 @@ class ProgressListener(Listener):
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal or console.is_jupyter),
             transient=True,
         )
-        self._stages = self._bars.add_task("stages", total=stages, note="")
+        self._stages = self._bars.add_task(
+            "stages", total=stages, note="", visible=stages is not None
+        )
         self._rounds: TaskID | None = None
 
     def __enter__(self) -> ProgressListener:
@@ -183,9 +189,10 @@ class ProgressListener(Listener):
         """Show a bar for the stage."""
         self._bars.start()
         self._bars.update(self._stages, note=stage)
-        self._rounds = self._bars.add_task(
-            "rounds" if rounds else "clients", total=rounds or None, completed=len(done), note=""
-        )
+        what = "rounds" if rounds else "clients"
+        if not self._bars.tasks[0].visible:
+            what = f"{stage}: {what}"
+        self._rounds = self._bars.add_task(what, total=rounds or None, completed=len(done), note="")
 
     def on_round(self, record: RoundRecord) -> None:
         """Move it and show loss and accuracy."""
@@ -200,12 +207,48 @@ class ProgressListener(Listener):
         # The pass that judges the last state is one more than the rounds.
         self._bars.update(self._rounds, completed=min(record.round, total or 0), note=note)
 
+    def on_client(self, stage: str, done: int, clients: int) -> None:
+        """Move it by a client."""
+        if self._rounds is not None:
+            self._bars.update(self._rounds, completed=done, total=clients)
+
     def on_end(self, stage: str) -> None:
         """Take the stage's bar away."""
         if self._rounds is not None:
             self._bars.remove_task(self._rounds)
             self._rounds = None
         self._bars.advance(self._stages)
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool = True, *, stages: int | None = None) -> Iterator[list[Listener]]:
+    """Yield a :class:`ProgressListener` as the only listener if somebody can see it, else none.
+
+    It is seen where standard error is a terminal, and in a notebook; it needs rich, and in a
+    notebook ipywidgets too.
+
+    Parameters
+    ----------
+    show
+        Whether it is wanted.
+    stages
+        How many stages there are; None for one.
+    """
+    if not show or importlib.util.find_spec("rich") is None:
+        yield []
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        seen = importlib.util.find_spec("ipywidgets") is not None
+    else:
+        seen = sys.stderr.isatty()
+    if not seen:
+        yield []
+        return
+    with ProgressListener(stages=stages, console=console) as bar:
+        yield [bar]
 
 
 _CURVES = tuple(

@@ -68,7 +68,7 @@ def personalize_all(
         Where they are; None for this process. Give those of the rounds, or clients have forgotten
         what they keep.
     listeners
-        Called at the start and the end.
+        Called at the start, after every client and at the end.
     has_accuracy
         Whether the loss has an accuracy, or a metric in its place; if not, it is NaN. None for what
         is recorded on the model.
@@ -104,10 +104,11 @@ def personalize_all(
     for listener in listeners:
         listener.on_start(stage, 0, ())
     try:
-        outcomes = {
-            answer.client: _outcome(answer, has_accuracy=has_accuracy)
-            for answer in clients.ask(question)
-        }
+        outcomes: dict[str, Outcome] = {}
+        for answer in clients.ask(question):
+            outcomes[answer.client] = _outcome(answer, has_accuracy=has_accuracy)
+            for listener in listeners:
+                listener.on_client(stage, len(outcomes), len(names))
         failed = {name: outcomes[name].failure or "" for name in names if outcomes[name].failure}
         for name, reason in failed.items():
             log.warning("%s: client %s failed: %s", stage, name, reason)

@@ -33,6 +33,7 @@ from fedl2p.flower.handlers import hash_of
 from fedl2p.method import Outcome
 from fedl2p.methods.base.settings import Settings
 from fedl2p.runs.columns import SCORES
+from fedl2p.study.cards import learned_card
 
 log = logging.getLogger("fedl2p")
 
@@ -184,6 +185,17 @@ class FedL2P(Strategy):
             listeners=self._listeners,
         )
         self.metanets = self._method.final_metanets(model, done.state)
+        assert self.metanets is not None
+        self.metanets.card = learned_card(
+            self.metanets,
+            model,
+            self._method,
+            rounds=dataclasses.replace(self._rounds, rounds=num_rounds),
+            clients=clients,
+            seen=len(names),
+            seed=self._seed,
+            data_licence=None,
+        )
         result.arrays = records.encode_state(done.state)
         for record in done.records[:num_rounds]:
             numbers = MetricRecord({"clients": record.clients, "failures": record.failures})

@@ -18,7 +18,7 @@ from fedl2p.reporting.client_views import (
 )
 from fedl2p.reporting.intervals import mean_interval
 from fedl2p.reporting.method_names import method_name
-from fedl2p.reporting.number_formats import LEVEL, percent, points, seconds, share, signed
+from fedl2p.reporting.number_formats import LEVEL, percent, points, signed
 from fedl2p.runs.reading import RunFolder
 from fedl2p.runs.results import Pool, Summary
 
@@ -28,27 +28,18 @@ WEAK = 0.3
 """A rank correlation below this is weak."""
 
 
-@dataclass(frozen=True)
-class Card:
-    """One number with what it is and what it rests on."""
-
-    title: str
-    value: str
-    detail: str
-
-
 def headline(run: RunFolder, method: str) -> str:
     """Return the main result as one sentence."""
     pool = main_pool(run)
-    summary = _summary(run, method, pool)
+    summary = summary_of(run, method, pool)
     if summary is None or not math.isfinite(summary.loss if _by_loss(run) else summary.accuracy):
         return f"{label(method)} has no tested client, so there is no accuracy to report."
     parts = []
-    for words, baseline in _baselines(run, method, pool):
+    for words, baseline in baselines(run, method, pool):
         if method_name(baseline.method).role == "fixed":
             words += f" ({lower(label(baseline.method))})"
         if _by_loss(run):
-            parts.append(f"{_loss_gap(summary, baseline)} {words}")
+            parts.append(f"{loss_gap(summary, baseline)} {words}")
             continue
         gap = summary.accuracy - baseline.accuracy
         side = "above" if gap > 0 else "below"
@@ -57,72 +48,16 @@ def headline(run: RunFolder, method: str) -> str:
     if _by_loss(run):
         start = f"{label(method)} reaches a loss of {summary.loss:.4g} on {pool} clients"
     else:
-        start = f"{label(method)} reaches {percent(summary.accuracy)} % on {pool} clients"
-    return f"{start}{': ' if parts else ''}{' and '.join(parts)}. {_worse(run, method, summary)}"
-
-
-def _worse(run: RunFolder, method: str, summary: Summary) -> str:
-    """Return how many clients lose by a method, and by the best fixed strategy, as a sentence."""
-    words = f"It makes {share(summary.share_worse)} % of them worse than the starting model"
-    for role, baseline in _baselines(run, method, summary.pool):
-        if method_name(baseline.method).role == "fixed":
-            words += f", {role} {share(baseline.share_worse)} %"
-    return f"{words}."
-
-
-def cards(run: RunFolder, method: str) -> list[Card]:
-    """Return the numbers behind the headline: before and after, differences, and their cost."""
-    pool = main_pool(run)
-    summaries = [_summary(run, method, one) for one in dict.fromkeys([pool, "seen"])]
-    if _by_loss(run):
-        return _cards_of_losses(run, method, [one for one in summaries if one])
-    out = [
-        Card(
-            f"{summary.pool.capitalize()} clients, before → after",
-            f"{percent(summary.accuracy_before)} → {percent(summary.accuracy)} %",
-            f"{summary.clients} clients; worst tenth {percent(summary.accuracy_worst_decile)} %",
-        )
-        for summary in summaries
-        if summary
-    ]
-    for words, baseline in _baselines(run, method, pool) if summaries[0] else []:
-        assert summaries[0] is not None
-        gap = points(summaries[0].accuracy - baseline.accuracy)
-        cost = [seconds(one.seconds_per_client) for one in (summaries[0], baseline)]
-        details = [
-            f"{label(baseline.method)}: {percent(baseline.accuracy)} %",
-            *_paired(run, method, baseline.method, pool),
-            f"{cost[0]} s against {cost[1]} s per client",
-        ]
-        out.append(Card(f"Against {words}, {pool} clients", f"{gap} points", "; ".join(details)))
-    return out
-
-
-def _cards_of_losses(run: RunFolder, method: str, summaries: Sequence[Summary]) -> list[Card]:
-    out = [
-        Card(
-            f"{summary.pool.capitalize()} clients, loss",
-            f"{summary.loss:.4g}",
-            f"mean over the test examples of {summary.clients} clients",
-        )
-        for summary in summaries
-    ]
-    for words, baseline in _baselines(run, method, summaries[0].pool) if summaries else []:
-        details = [
-            f"{label(baseline.method)}: {baseline.loss:.4g}",
-            f"{seconds(summaries[0].seconds_per_client)} s against "
-            f"{seconds(baseline.seconds_per_client)} s per client",
-        ]
-        title = f"Against {words}, {baseline.pool} clients"
-        out.append(Card(title, _loss_gap(summaries[0], baseline), "; ".join(details)))
-    return out
+        before, after = percent(summary.accuracy_before), percent(summary.accuracy)
+        start = f"{label(method)} takes {pool} clients from {before} to {after} %"
+    return f"{start}{': ' if parts else ''}{' and '.join(parts)}."
 
 
 def _by_loss(run: RunFolder) -> bool:
     return not run.report.has_accuracy
 
 
-def _loss_gap(summary: Summary, baseline: Summary) -> str:
+def loss_gap(summary: Summary, baseline: Summary) -> str:
     """Return how far a loss lies below or above another one, in percent of that."""
     if not baseline.loss:
         return f"{abs(summary.loss):.4g} above" if summary.loss else "level with"
@@ -135,16 +70,16 @@ def statements(run: RunFolder, method: str, views: Sequence[ClientView]) -> list
     """Return who gained, who lost, and whether the distance of a client's data explains it."""
     if not views:
         return []
-    words = _words(run)
+    words = words_of(run)
     out = [_who_gained(method, views, words)]
     groups = group_views(views)
     key = kind_key(run)
     if key is not None and len(groups) > 1:
         best = groups[: 2 if len(groups) > 3 else 1]
-        top = " and ".join(_group_words(group, words) for group in best)
+        top = " and ".join(_groupwords_of(group, words) for group in best)
         out.append(
             f"By {key}, the largest gains are those of {top}; the smallest those of "
-            f"{_group_words(groups[-1], words)}."
+            f"{_groupwords_of(groups[-1], words)}."
         )
     return out + _distance_and_gain(views)
 
@@ -152,7 +87,7 @@ def statements(run: RunFolder, method: str, views: Sequence[ClientView]) -> list
 def compared(run: RunFolder, method: str, baseline: str, views: Sequence[ClientView]) -> str:
     """Return on how many clients a method is above, below and level with a baseline."""
     gaps = [view.over_baseline for view in views if view.over_baseline is not None]
-    return f"{label(method)} against {lower(label(baseline))}: {_counts(gaps, _words(run))}."
+    return f"{label(method)} against {lower(label(baseline))}: {_counts(gaps, words_of(run))}."
 
 
 def lower(name: str) -> str:
@@ -161,7 +96,7 @@ def lower(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """What better, worse and the unit of a gain are called."""
 
     better: str = "above"
@@ -169,18 +104,18 @@ class _Words:
     unit: str = "points"
 
 
-def _words(run: RunFolder) -> _Words:
+def words_of(run: RunFolder) -> Words:
     """Return those of accuracies, or of losses, of which the lower is better."""
-    return _Words("better", "worse", "percent") if _by_loss(run) else _Words()
+    return Words("better", "worse", "percent") if _by_loss(run) else Words()
 
 
-def _counts(gaps: Sequence[float], words: _Words) -> str:
+def _counts(gaps: Sequence[float], words: Words) -> str:
     above = sum(gap > LEVEL for gap in gaps)
     below = sum(gap < -LEVEL for gap in gaps)
     return f"{words.better} on {above}, {words.worse} on {below} of {len(gaps)} clients"
 
 
-def _baselines(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summary]]:
+def baselines(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summary]]:
     """Return what a method is measured against: the best fixed strategy, then the search."""
     other = "other " if method_name(method).role == "fixed" else ""
     out = []
@@ -200,7 +135,7 @@ def _baselines(run: RunFolder, method: str, pool: Pool) -> list[tuple[str, Summa
     return out
 
 
-def _paired(run: RunFolder, method: str, baseline: str, pool: Pool) -> list[str]:
+def paired(run: RunFolder, method: str, baseline: str, pool: Pool) -> list[str]:
     """Return what the differences of the clients say that both methods have tested."""
     views = client_views(run, method, baseline=baseline)
     gaps = [v.over_baseline for v in views if v.pool == pool and v.over_baseline is not None]
@@ -209,12 +144,12 @@ def _paired(run: RunFolder, method: str, baseline: str, pool: Pool) -> list[str]
     interval = mean_interval(gaps)
     low, high = map(points, interval.bounds or (math.nan, math.nan))
     return [
-        _counts(gaps, _words(run)),
+        _counts(gaps, words_of(run)),
         f"mean difference {points(interval.mean)}, 95 % interval {low} to {high}",
     ]
 
 
-def _who_gained(method: str, views: Sequence[ClientView], words: _Words) -> str:
+def _who_gained(method: str, views: Sequence[ClientView], words: Words) -> str:
     gains = [view.gain for view in views]
     text = f"{label(method)} against the starting model: {_counts(gains, words)}"
     worst = min(views, key=lambda view: view.gain)
@@ -223,7 +158,7 @@ def _who_gained(method: str, views: Sequence[ClientView], words: _Words) -> str:
     return text + "."
 
 
-def _group_words(group: Group, words: _Words) -> str:
+def _groupwords_of(group: Group, words: Words) -> str:
     size = len(group.clients)
     unseen = ", unseen" if group.only_unseen else ""
     unit = "client" if size == 1 else "clients"
@@ -247,6 +182,7 @@ def _distance_and_gain(views: Sequence[ClientView]) -> list[str]:
     return [f"The farther a client's data lie from the global model, the {side} it gains {how}."]
 
 
-def _summary(run: RunFolder, method: str, pool: str) -> Summary | None:
+def summary_of(run: RunFolder, method: str, pool: str) -> Summary | None:
+    """Return a method's summary on a pool, if there is one."""
     table = run.report.methods
     return next((s for s in table if (s.method, s.pool) == (method, pool)), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedl2p.core.settings import WITH_ACCURACY
 from fedl2p.reporting import findings, number_formats
+from fedl2p.reporting.cards import cards
 from fedl2p.reporting.client_views import (
     ClientView,
     baseline_of,
@@ -80,7 +81,7 @@ def page_content(run: RunFolder) -> dict[str, Any]:
     return {
         "report": run.report,
         "headline": findings.headline(run, method),
-        "cards": findings.cards(run, method),
+        "cards": cards(run, method, views),
         "statements": findings.statements(run, method, views),
         "method": method,
         "learned": learned is not None,

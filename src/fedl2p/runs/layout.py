@@ -29,10 +29,8 @@ PAGE = "report.html"
 GLOBAL_MODEL = "global.safetensors"
 """Weights of the pre-trained model."""
 
-METANETS = "metanets"
-"""The meta-nets, without the suffixes that :meth:`fedl2p.MetaNets.save` adds."""
-
-METANETS_FILES = (f"{METANETS}.safetensors", f"{METANETS}.json")
+METANETS_FILES = ("metanets.safetensors", "metanets.json")
+"""The meta-nets, as :meth:`fedl2p.MetaNets.save` names them; README.md is their card."""
 
 LOG = "log.txt"
 """What the package logged."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from fedl2p.runs.files import (
 )
 from fedl2p.runs.privacy_spent import PrivacySpent, epsilon_words
 from fedl2p.runs.validation import from_plain
-from fedl2p.text_table import columns
+from fedl2p.text_table import columns, html_table, short_repr
 
 if TYPE_CHECKING:
     from fedl2p.method import Outcome
@@ -281,13 +281,30 @@ class Report(RunInfo):
         """The table: one summary per method and pool."""
         return summarise(self.rows)
 
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield "recipe", self.recipe
+        yield "seed", self.seed
+        yield "methods", list(dict.fromkeys(row.method for row in self.rows))
+        yield "clients", len({row.client for row in self.rows})
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        tables = [[s for s in self.methods if s.pool == pool] for pool in POOLS]
+        return "".join(
+            html_table(_text_rows(table), caption=f"{table[0].pool} clients")
+            for table in tables
+            if table
+        )
+
     def __str__(self) -> str:
         """Return the table for a terminal, in percent, one block per pool of clients."""
         blocks = [f"{self.recipe}, seed {self.seed}"]
         for pool in POOLS:
             table = [summary for summary in self.methods if summary.pool == pool]
             if table:
-                blocks.append("\n".join([f"{pool} clients", *columns(_text_rows(table))]))
+                blocks.append("\n".join([f"{pool} clients", *columns(_text_rows(table), gap=2)]))
         if self.failures:
             names = ", ".join(dict.fromkeys(row.client for row in self.failures))
             blocks.append(f"without a result: {names} (reasons in {layout.RESULTS})")
@@ -414,10 +431,10 @@ def share_worse(rows: Sequence[Row], starts: Mapping[str, float]) -> float:
 
 
 def _text_rows(table: Sequence[Summary]) -> Sequence[tuple[str, ...]]:
-    scores = ("before %", "after %", "worst tenth %", "made worse %", "loss")
-    heads = ("method", *scores, "s per client", "clients")
+    scores = ("before\n%", "after\n%", "worst\ntenth %", "made\nworse %", "loss")
+    heads = ("method", *scores, "s per\nclient", "clients")
     if all(math.isnan(summary.accuracy) for summary in table):
-        return [("method", "made worse %", "loss", "s per client", "clients")] + [
+        return [("method", "made\nworse %", "loss", "s per\nclient", "clients")] + [
             (
                 summary.method,
                 f"{100 * summary.share_worse:.0f}",

@@ -17,10 +17,12 @@ from fedl2p.core.objective import Loss, PerExample, Pick, objective
 from fedl2p.core.sites import check_module
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.pools.in_memory import InMemory
-from fedl2p.federation.listeners import Listener
+from fedl2p.federation.clients.in_process import in_process
+from fedl2p.federation.listeners import Listener, progress_bar
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import DEFAULT_ROUNDS, Rounds
 from fedl2p.methods.base.settings import Settings
+from fedl2p.study.cards import learned_card
 
 
 def learn(
@@ -34,6 +36,8 @@ def learn(
     ignore_index: int | None = None,
     metric: str | PerExample | None = None,
     outputs: Pick | None = None,
+    data_licence: str | None = None,
+    progress: bool = True,
     listeners: Sequence[Listener] = (),
 ) -> MetaNets:
     """Learn, in this process, how clients of a population should fine-tune a model.
@@ -53,13 +57,18 @@ def learn(
         The source of all randomness.
     loss, ignore_index, metric, outputs
         What clients are trained and evaluated on, see :mod:`fedl2p.core.objective`.
+    data_licence
+        Licence of the clients' data, for the card of the meta-nets.
+    progress
+        Whether to show a progress bar, see :func:`fedl2p.federation.listeners.progress_bar`.
     listeners
-        Told of every round, e.g. a progress bar.
+        Told of every round.
 
     Returns
     -------
     MetaNets
-        To be saved, and given to :func:`fedl2p.personalize`.
+        To be saved, and given to :func:`fedl2p.personalize`. Their card says how they were
+        learned, with the smallest and largest entries of the clients' profiles.
 
     Raises
     ------
@@ -75,17 +84,32 @@ def learn(
     for name, client in data.items():
         check_client(working_copies(model).net, client, name)
     population = InMemory(data)
-    done = federate(
-        method,
-        model,
-        population,
-        rounds=rounds,
-        seed=seed,
-        stage=method.stage,
-        listeners=listeners,
+    asked = in_process(
+        model, population, {method.name: method}, privacy={method.name: rounds.privacy}
     )
+    with progress_bar(progress) as bar:
+        done = federate(
+            method,
+            model,
+            population,
+            rounds=rounds,
+            seed=seed,
+            stage=method.stage,
+            clients=asked,
+            listeners=[*bar, *listeners],
+        )
     nets = method.final_metanets(model, done.state)
     assert nets is not None
+    nets.card = learned_card(
+        nets,
+        model,
+        method,
+        rounds=rounds,
+        clients=asked,
+        seen=len(data),
+        seed=seed,
+        data_licence=data_licence,
+    )
     return nets
 
 

@@ -213,7 +213,7 @@ def load_run(run: Path, *, model: str | None = None) -> tuple[Study, nn.Module, 
         load_state_tensors(net, weights)
     except RuntimeError:
         raise unfit from None
-    return study, net.eval(), MetaNets.load(run / layout.METANETS)
+    return study, net.eval(), MetaNets.load(run)
 
 
 def _evaluate(

@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedl2p.federation.listeners import Listener
+from fedl2p.federation.listeners import Listener, progress_bar
 from fedl2p.federation.messages import Clients
 from fedl2p.runs.results import Report
 from fedl2p.study import stages
-from fedl2p.study.preparation import prepare
+from fedl2p.study.preparation import count_stages, prepare
 from fedl2p.study.settings import Study
 
 
@@ -20,6 +20,7 @@ def run_study(
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    progress: bool = True,
     listeners: Sequence[Listener] = (),
     clients: Clients | None = None,
 ) -> Report:
@@ -34,8 +35,10 @@ def run_study(
     resume
         Go on with the run in ``out`` after the last round or method that it finished; start it if
         there is none.
+    progress
+        Whether to show a progress bar, see :func:`fedl2p.federation.listeners.progress_bar`.
     listeners
-        Called after every round, e.g. a progress bar.
+        Called after every round.
     clients
         Where the clients are; None for the engine that the study names.
 
@@ -54,6 +57,8 @@ def run_study(
         if out is None:
             out = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedl2p-"))
             resume = False
+        bar = stack.enter_context(progress_bar(progress, stages=count_stages(study)))
+        listeners = [*bar, *listeners]
         # Everything that can be refused is refused here, before anything is written.
         run = prepare(study, Path(out), resume=resume, listeners=listeners, clients=clients)
         stack.callback(run.close)

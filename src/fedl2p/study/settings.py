@@ -31,7 +31,7 @@ METHODS = (
     "l2p",
     "fedl2p",
 )
-"""The methods that a study compares by default, in this order."""
+"""The methods that a study compares by default, in this order; ``all`` stands for them."""
 
 AUDITED = ("fedavg", "bestfixed", "fedl2p-constant", "gridsearch", "fedl2p")
 """Those of an audit: the global model, one setting for all, searched and learned, a search per
@@ -40,7 +40,10 @@ client, and FedL2P."""
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set of clients: settings, a frozen dataclass, that open a population."""
+    """A data set of clients: settings, a frozen dataclass, that open a population.
+
+    One that has the attribute ``licence``, text, has it written on the card of the meta-nets.
+    """
 
     def open(self, seed: int) -> Population:
         """Return the population under a seed; the same one at every call."""
@@ -83,7 +86,7 @@ class Study:
         The source of all randomness: data, initial weights, cohorts, batches.
     methods
         The methods to compare, by name, in the order of the report; your own by
-        package.module:callable.
+        package.module:callable; all for the usual ones.
     pretrain
         The rounds that train the global model.
     learn
@@ -125,6 +128,9 @@ class Study:
             raise ValueError(f"seed is {self.seed}, but must be 0 or more")
         if not self.methods:
             raise ValueError("there is no method to run; name at least one, e.g. fedl2p")
+        if "all" in self.methods:
+            named = [m for name in self.methods for m in (METHODS if name == "all" else (name,))]
+            object.__setattr__(self, "methods", tuple(named))
         for name in ("loss", "metric", "outputs"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

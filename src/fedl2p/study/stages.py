@@ -31,6 +31,7 @@ from fedl2p.runs.outcomes import PersonalizedClients
 from fedl2p.runs.reading import read_strategies
 from fedl2p.runs.results import Report, Row
 from fedl2p.seeds import derive_seed
+from fedl2p.study.cards import learned_card
 from fedl2p.study.engines import node_of
 from fedl2p.study.preparation import RunContext
 from fedl2p.study.settings import Study
@@ -102,7 +103,17 @@ def learn(
         checkpoint=run.checkpoint(method.stage),
     )
     if (nets := method.final_metanets(model, done.state)) is not None:
-        nets.save(run.folder.path / layout.METANETS)
+        nets.card = learned_card(
+            nets,
+            model,
+            method,
+            rounds=_rounds_of(run.study, method),
+            clients=run.clients,
+            seen=len(run.population.seen),
+            seed=run.study.seed,
+            data_licence=getattr(run.study.data, "licence", None),
+        )
+        nets.save(run.folder.path)
     return TrainedState(done.state, done.records)
 
 

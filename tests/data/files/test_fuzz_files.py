@@ -293,9 +293,8 @@ def test_weights_at_the_command_line(
 @pytest.fixture(scope="module")
 def metanets(place: Path) -> tuple[bytes, Any]:
     MetaNets(find_sites(NET), config=MetaNetsConfig(hidden=4)).save(place / "sound")
-    return (place / "sound.safetensors").read_bytes(), json.loads(
-        (place / "sound.json").read_text()
-    )
+    files = [place / "sound" / f"metanets.{kind}" for kind in ("safetensors", "json")]
+    return files[0].read_bytes(), json.loads(files[1].read_text())
 
 
 @fuzz(250)
@@ -308,8 +307,9 @@ def test_metanets(data: st.DataObject, metanets: tuple[bytes, Any], place: Path)
     said = as_json(about if which == "weights" else data.draw(changed(about)))
     if which == "junk":
         said = data.draw(mutated(said) | st.binary(max_size=40))
-    (place / "nets.safetensors").write_bytes(weights)
-    (place / "nets.json").write_bytes(said)
+    (place / "nets").mkdir(exist_ok=True)
+    (place / "nets" / "metanets.safetensors").write_bytes(weights)
+    (place / "nets" / "metanets.json").write_bytes(said)
     with ends_well("meta-nets"):
         nets = MetaNets.load(place / "nets")
         assert all(p.isfinite().all() for p in nets.parameters())
@@ -317,10 +317,11 @@ def test_metanets(data: st.DataObject, metanets: tuple[bytes, Any], place: Path)
 
 def test_a_vast_net_is_refused_before_it_is_made(metanets: tuple[bytes, Any], place: Path) -> None:
     weights, about = metanets
-    (place / "vast.safetensors").write_bytes(weights)
+    (place / "vast").mkdir()
+    (place / "vast" / "metanets.safetensors").write_bytes(weights)
     for hidden in (200_000, 10**9, 10**18):
         about["config"]["hidden"] = hidden
-        (place / "vast.json").write_text(json.dumps(about))
+        (place / "vast" / "metanets.json").write_text(json.dumps(about))
         with pytest.raises(
             ValueError, match=r"vast cannot be read \(.*(by the description|overflowed)"
         ):
@@ -499,4 +500,4 @@ def test_deep_nesting_is_refused(depth: int, copied: Path) -> None:
         load_run(copied)
     (copied / "metanets.json").write_text('{"config": ' + "[" * depth)
     with pytest.raises(ValueError, match="cannot be read"):
-        MetaNets.load(copied / "metanets")
+        MetaNets.load(copied)

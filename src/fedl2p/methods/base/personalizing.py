@@ -31,6 +31,7 @@ from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.profile_groups import GROUPS
 from fedl2p.core.profiles import Profile
 from fedl2p.core.settings import PUBLISHED_PROFILE, InnerLoop, ProfileGroup
+from fedl2p.core.sites import Sites
 from fedl2p.core.working_copies import WorkingCopies, working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
 from fedl2p.methods.base.tensor_groups import where
@@ -77,6 +78,13 @@ def profile_of(work: WorkingCopies, client: Client, groups: Collection[ProfileGr
 def kept_profile(profile: Profile) -> State:
     """Return a profile as tensors that stay on the client."""
     return {f"profile.{field}": value.cpu() for field, value in profile.tensors().items()}
+
+
+def profile_in(kept: State, sites: Sites) -> Profile:
+    """Return the profile among what a client keeps; how many examples it is of is not kept."""
+    start = "profile."
+    tensors = {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+    return Profile(**tensors, num_examples=0, sites=sites)
 
 
 def metrics_of(loss: float, accuracy: float) -> dict[str, float]:
