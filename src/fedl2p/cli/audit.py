@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from fedl2p import recipes, user_code
 from fedl2p.cli.parsing import HELP
-from fedl2p.cli.resumable import progress_bar, resumable
+from fedl2p.cli.resumable import resumable
 from fedl2p.cli.run import import_code, parse_options
 from fedl2p.study.settings import AUDITED, Study
-
-if TYPE_CHECKING:
-    from fedl2p.federation.listeners import Listener
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +48,8 @@ class Audit:
     def _run(self) -> None:
         from fedl2p.study.audit import PAGE, run_audit
 
-        print(run_audit(self.study, self.out, folds=self.folds, watch=_watch))
+        print(run_audit(self.study, self.out, folds=self.folds))
         print(f"\nwritten: {self.out / PAGE}")
-
-
-@contextlib.contextmanager
-def _watch(study: Study) -> Iterator[list[Listener]]:
-    with progress_bar(study) as listeners:
-        yield listeners
 
 
 def command(args: list[str]) -> Callable[[], int]:

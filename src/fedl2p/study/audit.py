@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fedl2p.atomic_files import write_text
 from fedl2p.data.population import Population
-from fedl2p.federation.listeners import Listener
 from fedl2p.federation.settings import Rounds
 from fedl2p.reporting.verdict import Verdict, verdict
 from fedl2p.runs import layout
@@ -21,16 +17,8 @@ from fedl2p.study.settings import AUDITED, Study
 
 PAGE = "audit.md"
 
-Watch = Callable[[Study], AbstractContextManager[Sequence[Listener]]]
 
-
-def run_audit(
-    study: Study,
-    out: str | Path,
-    *,
-    folds: int,
-    watch: Watch = lambda study: contextlib.nullcontext(()),
-) -> Verdict:
+def run_audit(study: Study, out: str | Path, *, folds: int) -> Verdict:
     """Learn on all folds of the seen clients but one, try on that one; for each fold in turn.
 
     Parameters
@@ -44,8 +32,6 @@ def run_audit(
         resumed.
     folds
         Number of folds, 2 or more.
-    watch
-        Gives the listeners of each run.
 
     Raises
     ------
@@ -74,8 +60,7 @@ def run_audit(
         RunWriter(folder).check(one, resume=True)
     for folder, one in planned.items():
         if not (folder / layout.RESULTS).exists():
-            with watch(one) as listeners:
-                run_study(one, folder, resume=True, listeners=listeners)
+            run_study(one, folder, resume=True)
     found = verdict(list(planned))
     write_text(out / PAGE, found.markdown())
     return found
