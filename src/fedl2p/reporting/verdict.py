@@ -190,7 +190,7 @@ def verdict(folders: Sequence[Path]) -> Verdict:
         if not clients:
             raise ValueError(
                 f"{method} has no held-out client with a result; every client needs a test part, "
-                "and fine-tuning must not diverge (see the runs' results.json)"
+                "and fine-tuning must not diverge (the runs' reports name why)"
             )
     return Verdict(
         clients=len({row.client for row in rows}),
