@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-lowest | test-flower | bench | bench-peers | lint | clean. The environment is .venv/, made on first use.
+# make setup | demo | test | test-all | test-lowest | test-flower | docs | bench | bench-peers | lint | clean. The environment is .venv/, made on first use.
 PYTHON ?= python3
 RECIPE ?= digits
 SEED ?= 0
@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 
 LOWEST := .venv-lowest
 
-.PHONY: setup demo test test-all test-lowest test-flower bench bench-more bench-peers lint clean
+.PHONY: setup demo test test-all test-lowest test-flower docs bench bench-more bench-peers lint clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,10 @@ test-flower: $(STAMP)
 	    $$env/bin/python -m pytest -q $(FLOWER_TESTS); \
 	done
 
+# The site, into site/; a broken link or a name that is not found is an error. It needs no network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # What costs what, in one table from one run; about half an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
@@ -84,5 +88,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-lowest .venv-flower .venv-peers build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-lowest .venv-flower .venv-peers build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

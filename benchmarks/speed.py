@@ -9,7 +9,7 @@ pass, which counts as three forward passes; a step that is differentiated again 
 
     python benchmarks/speed.py                        # small nets in full, ResNet-18 shortened
     python benchmarks/speed.py --nets small-8 --repeats 9
-    python benchmarks/speed.py --out benchmarks/results/speed.md
+    python benchmarks/speed.py --rows FedAvg alone    # prints these rows, writes no table
 
 Peak memory is what a process of its own needs beyond what it had with everything loaded; it is
 taken for ours and for the floor (no ratio where the floor needs less than 20 MiB). Times are
@@ -18,7 +18,8 @@ with one thread, which tell the same on a machine that others use too, of wall-c
 several.
 
 The floor of a FedAvg round is that round: for each client the global weights are loaded, an epoch
-is trained and the weights are added up. It does not validate; ours does.
+is trained and the weights are added up. It does not validate, where a row does not say so; ours
+does.
 """
 
 from __future__ import annotations
@@ -209,6 +210,18 @@ def plain(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         optimizer.step()
 
 
+def judge(model: nn.Module, people: Sequence[Client]) -> None:
+    """Evaluate the received model on every client's validation part, as ours does."""
+    model.eval()
+    with torch.no_grad():
+        for client in people:
+            part = client.data.validation
+            assert part is not None
+            logits = model(part.x)
+            F.cross_entropy(logits, part.y).item()
+            (logits.argmax(1) == part.y).float().mean().item()
+
+
 def fedavg_round(model: nn.Module, trained: nn.Module, people: Sequence[Client]) -> None:
     """One round of FedAvg as everybody writes it: the floor of ours."""
     received = model.state_dict()
@@ -340,6 +353,15 @@ def rows_of(case: Case) -> list[Row]:
             epoch,
         )
     )
+    rows.append(
+        Row(
+            "the same, against a floor that validates too",
+            lambda: fedavg.train(model, received, [lone]),
+            lambda: (judge(averaged, [lone]), fedavg_round(averaged, trained, [lone])),
+            epoch,
+            epoch,
+        )
+    )
     for count in case.fedavg:
         crowd = {f"c{i:03d}": client(case, i, ROUND_EXAMPLES).data for i in range(count)}
         several = [Client(name, data, seed=0) for name, data in crowd.items()]
@@ -462,8 +484,10 @@ def _status(field: str) -> float:
     return int(lines[field].split()[0]) / 1024
 
 
-def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
-    """Measure and return the table."""
+def report(
+    nets: Sequence[str], repeats: int, threads: Sequence[int], parts: Sequence[str] = ()
+) -> str:
+    """Measure and return the table; with ``parts``, of rows whose names hold one of them."""
     lines = [
         "# Speed",
         "",
@@ -484,6 +508,8 @@ def report(nets: Sequence[str], repeats: int, threads: Sequence[int]) -> str:
             torch.set_num_threads(number)
             clock = time.process_time if number == 1 else time.perf_counter
             for i, row in enumerate(rows_of(CASES[net])):
+                if parts and not any(part in row.name for part in parts):
+                    continue
                 many = row.name.startswith(("round of", "FedAvg"))
                 task = row.name.startswith("engine")
                 if number > 1 and not many:  # a client's own work: one thread says it
@@ -515,16 +541,19 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--rows", nargs="+", default=[], help="parts of the names of rows")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         net, row, which = options.peak
         peak(net, int(row), which, options.threads[0])
         return
-    text = report(options.nets, options.repeats, options.threads)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text)
+    text = report(options.nets, options.repeats, options.threads, options.rows)
+    out = options.out or (None if options.rows else RESULT)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
     print(text)
 
 

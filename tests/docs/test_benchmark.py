@@ -1,4 +1,4 @@
-"""docs/benchmark.md: its file of a user's own is run as printed, and its commands exist."""
+"""docs/benchmark.md, docs/guide/methods.md: a user's file runs as printed, commands exist."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from fedl2p.study.preparation import build_methods
 from fedl2p.study.settings import Study
 
 PAGE = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text(encoding="utf-8")
+OWN = (Path(__file__).parents[2] / "docs" / "guide" / "methods.md").read_text(encoding="utf-8")
 METHODS = ("fedavg", "finetuning-client", "bias-tuning", "fedl2p")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory of somebody who has saved the page's file as mine.py."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", OWN, re.DOTALL)
     assert code.startswith('"""mine.py: ')
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.chdir(tmp_path)

@@ -42,6 +42,10 @@ def test_the_readmes_lines_run(
     assert re.search(r"\{'1': 0\.\d+\}", capsys.readouterr().out)
 
 
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert 450 <= len(README.read_text().split()) <= 700
+
+
 def test_learn_refuses_clients_without_validation_part() -> None:
     data = fedl2p.ClientData(fedl2p.Examples(torch.randn(8, 4), torch.arange(8) % 3))
     with pytest.raises(ValueError, match=r"'a'.*validation"):

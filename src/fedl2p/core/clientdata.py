@@ -28,7 +28,7 @@ Where the client has ``raw`` examples it gets a batch of these and returns the m
 class Examples(NamedTuple):
     """Labelled examples: trees of tensors (n, ...), see :mod:`fedl2p.core.trees`.
 
-    Parameters
+    Attributes
     ----------
     x
         Inputs. The model is called as ``model(x)``, ``model(**x)`` for a dictionary, ``model(*x)``

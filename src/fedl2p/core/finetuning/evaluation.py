@@ -56,7 +56,8 @@ def evaluate(
             continue
         together = one_model and len(members) > 1
         rows = members[:1] if together else members
-        own, own_mix = state.take(rows), mix[rows]
+        # a client by itself is most often all there is
+        own, own_mix = (state, mix) if len(mix) == 1 else (state.take(rows), mix[rows])
         x = trees.to_device(trees.stack([examples[i].x for i in members]), net.device)
         y = trees.to_device(trees.stack([examples[i].y for i in members]), net.device)
         losses: list[Tensor] = []

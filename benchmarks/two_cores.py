@@ -1,0 +1,156 @@
+"""How much faster two cores are than one: FedAvg rounds in process and on Ray, in turns.
+
+The small net of `speed.py` on 8 x 8 pixels, 96 training and 32 validation images per client, one
+epoch, with validation. Each engine does the same rounds on one core and on two (threads in process,
+workers on Ray), one after the other, several times over; beside the ratio of the wall-clock time
+stands how many cores the engine then had in fact, since others may use the machine too, and by how
+much two cores need more processor time than one.
+
+    python benchmarks/two_cores.py [--clients 20 100] [--repeats 7]
+
+Prints a table and writes it to benchmarks/results/two_cores.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from speed import BATCH, CASES, ROUND_EXAMPLES, client
+
+from fedl2p.core.functional.precision import with_compute
+from fedl2p.core.settings import Compute
+from fedl2p.data.pools.in_memory import InMemory
+from fedl2p.federation.clients.in_process import in_process
+from fedl2p.federation.clients.node import ClientNode
+from fedl2p.federation.clients.ray import OnRay
+from fedl2p.federation.messages import Clients
+from fedl2p.federation.rounds import federate
+from fedl2p.federation.settings import Ray, Rounds
+from fedl2p.methods.base.settings import LocalTraining
+from fedl2p.methods.fedavg import FedAvg
+
+RESULT = Path(__file__).parent / "results" / "two_cores.md"
+CASE = CASES["small-8"]
+FEDAVG = FedAvg(name="fedavg", local=LocalTraining(epochs=1, batch_size=BATCH, rate=1e-3))
+ROUNDS = 6
+
+
+def population(clients: int) -> InMemory:
+    """Return clients with images of noise."""
+    return InMemory({f"c{i:03d}": client(CASE, i, ROUND_EXAMPLES).data for i in range(clients)})
+
+
+def model() -> torch.nn.Module:
+    """Return the net; every process builds the same."""
+    torch.manual_seed(0)
+    return with_compute(CASE.build(CASE.shape, 10), Compute(stacking="always"))
+
+
+def node(clients: int) -> ClientNode:
+    """Return the node of a worker."""
+    return ClientNode(build=model, population=population(clients), methods={"fedavg": FEDAVG})
+
+
+def seconds(where: Clients, clients: InMemory, threads: int) -> tuple[float, float]:
+    """Return wall-clock and processor seconds of rounds, the processes that were started among it.
+
+    One round before them warms up.
+    """
+    torch.set_num_threads(threads)
+    times = []
+    for rounds in (1, ROUNDS):
+        processor, began = used(), time.perf_counter()
+        federate(
+            FEDAVG,
+            model(),
+            clients,
+            rounds=Rounds(rounds=rounds, clients_per_round=len(clients.names), keep="last"),
+            seed=0,
+            stage="pretrain",
+            clients=where,
+        )
+        times.append((time.perf_counter() - began, used() - processor))
+    return times[1]
+
+
+def used() -> float:
+    """Return the processor seconds of this process and of those that it has started."""
+    me = psutil.Process()
+    total = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def measure(engine: str, count: int, repeats: int) -> str:
+    """Return the row of an engine."""
+    clients = population(count)
+    turns: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    with contextlib.ExitStack() as stack:
+        if engine == "in process":
+            where = in_process(model(), clients, {"fedavg": FEDAVG})
+            engines: tuple[Clients, Clients] = where, where
+        else:
+            # both are open at the same time, and Ray counts CPUs whether a worker is idle or not
+            one, two = (
+                OnRay(
+                    functools.partial(node, count),
+                    clients.names,
+                    stack_size=10,
+                    resources=Ray(cpus_per_worker=0.5, workers=workers),
+                )
+                for workers in (1, 2)
+            )
+            stack.callback(one.close)
+            stack.callback(two.close)
+            engines = one, two
+        for _ in range(1 + repeats):
+            turns.append((seconds(engines[0], clients, 1), seconds(engines[1], clients, 2)))
+    ratios = [one[0] / two[0] for one, two in turns[1:]]
+    had = [(two[1] / two[0]) / (one[1] / one[0]) for one, two in turns[1:]]
+    more = [two[1] / one[1] for one, two in turns[1:]]
+    took = [1000 * statistics.median(t[i][0] for t in turns[1:]) / ROUNDS for i in range(2)]
+    return (
+        f"| {engine} | {count} | {took[0]:.0f} | {took[1]:.0f} "
+        f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+        f"| {statistics.median(had):.2f} | {statistics.median(more):.2f} |"
+    )
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    lines = [
+        "# Two cores against one",
+        "",
+        f"FedAvg with validation, {ROUNDS} rounds per turn, medians of {options.repeats} turns; "
+        f"{os.cpu_count()} CPUs; load of the machine before the start {os.getloadavg()[0]:.1f}. "
+        "Cores had: processor time per second with two, over the same with one. Written by "
+        "`python benchmarks/two_cores.py`.",
+        "",
+        "| engine | clients | round on one core, ms | on two, ms | times as fast (least to most) "
+        "| cores had | processor time, ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for engine in ("in process", "ray"):
+        for count in options.clients:
+            lines.append(measure(engine, count, options.repeats))
+            print(lines[-1], flush=True)
+    RESULT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
