@@ -131,10 +131,10 @@ class Card:
         )
         if far:
             name, value = names[far[0]], values[far[0]]
-            what = "entries lie" if len(far) > 1 else "entry lies"
+            verb = "lie" if len(far) > 1 else "lies"
             parts.append(
-                f"{len(far)} of the profile's {len(names)} {what} far outside what the meta-nets "
-                f"were learned on, most of all {name!r}: {value:.3g}, learned on "
+                f"{len(far)} of the profile's {len(names)} entries {verb} far outside what the "
+                f"meta-nets were learned on, most of all {name!r}: {value:.3g}, learned on "
                 f"{self.low[name]:.3g} to {self.high[name]:.3g} of {self.profiled} clients"
             )
         return "; ".join(parts)
