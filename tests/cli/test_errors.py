@@ -19,7 +19,7 @@ SRC = Path(cli.__file__).parents[2]
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "missing: one of {run, table, "),
+        ([], "missing: one of {run, audit, table, "),
         (["walk"], "unrecognized options: walk; available subcommands: run, "),
         (["run"], "the recipe comes first"),
         (["run", "--out", "x", "smoke"], "the recipe comes first"),
