@@ -111,7 +111,7 @@ def test_a_server_app_runs_the_study_on_the_grid_that_it_gets(
 
     pages: list[Path] = []
 
-    def noting(study: Any, out: Any, *, resume: bool, clients: OnFlower, listeners: Any) -> None:
+    def noting(study: Any, out: Any, *, resume: bool, clients: OnFlower, **_: Any) -> None:
         runs.append((study.recipe, out, resume, clients.directory.grid))
 
     monkeypatch.setattr(serving, "run_study", noting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedl2p import methods
@@ -25,6 +26,7 @@ from fedl2p.methods.base.settings import Settings
 from fedl2p.study.cards import learned_card
 
 
+@torch.inference_mode(False)  # copies of the model made in here are to be trained
 def learn(
     model: nn.Module,
     clients: Mapping[str, Any],

@@ -45,13 +45,14 @@ class Gradient(Protocol):
 
 def batch_gradient(net: FunctionalModel, mix: Tensor, batches: Batches) -> Gradient:
     """Return the gradient of the training loss on the batch of each step."""
+    pure = pure_mixes(mix)
 
     def gradient(
         state: ModelState, step: int, trainable: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         seed = dropout_seed_of(batches, step)
         return plain_gradient(
-            net, state, mix, batches[step], dropout_seed=seed, trainable=trainable
+            net, state, mix, batches[step], dropout_seed=seed, trainable=trainable, pure=pure
         )
 
     return gradient
@@ -193,6 +194,7 @@ class InPlaceSGD:
             dropout_seed=batch.dropout_seed,
             trainable=self._names,
             skip_unused=self._optimizer is not None,
+            pure=self._pure,
         )
         with torch.no_grad():
             if self._optimizer is not None:

@@ -8,7 +8,7 @@ Shapes: C clients, b examples of a batch, B norms, P parameter tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -73,10 +73,12 @@ def plain_gradient(
     dropout_seed: int = 0,
     trainable: Collection[str] | None = None,
     skip_unused: bool = False,
+    pure: Sequence[float | None] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what :func:`differentiable_gradient` returns, outside of any graph and faster.
 
-    ``trainable`` names the parameters to differentiate by, None for all.
+    ``trainable`` names the parameters to differentiate by, None for all; ``pure`` is as in
+    :meth:`~fedl2p.core.functional.model.FunctionalModel.stacked`.
     """
     x, y = batch
     single = len(mix) == 1  # then no tensor has a client dimension until the end
@@ -100,7 +102,9 @@ def plain_gradient(
             )
             loss = net.objective.loss_of_one(logits, trees.rows(y, 0))
         else:
-            logits, stats = net.stacked(params, stats, mix, x, training=True, first_order=True)
+            logits, stats = net.stacked(
+                params, stats, mix, x, training=True, first_order=True, pure=pure
+            )
             loss = net.objective.losses_of_many(logits, y).sum()
         leaves = [params[k] for k in names]
         if skip_unused:
