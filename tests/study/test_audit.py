@@ -9,10 +9,11 @@ import pytest
 
 from fedl2p import ClientData, Examples, recipes
 from fedl2p.data.population import Population
+from fedl2p.methods import AUDITED
 from fedl2p.runs.results import Report
 from fedl2p.study.audit import run_audit
 from fedl2p.study.held_out import HeldOut
-from fedl2p.study.settings import AUDITED, Study
+from fedl2p.study.settings import Study
 from support.command import call, refused
 
 

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import tyro
 
-from fedl2p import recipes, user_code
+from fedl2p import methods, recipes, user_code
 from fedl2p.cli.parsing import HELP
 from fedl2p.cli.resumable import resumable
 from fedl2p.cli.run import import_code, parse_options
-from fedl2p.study.settings import AUDITED, Study
+from fedl2p.study.settings import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def command(args: list[str]) -> Callable[[], int]:
         raise ValueError(f"the recipe comes first: {usage}")
     name, *options = args
     user_code.import_user_module(name, what="recipe")
-    study = dataclasses.replace(recipes.get(name), methods=AUDITED)
+    study = dataclasses.replace(recipes.get(name), methods=methods.AUDITED)
     default = Audit(out=tyro.MISSING, study=study)
     about = "Tell whether settings per client pay on these clients."
     return parse_options(default, options, prog=f"fedl2p audit {name}", about=about)

@@ -24,6 +24,10 @@ PRETRAINING = "fedavg"
 METANETS = "fedl2p"
 """The method whose meta-nets a run keeps for later clients."""
 
+AUDITED = ("fedavg", "bestfixed", "fedl2p-constant", "gridsearch", "fedl2p")
+"""The methods of an audit: the global model, one setting for all, searched and learned, a search
+per client, and FedL2P."""
+
 _FILES = {
     "apfl": ("apfl",),
     "ditto": ("ditto",),

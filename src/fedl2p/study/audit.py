@@ -8,12 +8,13 @@ from pathlib import Path
 from fedl2p.atomic_files import write_text
 from fedl2p.data.population import Population
 from fedl2p.federation.settings import Rounds
+from fedl2p.methods import AUDITED
 from fedl2p.reporting.verdict import Verdict, verdict
 from fedl2p.runs import layout
 from fedl2p.runs.folder import RunWriter
 from fedl2p.study.held_out import HeldOut
 from fedl2p.study.run import run_study
-from fedl2p.study.settings import AUDITED, Study
+from fedl2p.study.settings import Study
 
 PAGE = "audit.md"
 
@@ -25,7 +26,7 @@ def run_audit(study: Study, out: str | Path, *, folds: int) -> Verdict:
     ----------
     study
         Whose clients, which model, how it is learned. Its methods are those that an audit must
-        have (:data:`~fedl2p.study.settings.AUDITED`), and others. Rounds with more clients than
+        have (:data:`~fedl2p.methods.AUDITED`), and others. Rounds with more clients than
         the other folds have are rounds with all of these.
     out
         Folder of the folds' runs and of audit.md. Finished folds are kept, interrupted ones are

@@ -33,10 +33,6 @@ METHODS = (
 )
 """The methods that a study compares by default, in this order; ``all`` stands for them."""
 
-AUDITED = ("fedavg", "bestfixed", "fedl2p-constant", "gridsearch", "fedl2p")
-"""Those of an audit: the global model, one setting for all, searched and learned, a search per
-client, and FedL2P."""
-
 
 @runtime_checkable
 class Source(Protocol):
