@@ -4,7 +4,8 @@ The small net of `speed.py` on 8 x 8 pixels, 96 training and 32 validation image
 epoch, with validation. Each engine does the same rounds on one core and on two (threads in process,
 workers on Ray), one after the other, several times over; beside the ratio of the wall-clock time
 stands how many cores the engine then had in fact, since others may use the machine too, and by how
-much two cores need more processor time than one.
+much two cores need more processor time than one. What the machine itself allows is measured too:
+the rounds that two processes do which know nothing of each other, over those of one.
 
     python benchmarks/two_cores.py [--clients 20 100] [--repeats 7]
 
@@ -18,6 +19,8 @@ import contextlib
 import functools
 import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -127,12 +130,52 @@ def measure(engine: str, count: int, repeats: int) -> str:
     )
 
 
+def apart(count: int, repeats: int) -> str:
+    """Return what two processes apart do in the time of one."""
+    ratios = []
+    for _ in range(repeats):
+        done = []
+        for processes in (1, 2):
+            start = str(time.time() + 10)  # when all have loaded
+            command = [sys.executable, __file__, "--from", start, "--clients", str(count)]
+            counting = [
+                subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                for _ in range(processes)
+            ]
+            done.append(sum(int(process.communicate()[0]) for process in counting))
+        ratios.append(done[1] / done[0])
+    return (
+        f"Two processes that know nothing of each other, one thread and {count} clients each, do "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times the "
+        f"rounds of one in the same time; {repeats} turns."
+    )
+
+
+def rounds_in(start: float, count: int) -> int:
+    """Return how many rounds this process does in ten seconds from a moment on."""
+    clients = population(count)
+    where = in_process(model(), clients, {"fedavg": FEDAVG})
+    seconds(where, clients, 1)
+    if time.time() > start:
+        raise RuntimeError("loading took longer than was planned; try again")
+    time.sleep(start - time.time())
+    done = 0
+    while time.time() < start + 10:
+        seconds(where, clients, 1)
+        done += 1 + ROUNDS
+    return done
+
+
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--from", type=float, dest="start", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.start:
+        print(rounds_in(options.start, options.clients[0]))
+        return
     lines = [
         "# Two cores against one",
         "",
@@ -149,6 +192,8 @@ def main() -> None:
         for count in options.clients:
             lines.append(measure(engine, count, options.repeats))
             print(lines[-1], flush=True)
+    lines += ["", apart(options.clients[0], min(3, options.repeats))]
+    print(lines[-1])
     RESULT.write_text("\n".join(lines) + "\n")
 
 

@@ -45,7 +45,9 @@ class StartAfterFirst(TrainingProcessCallback):
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
 
-    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):  # type: ignore[no-untyped-def]
+    def after_central_iteration(
+        self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
+    ) -> tuple[bool, Metrics]:
         if central_iteration == 0:
             self.watch.start()
         return False, Metrics()

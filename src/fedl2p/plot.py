@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedl2p.core.hyperparams import Hyperparams
@@ -251,10 +252,8 @@ def _new_axes(width: float, height: float) -> Axes:
 
 
 def _check_installed() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
+    if find_spec("matplotlib") is None:
         raise ModuleNotFoundError(
             "plots need Matplotlib, which is not installed; run pip install 'fedl2p[notebook]'",
-            name=error.name,
-        ) from None
+            name="matplotlib",
+        )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fedl2p.reporting.cards import cards
 from fedl2p.reporting.client_views import client_views, group_views, kind_key
 from fedl2p.reporting.findings import headline, statements
+from fedl2p.reporting.first_screen import cards
 from fedl2p.reporting.number_formats import seconds
 from fedl2p.reporting.page import write_page
 from fedl2p.runs.reading import read_run

@@ -13,7 +13,7 @@ from fedl2p.methods import AUDITED
 from fedl2p.runs.results import Report
 from fedl2p.study.audit import run_audit
 from fedl2p.study.held_out import HeldOut
-from fedl2p.study.settings import Study
+from fedl2p.study.settings import Source, Study
 from support.command import call, refused
 
 
@@ -61,10 +61,10 @@ def test_an_audit_of_too_few_clients_of_a_missing_method_and_without_test_parts(
 class _Untested:
     """Clients whose test part is missing."""
 
-    of: object
+    of: Source
 
     def open(self, seed: int) -> Population:
-        population = self.of.open(seed)  # type: ignore[attr-defined]
+        population = self.of.open(seed)
         whole = population.open
 
         def untested(name: str) -> ClientData:

@@ -33,7 +33,7 @@ from fedl2p.flower.handlers import hash_of
 from fedl2p.method import Outcome
 from fedl2p.methods.base.settings import Settings
 from fedl2p.runs.columns import SCORES
-from fedl2p.study.cards import learned_card
+from fedl2p.study.metanets_card import learned_card
 
 log = logging.getLogger("fedl2p")
 

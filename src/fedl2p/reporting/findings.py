@@ -76,10 +76,10 @@ def statements(run: RunFolder, method: str, views: Sequence[ClientView]) -> list
     key = kind_key(run)
     if key is not None and len(groups) > 1:
         best = groups[: 2 if len(groups) > 3 else 1]
-        top = " and ".join(_groupwords_of(group, words) for group in best)
+        top = " and ".join(_group_words(group, words) for group in best)
         out.append(
             f"By {key}, the largest gains are those of {top}; the smallest those of "
-            f"{_groupwords_of(groups[-1], words)}."
+            f"{_group_words(groups[-1], words)}."
         )
     return out + _distance_and_gain(views)
 
@@ -158,7 +158,7 @@ def _who_gained(method: str, views: Sequence[ClientView], words: Words) -> str:
     return text + "."
 
 
-def _groupwords_of(group: Group, words: Words) -> str:
+def _group_words(group: Group, words: Words) -> str:
     size = len(group.clients)
     unseen = ", unseen" if group.only_unseen else ""
     unit = "client" if size == 1 else "clients"

@@ -9,7 +9,6 @@ from typing import Any
 
 from fedl2p.core.settings import WITH_ACCURACY
 from fedl2p.reporting import findings, number_formats
-from fedl2p.reporting.cards import cards
 from fedl2p.reporting.client_views import (
     ClientView,
     baseline_of,
@@ -26,6 +25,7 @@ from fedl2p.reporting.client_views import (
 )
 from fedl2p.reporting.comparison import flatten
 from fedl2p.reporting.figures import gain_strips, learning_curve, strategy_maps
+from fedl2p.reporting.first_screen import cards
 from fedl2p.reporting.method_names import method_name
 from fedl2p.runs import layout
 from fedl2p.runs.columns import RoundLine

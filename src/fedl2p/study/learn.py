@@ -23,7 +23,7 @@ from fedl2p.federation.listeners import Listener, progress_bar
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import DEFAULT_ROUNDS, Rounds
 from fedl2p.methods.base.settings import Settings
-from fedl2p.study.cards import learned_card
+from fedl2p.study.metanets_card import learned_card
 
 
 @torch.inference_mode(False)  # copies of the model made in here are to be trained

@@ -31,8 +31,8 @@ from fedl2p.runs.outcomes import PersonalizedClients
 from fedl2p.runs.reading import read_strategies
 from fedl2p.runs.results import Report, Row
 from fedl2p.seeds import derive_seed
-from fedl2p.study.cards import learned_card
 from fedl2p.study.engines import node_of
+from fedl2p.study.metanets_card import learned_card
 from fedl2p.study.preparation import RunContext
 from fedl2p.study.settings import Study
 

@@ -195,7 +195,7 @@ def _forward(
     running_var: Tensor,
     mix: Tensor,
     eps: float,
-    *orders: object,
+    *of_backward: object,
 ) -> tuple[Tensor, ...]:
     """Return y, mean, var, and for the backward the centred x, its offset, the mixed variance."""
     per_value = 1.0 / _count(x)  # tensor / int would convert the number to a tensor first
