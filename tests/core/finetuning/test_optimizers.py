@@ -140,7 +140,8 @@ def test_clients_of_unequal_sizes_count_their_own_steps(given: dict[str, Any]) -
             for name, value in alone.params.items():
                 # At mix 1 the gradient of the bias before the norm is 0 but for rounding, and Adam
                 # divides that by its own size.
-                atol = 1e-5 if name == "0.bias" else 1e-7
+                zero = name == "0.bias" and given.get("optimizer") == "adam"
+                atol = 1e-5 if zero else 1e-7
                 torch.testing.assert_close(together.params[name][c], value[0], rtol=1e-7, atol=atol)
             for name, value in alone.moments.items():
                 torch.testing.assert_close(together.moments[name][c], value[0])
