@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 # What a run imports, torch's later imports and the report's too.
 _PRELOADED = (
@@ -27,7 +28,9 @@ TINY = (
 """Fields that make the recipe smoke a matter of two seconds, with every kind of stage."""
 
 
-def start(args: Sequence[object], said: Path, *, file_limit: int = 0) -> ForkServerProcess:
+def start(
+    args: Sequence[object], said: Path, *, file_limit: int = 0, die_at: int = 0
+) -> ForkServerProcess:
     """Start the command in a process of its own; what it says is appended to a file.
 
     Parameters
@@ -38,10 +41,14 @@ def start(args: Sequence[object], said: Path, *, file_limit: int = 0) -> ForkSer
         Where standard output and standard error go.
     file_limit
         Largest file that it may write, bytes; 0 for any.
+    die_at
+        At which of its files it is killed: at an odd one as soon as it has its name, at an even
+        one before; 0 for none.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
-    process = context.Process(target=_command, args=([str(arg) for arg in args], said, file_limit))
+    given = ([str(arg) for arg in args], said, file_limit, die_at)
+    process = context.Process(target=_command, args=given)
     process.start()
     return process
 
@@ -54,7 +61,7 @@ def call(args: Sequence[object], said: Path, *, file_limit: int = 0) -> int:
     return process.exitcode
 
 
-def _command(args: list[str], said: Path, file_limit: int) -> None:
+def _command(args: list[str], said: Path, file_limit: int, die_at: int) -> None:
     import torch
 
     from fedl2p.cli import entry as cli
@@ -69,11 +76,31 @@ def _command(args: list[str], said: Path, file_limit: int) -> None:
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if die_at:
+        _die_at(die_at)
     with contextlib.suppress(BrokenPipeError):
         try:
             cli.main(args)
         finally:
             sys.stdout.flush()
+
+
+def _die_at(number: int) -> None:
+    """Kill this process at one of the files that it writes, each by a rename at its end."""
+    import signal
+
+    rename, left = os.replace, number
+
+    def replace(*args: Any, **options: Any) -> None:
+        nonlocal left
+        left -= 1
+        if not left and number % 2 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(*args, **options)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace  # type: ignore[assignment]
 
 
 def result(folder: Path) -> dict[str, object]:
