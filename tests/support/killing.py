@@ -100,7 +100,7 @@ def _die_at(number: int) -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.replace = replace  # type: ignore[assignment]
+    os.replace = replace
 
 
 def result(folder: Path) -> dict[str, object]:
