@@ -378,7 +378,7 @@ class FunctionalModel:
         """The global model's tensors as ``state_dict`` names them."""
         return state_tensors(self.plain)
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """The number of trainable parameters."""
         return sum(p.numel() for p in self._theta.values())

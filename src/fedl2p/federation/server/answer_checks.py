@@ -94,8 +94,12 @@ def _extreme(state: Mapping[str, Tensor]) -> str | None:
     real = [t for t in state.values() if t.is_floating_point() and t.numel()]
     # One pass over all tensors and one read: a tensor by itself is looked at only if they fail.
     norms = torch._foreach_norm(real, math.inf) if real else ()
-    sound = not any(t.is_complex() for t in state.values()) and (
-        not norms or bool((torch.stack([n.double() for n in norms]) <= LARGEST).all())
+    largest_of = [
+        torch.stack([n for n in norms if n.dtype == dtype]).max().double()  # of NaN it is NaN
+        for dtype in {n.dtype for n in norms}
+    ]
+    sound = not any(t.is_complex() for t in state.values()) and all(
+        bool(largest <= LARGEST) for largest in largest_of
     )
     if sound:
         return None
