@@ -1,7 +1,8 @@
 """What is FedL2P worth where clients differ in kind?
 
-Studies on the recipes digits and kinds. Each is a grid of rows x seeds; every seed opens its
-clients and pre-trains its global model once, and all rows meet the same clients and batches.
+Studies on the recipes digits and kinds, and on any other that the package has. Each is a grid of
+rows x seeds; every seed opens its clients and pre-trains its global model once, and all rows meet
+the same clients and batches.
 
 learning  how the meta-nets are learned, one setting changed per row (seeds on which we choose)
 main      FedL2P against everything else (seeds opened for it only)
@@ -9,6 +10,7 @@ profile   the profile taken apart, and the bounds
 
     python benchmarks/kinds.py learning digits --seeds 0-2
     python benchmarks/kinds.py main digits --seeds 200-209
+    python benchmarks/kinds.py main fashion --alpha 0.5 --seeds 202-204
 
 Results are appended to kinds-RECIPE.jsonl as they come, one line per row and seed with every
 client's accuracy; a second call computes what is missing or whose settings have changed. The table
@@ -111,9 +113,10 @@ STUDIES = {"learning": LEARNING, "main": MAIN, "profile": PROFILE}
 class Seed:
     """What all rows of one recipe share under one seed."""
 
-    def __init__(self, recipe: str, seed: int, cache: Path) -> None:
-        self.recipe, self.seed, self.cache = recipe, seed, cache
-        study = Row("", base=recipe).study(seed)
+    def __init__(self, base: Row, seed: int, cache: Path) -> None:
+        self.recipe = " ".join([base.base, *(f"{k}={v:g}" for k, v in base.changes.items())])
+        self.seed, self.cache = seed, cache
+        study = base.study(seed)
         self.population, self.initial, self.model = pretrained(study, cache)
         self.clients = clients_of(self.population, self.population.names, seed)
 
@@ -372,6 +375,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-2"), help="0-9 or 0,3,7")
     parser.add_argument("--rows", nargs="*", help="names of rows; all by default")
+    parser.add_argument("--alpha", type=float, help="label skew of fashion and fashionc")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--cache", type=Path, default=Path("runs/kinds"))
     options = parser.parse_args()
@@ -379,8 +383,10 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"kinds-{options.recipe}.jsonl"
+    skew = {} if options.alpha is None else {"data.alpha": options.alpha}
+    base = Row("", base=options.recipe, changes=skew)
     rows = [
-        dataclasses.replace(row, base=options.recipe)
+        dataclasses.replace(row, base=options.recipe, changes={**skew, **row.changes})
         for row in STUDIES[options.study]
         if not options.rows or row.name in options.rows
     ]
@@ -391,7 +397,7 @@ def main() -> None:
         if key in done:
             continue
         if opened is None or opened.seed != seed:
-            opened = Seed(options.recipe, seed, options.cache)
+            opened = Seed(base, seed, options.cache)
         done[key] = opened.run(row)
         with path.open("a") as file:
             file.write(json.dumps(done[key]) + "\n")
@@ -399,7 +405,8 @@ def main() -> None:
         print(f"{row.name}, seed {seed}: {found['seconds']:.0f} s", flush=True)
     results = [done[key] for _, _, key in wanted]
     text = markdown(table_of(results)) + "\n\n" + cost(results)
-    (options.out / f"kinds-{options.study}-{options.recipe}.md").write_text(text + "\n")
+    name = options.recipe + ("" if options.alpha is None else f"-alpha-{options.alpha:g}")
+    (options.out / f"kinds-{options.study}-{name}.md").write_text(text + "\n")
     print(text)
 
 

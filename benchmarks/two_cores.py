@@ -7,7 +7,7 @@ stands how many cores the engine then had in fact, since others may use the mach
 much two cores need more processor time than one. What the machine itself allows is measured too:
 the rounds that two processes do which know nothing of each other, over those of one.
 
-    python benchmarks/two_cores.py [--clients 20 100] [--repeats 7]
+    python benchmarks/two_cores.py [--clients 20 100] [--stack-sizes 10 25] [--repeats 7]
 
 Prints a table and writes it to benchmarks/results/two_cores.md.
 """
@@ -43,7 +43,8 @@ from fedl2p.methods.fedavg import FedAvg
 RESULT = Path(__file__).parent / "results" / "two_cores.md"
 CASE = CASES["small-8"]
 FEDAVG = FedAvg(name="fedavg", local=LocalTraining(epochs=1, batch_size=BATCH, rate=1e-3))
-ROUNDS = 6
+ROUNDS = 10
+SIZE = Compute().stack_size
 
 
 def population(clients: int) -> InMemory:
@@ -51,18 +52,22 @@ def population(clients: int) -> InMemory:
     return InMemory({f"c{i:03d}": client(CASE, i, ROUND_EXAMPLES).data for i in range(clients)})
 
 
-def model() -> torch.nn.Module:
+def model(stack_size: int) -> torch.nn.Module:
     """Return the net; every process builds the same."""
     torch.manual_seed(0)
-    return with_compute(CASE.build(CASE.shape, 10), Compute(stacking="always"))
+    compute = Compute(stacking="always", stack_size=stack_size)
+    return with_compute(CASE.build(CASE.shape, 10), compute)
 
 
-def node(clients: int) -> ClientNode:
+def node(clients: int, stack_size: int) -> ClientNode:
     """Return the node of a worker."""
-    return ClientNode(build=model, population=population(clients), methods={"fedavg": FEDAVG})
+    build = functools.partial(model, stack_size)
+    return ClientNode(build=build, population=population(clients), methods={"fedavg": FEDAVG})
 
 
-def seconds(where: Clients, clients: InMemory, threads: int) -> tuple[float, float]:
+def seconds(
+    where: Clients, clients: InMemory, threads: int, stack_size: int
+) -> tuple[float, float]:
     """Return wall-clock and processor seconds of rounds, the processes that were started among it.
 
     One round before them warms up.
@@ -73,7 +78,7 @@ def seconds(where: Clients, clients: InMemory, threads: int) -> tuple[float, flo
         processor, began = used(), time.perf_counter()
         federate(
             FEDAVG,
-            model(),
+            model(stack_size),
             clients,
             rounds=Rounds(rounds=rounds, clients_per_round=len(clients.names), keep="last"),
             seed=0,
@@ -95,21 +100,21 @@ def used() -> float:
     return total
 
 
-def measure(engine: str, count: int, repeats: int) -> str:
+def measure(engine: str, count: int, stack_size: int, repeats: int) -> str:
     """Return the row of an engine."""
     clients = population(count)
     turns: list[tuple[tuple[float, float], tuple[float, float]]] = []
     with contextlib.ExitStack() as stack:
         if engine == "in process":
-            where = in_process(model(), clients, {"fedavg": FEDAVG})
+            where = in_process(model(stack_size), clients, {"fedavg": FEDAVG})
             engines: tuple[Clients, Clients] = where, where
         else:
             # both are open at the same time, and Ray counts CPUs whether a worker is idle or not
             one, two = (
                 OnRay(
-                    functools.partial(node, count),
+                    functools.partial(node, count, stack_size),
                     clients.names,
-                    stack_size=10,
+                    stack_size=stack_size,
                     resources=Ray(cpus_per_worker=0.5, workers=workers),
                 )
                 for workers in (1, 2)
@@ -118,13 +123,14 @@ def measure(engine: str, count: int, repeats: int) -> str:
             stack.callback(two.close)
             engines = one, two
         for _ in range(1 + repeats):
-            turns.append((seconds(engines[0], clients, 1), seconds(engines[1], clients, 2)))
+            one_core = seconds(engines[0], clients, 1, stack_size)
+            turns.append((one_core, seconds(engines[1], clients, 2, stack_size)))
     ratios = [one[0] / two[0] for one, two in turns[1:]]
     had = [(two[1] / two[0]) / (one[1] / one[0]) for one, two in turns[1:]]
     more = [two[1] / one[1] for one, two in turns[1:]]
     took = [1000 * statistics.median(t[i][0] for t in turns[1:]) / ROUNDS for i in range(2)]
     return (
-        f"| {engine} | {count} | {took[0]:.0f} | {took[1]:.0f} "
+        f"| {engine} | {count} | {stack_size} | {took[0]:.0f} | {took[1]:.0f} "
         f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
         f"| {statistics.median(had):.2f} | {statistics.median(more):.2f} |"
     )
@@ -154,14 +160,14 @@ def apart(count: int, repeats: int) -> str:
 def rounds_in(start: float, count: int) -> int:
     """Return how many rounds this process does in ten seconds from a moment on."""
     clients = population(count)
-    where = in_process(model(), clients, {"fedavg": FEDAVG})
-    seconds(where, clients, 1)
+    where = in_process(model(SIZE), clients, {"fedavg": FEDAVG})
+    seconds(where, clients, 1, SIZE)
     if time.time() > start:
         raise RuntimeError("loading took longer than was planned; try again")
     time.sleep(start - time.time())
     done = 0
     while time.time() < start + 10:
-        seconds(where, clients, 1)
+        seconds(where, clients, 1, SIZE)
         done += 1 + ROUNDS
     return done
 
@@ -170,6 +176,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--stack-sizes", type=int, nargs="+", default=[SIZE])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--from", type=float, dest="start", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -184,14 +191,16 @@ def main() -> None:
         "Cores had: processor time per second with two, over the same with one. Written by "
         "`python benchmarks/two_cores.py`.",
         "",
-        "| engine | clients | round on one core, ms | on two, ms | times as fast (least to most) "
-        "| cores had | processor time, ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| engine | clients | clients of a stack | round on one core, ms | on two, ms "
+        "| times as fast (least to most) | cores had | processor time, ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for engine in ("in process", "ray"):
         for count in options.clients:
-            lines.append(measure(engine, count, options.repeats))
-            print(lines[-1], flush=True)
+            for stack_size in options.stack_sizes:
+                if stack_size < count:  # else there is one stack, on one core
+                    lines.append(measure(engine, count, stack_size, options.repeats))
+                    print(lines[-1], flush=True)
     lines += ["", apart(options.clients[0], min(3, options.repeats))]
     print(lines[-1])
     RESULT.write_text("\n".join(lines) + "\n")
