@@ -307,32 +307,35 @@ def interval(values: Sequence[float], form: str = ".1f") -> str:
 
 
 def markdown(rows: Table, reference: str = FEDL2P) -> str:
-    """Return the table of a recipe."""
+    """Return the table of a recipe, by its unseen clients; by its seen ones if it has no others."""
     kinds = sorted(
         {c.kind for own in rows.values() for seed in own.values() for c in seed.values()}
     )
-    head = ["method", "seeds", "seen", "unseen", f"{reference} minus it, unseen", "above it in",
-            "unseen made worse", *(k for k in kinds if k)]  # fmt: skip
+    found = {c.pool for own in rows.values() for seed in own.values() for c in seed.values()}
+    pools = [pool for pool in ("seen", "unseen") if pool in found]
+    judged = pools[-1]
+    head = ["method", "seeds", *pools, f"{reference} minus it, {judged}", "above it in",
+            f"{judged} made worse", *(k for k in kinds if k)]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     main = rows.get(reference, {})
     for name, own in rows.items():
         both = sorted(own.keys() & main.keys()) if name != reference else []
-        gaps = [accuracy(main[s], "unseen") - accuracy(own[s], "unseen") for s in both]
+        gaps = [accuracy(main[s], judged) - accuracy(own[s], judged) for s in both]
         pairs = [
             100 * (c.after - own[s][k].after)
             for s in both
             for k, c in main[s].items()
-            if c.pool == "unseen"
+            if c.pool == judged
         ]
         cells = [
             name,
             str(len(own)),
-            *(interval([accuracy(c, pool) for c in own.values()]) for pool in ("seen", "unseen")),
+            *(interval([accuracy(c, pool) for c in own.values()]) for pool in pools),
             f"{interval(gaps, '+.1f')} (± {mean_interval(pairs).half:.1f})" if gaps else "",
             f"{sum(g > 0 for g in gaps)} of {len(both)}" if both else "",
-            interval([worse(c, "unseen") for c in own.values()], ".0f") + " %",
+            interval([worse(c, judged) for c in own.values()], ".0f") + " %",
             *(
-                f"{statistics.fmean(accuracy(c, 'unseen', k) for c in own.values()):.1f}"
+                f"{statistics.fmean(accuracy(c, judged, k) for c in own.values()):.1f}"
                 for k in kinds
                 if k
             ),
