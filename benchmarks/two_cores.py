@@ -189,7 +189,7 @@ def main() -> None:
         f"FedAvg with validation, {ROUNDS} rounds per turn, medians of {options.repeats} turns; "
         f"{os.cpu_count()} CPUs; load of the machine before the start {os.getloadavg()[0]:.1f}. "
         "Cores had: processor time per second with two, over the same with one. Written by "
-        "`python benchmarks/two_cores.py`.",
+        f"`python {' '.join(sys.argv)}`.",
         "",
         "| engine | clients | clients of a stack | round on one core, ms | on two, ms "
         "| times as fast (least to most) | cores had | processor time, ratio |",

@@ -72,7 +72,7 @@ def test_twenty_kills_at_random_moments_change_no_result(tmp_path: Path, whole: 
             positions.add(tuple(sorted(str(path.relative_to(out)) for path in out.rglob("*"))))
         assert_same_result(out, whole)
     assert kills == KILLS
-    assert len(positions) >= 5, "the kills did not come at different moments"
+    assert len(positions) >= 8, "the kills did not come at different moments"
 
 
 def test_a_torn_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, whole: Path) -> None:
