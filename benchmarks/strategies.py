@@ -351,7 +351,7 @@ def given_profiles(
     seen = [own[n] for n in population.seen]
     typical = median_profile(seen)
     given = {}
-    for pool in (population.seen, population.unseen):
+    for pool in filter(len, (population.seen, population.unseen)):
         rng = generator("shuffle", len(pool), pool[0])
         order = torch.randperm(len(pool), generator=rng).tolist()
         # a cycle through the shuffled clients: nobody keeps the own profile

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,10 +25,10 @@ from fedl2p.core.functional.precision import with_compute
 from fedl2p.core.settings import Compute, InnerLoop
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
-from fedl2p.federation.clients.ray import OnRay
+from fedl2p.federation.clients.ray import OnRay, pack, unpack
 from fedl2p.federation.flower.encoded import Encoded
 from fedl2p.federation.listeners import Listener
-from fedl2p.federation.messages import Clients, FederationError
+from fedl2p.federation.messages import DTYPES, Clients, FederationError
 from fedl2p.federation.progress import load_newest
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Ray, Rounds
@@ -71,6 +72,27 @@ def make_node(
         population=population,
         methods={m.name: m for m in methods},
     )
+
+
+def test_a_state_travels_with_its_dtypes_its_order_and_no_others_memory() -> None:
+    stack = torch.arange(1000.0).reshape(100, 10)
+    state = {
+        "z": stack[3],
+        "turned": stack.t(),
+        "number": torch.tensor(2.5),
+        "none": torch.zeros(0, 4),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        **{name: torch.tensor([[1, 0], [1, 1]]).to(dtype) for name, dtype in DTYPES.items()},
+    }
+    sent = pickle.dumps(pack(state), protocol=5)
+    assert len(sent) < 2 * stack.nbytes
+    come = unpack(pickle.loads(sent))
+    assert list(come) == list(state)
+    for name, tensor in state.items():
+        assert come[name].dtype == tensor.dtype
+        assert torch.equal(come[name], tensor)
+        come[name].zero_()
+    assert stack[3, 3] == 33
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from fedl2p.federation.clients.in_process import LocalClients, with_bytes
@@ -36,6 +37,10 @@ _ATTEMPTS = 3
 
 # Seconds until a warning says what workers wait for, and until they are given up.
 _SAY_AFTER, _GIVE_UP_AFTER = 30.0, 600.0
+
+
+Packed: TypeAlias = dict[str, tuple[torch.dtype, np.ndarray[Any, Any]]]
+"""A state on its way to another process, as arrays: pickled tensors take ten times as long."""
 
 
 class Worker:
@@ -58,9 +63,9 @@ class Worker:
         return self.node.initial
 
     def answer(
-        self, question: Question, state: State, kept: dict[str, State], model: list[Any]
-    ) -> tuple[list[Answer], dict[str, State]]:
-        """Answer for one stack of clients; return the answers and what each client keeps now.
+        self, question: Question, state: Packed, kept: dict[str, Packed], model: list[Any]
+    ) -> tuple[list[tuple[Answer, Packed]], dict[str, Packed]]:
+        """Answer for one stack of clients.
 
         Parameters
         ----------
@@ -72,15 +77,23 @@ class Worker:
             What the clients of the question keep.
         model
             Ray's reference to the weights, read if they are not here; a worker may be a new one.
+
+        Returns
+        -------
+        answers
+            Without the tensors of their updates, and these.
+        kept
+            What each client keeps now.
         """
         frozen = question.model
         if self.node.models.get(frozen.key) is None:
             import ray
 
             frozen = FrozenModel(ray.get(model[0]), frozen.key)
-        question = dataclasses.replace(question, state=state, model=frozen)
-        answers = [_compact(answer) for answer in self.node.answer(question, kept)]
-        return answers, {name: _own(state) for name, state in kept.items()}
+        question = dataclasses.replace(question, state=unpack(state), model=frozen)
+        own = {name: unpack(packed) for name, packed in kept.items()}
+        answers = [_packed(answer) for answer in self.node.answer(question, own)]
+        return answers, {name: pack(state) for name, state in own.items()}
 
 
 class OnRay(LocalClients):
@@ -149,7 +162,7 @@ class OnRay(LocalClients):
         kept = self._kept.setdefault(question.method, {})
         model = self._model(question.model)
         bare = dataclasses.replace(question.model, weights=None)
-        state = self._ray.put(question.state)
+        state = self._ray.put(pack(question.state))
         pool = self._ray.util.ActorPool(self._workers)
         left = dict.fromkeys(question.seeds)
         for names in _cut(list(question.seeds), self._stack_size):
@@ -159,7 +172,7 @@ class OnRay(LocalClients):
                 model=bare,
                 seeds={name: question.seeds[name] for name in names},
             )
-            own = {name: kept[name] for name in names if name in kept}
+            own = {name: pack(kept[name]) for name in names if name in kept}
             pool.submit(
                 lambda worker, task: worker.answer.remote(*task), (part, state, own, [model])
             )
@@ -170,11 +183,13 @@ class OnRay(LocalClients):
             except self._ray.exceptions.RayActorError as problem:
                 reason = f"its worker died: {' '.join(str(problem).split())}"
                 continue
-            for answer in answers:
-                del left[answer.client]
-                kept.pop(answer.client, None)
-                kept |= {answer.client: own[answer.client]} if answer.client in own else {}
-                yield with_bytes(answer, sent[answer.client])
+            for answer, shared in answers:
+                name = answer.client
+                del left[name]
+                kept.pop(name, None)
+                if name in own:
+                    kept[name] = unpack(own[name])
+                yield with_bytes(_unpacked(answer, shared), sent[name])
         for name in left:
             yield with_bytes(Answer(client=name, failure=reason), sent[name])
 
@@ -282,17 +297,38 @@ def _cut(names: list[str], size: int) -> Iterator[list[str]]:
         yield names[begin : begin + size]
 
 
-def _compact(answer: Answer) -> Answer:
-    """Return an answer whose tensors bring no others along."""
+def _packed(answer: Answer) -> tuple[Answer, Packed]:
+    """Return an answer without the tensors of its update, and these."""
+    if answer.update is None:
+        return answer, {}
+    bare = dataclasses.replace(answer.update, shared={})
+    return dataclasses.replace(answer, update=bare), pack(answer.update.shared)
+
+
+def _unpacked(answer: Answer, shared: Packed) -> Answer:
     if answer.update is None:
         return answer
-    update = dataclasses.replace(answer.update, shared=_own(answer.update.shared))
+    update = dataclasses.replace(answer.update, shared=unpack(shared))
     return dataclasses.replace(answer, update=update)
 
 
-def _own(state: State) -> State:
-    """Return tensors on the CPU, each with a memory of its own: one of a stack would send all."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+def pack(state: State) -> Packed:
+    """Return copies: a tensor of a stack would send all of the stack, and from a GPU none comes."""
+    packed: Packed = {}
+    for name, tensor in state.items():
+        bits = tensor.detach()
+        if bits.dtype == torch.bfloat16:  # which NumPy has not
+            bits = bits.view(torch.int16)
+        packed[name] = tensor.dtype, np.array(bits.numpy(force=True))
+    return packed
+
+
+def unpack(packed: Packed) -> State:
+    """Return tensors that may be written to; Ray's arrays may not."""
+    return {
+        name: torch.from_numpy(np.array(array)).view(dtype)
+        for name, (dtype, array) in packed.items()
+    }
 
 
 def _short_folder() -> str:
