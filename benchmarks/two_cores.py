@@ -2,10 +2,12 @@
 
 The small net of `speed.py` on 8 x 8 pixels, 96 training and 32 validation images per client, one
 epoch, with validation. Each engine does the same rounds on one core and on two (threads in process,
-workers on Ray), one after the other, several times over; beside the ratio of the wall-clock time
-stands how many cores the engine then had in fact, since others may use the machine too, and by how
-much two cores need more processor time than one. What the machine itself allows is measured too:
-the rounds that two processes do which know nothing of each other, over those of one.
+workers on Ray), one after the other, several times over. One core is one core for everything: this
+process, its workers, and Ray's own processes, which would else help one worker from the other core.
+Beside the ratio of the wall-clock time stands how many cores the engine then had in fact, since
+others may use the machine too, and by how much two cores need more processor time than one. What
+the machine itself allows is measured too: the rounds that two processes do which know nothing of
+each other, over those of one.
 
     python benchmarks/two_cores.py [--clients 20 100] [--stack-sizes 10 25] [--repeats 7]
 
@@ -43,8 +45,9 @@ from fedl2p.methods.fedavg import FedAvg
 RESULT = Path(__file__).parent / "results" / "two_cores.md"
 CASE = CASES["small-8"]
 FEDAVG = FedAvg(name="fedavg", local=LocalTraining(epochs=1, batch_size=BATCH, rate=1e-3))
-ROUNDS = 10
+CLIENT_ROUNDS = 1000  # so many times a client takes part in a turn, whatever their number
 SIZE = Compute().stack_size
+CPUS = sorted(os.sched_getaffinity(0))
 
 
 def population(clients: int) -> InMemory:
@@ -72,15 +75,17 @@ def seconds(
 
     One round before them warms up.
     """
+    count = len(clients.names)
     torch.set_num_threads(threads)
+    keep_to(threads)
     times = []
-    for rounds in (1, ROUNDS):
+    for rounds in (1, CLIENT_ROUNDS // count):
         processor, began = used(), time.perf_counter()
         federate(
             FEDAVG,
             model(stack_size),
             clients,
-            rounds=Rounds(rounds=rounds, clients_per_round=len(clients.names), keep="last"),
+            rounds=Rounds(rounds=rounds, clients_per_round=count, keep="last"),
             seed=0,
             stage="pretrain",
             clients=where,
@@ -89,15 +94,29 @@ def seconds(
     return times[1]
 
 
+def keep_to(cores: int) -> None:
+    """Keep this process and those that it has started to so many cores, each of their threads."""
+    for process in running():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for thread in process.threads():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread.id, CPUS[:cores])
+
+
 def used() -> float:
     """Return the processor seconds of this process and of those that it has started."""
-    me = psutil.Process()
     total = 0.0
-    for process in (me, *me.children(recursive=True)):
+    for process in running():
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+def running() -> list[psutil.Process]:
+    """Return this process and those that it has started."""
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
 
 
 def measure(engine: str, count: int, stack_size: int, repeats: int) -> str:
@@ -128,7 +147,10 @@ def measure(engine: str, count: int, stack_size: int, repeats: int) -> str:
     ratios = [one[0] / two[0] for one, two in turns[1:]]
     had = [(two[1] / two[0]) / (one[1] / one[0]) for one, two in turns[1:]]
     more = [two[1] / one[1] for one, two in turns[1:]]
-    took = [1000 * statistics.median(t[i][0] for t in turns[1:]) / ROUNDS for i in range(2)]
+    took = [
+        1000 * statistics.median(t[i][0] for t in turns[1:]) * count / CLIENT_ROUNDS
+        for i in range(2)
+    ]
     return (
         f"| {engine} | {count} | {stack_size} | {took[0]:.0f} | {took[1]:.0f} "
         f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
@@ -168,7 +190,7 @@ def rounds_in(start: float, count: int) -> int:
     done = 0
     while time.time() < start + 10:
         seconds(where, clients, 1, SIZE)
-        done += 1 + ROUNDS
+        done += 1 + CLIENT_ROUNDS // count
     return done
 
 
@@ -186,7 +208,8 @@ def main() -> None:
     lines = [
         "# Two cores against one",
         "",
-        f"FedAvg with validation, {ROUNDS} rounds per turn, medians of {options.repeats} turns; "
+        f"FedAvg with validation, {CLIENT_ROUNDS} updates per turn, medians of "
+        f"{options.repeats} turns; "
         f"{os.cpu_count()} CPUs; load of the machine before the start {os.getloadavg()[0]:.1f}. "
         "Cores had: processor time per second with two, over the same with one. Written by "
         f"`python {' '.join(sys.argv)}`.",
