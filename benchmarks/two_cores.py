@@ -47,6 +47,7 @@ CASE = CASES["small-8"]
 FEDAVG = FedAvg(name="fedavg", local=LocalTraining(epochs=1, batch_size=BATCH, rate=1e-3))
 CLIENT_ROUNDS = 1000  # so many times a client takes part in a turn, whatever their number
 SIZE = Compute().stack_size
+LOADING = 15  # seconds
 CPUS = sorted(os.sched_getaffinity(0))
 
 
@@ -77,7 +78,6 @@ def seconds(
     """
     count = len(clients.names)
     torch.set_num_threads(threads)
-    keep_to(threads)
     times = []
     for rounds in (1, CLIENT_ROUNDS // count):
         processor, began = used(), time.perf_counter()
@@ -142,7 +142,9 @@ def measure(engine: str, count: int, stack_size: int, repeats: int) -> str:
             stack.callback(two.close)
             engines = one, two
         for _ in range(1 + repeats):
+            keep_to(1)
             one_core = seconds(engines[0], clients, 1, stack_size)
+            keep_to(2)
             turns.append((one_core, seconds(engines[1], clients, 2, stack_size)))
     ratios = [one[0] / two[0] for one, two in turns[1:]]
     had = [(two[1] / two[0]) / (one[1] / one[0]) for one, two in turns[1:]]
@@ -162,16 +164,16 @@ def apart(count: int, repeats: int) -> str:
     """Return what two processes apart do in the time of one."""
     ratios = []
     for _ in range(repeats):
-        done = []
+        took = []
         for processes in (1, 2):
-            start = str(time.time() + 10)  # when all have loaded
+            start = str(time.time() + LOADING)  # when all have loaded
             command = [sys.executable, __file__, "--from", start, "--clients", str(count)]
-            counting = [
+            started = [
                 subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
                 for _ in range(processes)
             ]
-            done.append(sum(int(process.communicate()[0]) for process in counting))
-        ratios.append(done[1] / done[0])
+            took.append(max(float(process.communicate()[0]) for process in started))
+        ratios.append(2 * took[0] / took[1])
     return (
         f"Two processes that know nothing of each other, one thread and {count} clients each, do "
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times the "
@@ -179,19 +181,14 @@ def apart(count: int, repeats: int) -> str:
     )
 
 
-def rounds_in(start: float, count: int) -> int:
-    """Return how many rounds this process does in ten seconds from a moment on."""
+def rounds_from(start: float, count: int) -> float:
+    """Return how many seconds this process takes for its rounds, from a moment on."""
     clients = population(count)
     where = in_process(model(SIZE), clients, {"fedavg": FEDAVG})
-    seconds(where, clients, 1, SIZE)
     if time.time() > start:
         raise RuntimeError("loading took longer than was planned; try again")
     time.sleep(start - time.time())
-    done = 0
-    while time.time() < start + 10:
-        seconds(where, clients, 1, SIZE)
-        done += 1 + CLIENT_ROUNDS // count
-    return done
+    return seconds(where, clients, 1, SIZE)[0]
 
 
 def main() -> None:
@@ -203,7 +200,7 @@ def main() -> None:
     parser.add_argument("--from", type=float, dest="start", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.start:
-        print(rounds_in(options.start, options.clients[0]))
+        print(rounds_from(options.start, options.clients[0]))
         return
     lines = [
         "# Two cores against one",
