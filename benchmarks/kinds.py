@@ -150,11 +150,17 @@ class Seed:
             o.client: {
                 **self._about(o),
                 "after": _round(o.accuracy),
-                "mix": _rounds(o.hyperparams.mix.tolist()) if o.hyperparams else None,
-                "rate": _rounds(o.hyperparams.rate.tolist()) if o.hyperparams else None,
+                **self._written(o),
             }
             for o in outcomes
         }
+
+    def _written(self, outcome: Outcome) -> dict[str, Any]:
+        """Return the settings that a client was given, where the picture has them kind by kind."""
+        if outcome.hyperparams is None or not self.population.about(outcome.client).get("kind"):
+            return {}
+        given = outcome.hyperparams
+        return {"mix": _rounds(given.mix.tolist()), "rate": _rounds(given.rate.tolist())}
 
     def _searches(self, study: Study) -> dict[str, Any]:
         points, inner = study.settings.grid.points, study.settings.finetune

@@ -100,7 +100,7 @@ def main() -> None:
                 color=colour,
                 size=10,
             )
-        written = [c for c in own if c["mix"] is not None]
+        written = [c for c in own if c.get("mix") is not None]
         for axis, values in (
             (
                 mixes,
