@@ -221,3 +221,22 @@ def test_client_data_is_what_the_pair_is() -> None:
         finetune(model, hyper, (x, y), epochs=1),
         finetune(model, hyper, ClientData(Examples(x, y)), epochs=1),
     )
+
+
+@pytest.mark.parametrize(
+    ("mix", "rate", "reason"),
+    [
+        (1.5, 0.1, "a mix is 1.5, but must be in"),
+        (float("nan"), 0.1, "a mix is nan, but must be in"),
+        (0.5, -0.1, "a rate is -0.1, but a learning rate must be"),
+        (0.5, float("inf"), "a rate is inf, but a learning rate must be"),
+        (0.5, float("nan"), "a rate is nan, but a learning rate must be"),
+    ],
+)
+def test_hyperparams_out_of_bounds_are_refused(mix: float, rate: float, reason: str) -> None:
+    sites = find_sites(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    with pytest.raises(ValueError, match=reason):
+        Hyperparams.constant(sites, mix=mix, rate=rate)
+    mixes, rates = torch.full((1,), mix), torch.full((len(sites.params),), rate)
+    with pytest.raises(ValueError, match=reason):
+        Hyperparams(mixes, rates, sites)

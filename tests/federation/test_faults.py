@@ -471,6 +471,14 @@ def test_objections_know_integers_and_empty_tensors() -> None:
     assert objection(Update("a", sent, weight=1), sent=sent) is None
 
 
+def test_only_a_single_number_is_too_large_not_many_together() -> None:
+    sent = {"a": torch.zeros(1000)}
+    many = {"a": torch.full((1000,), 9e17)}
+    assert objection(Update("a", many, weight=1), sent=sent) is None
+    many["a"][7] = -2e18
+    assert "holds 2e+18" in (objection(Update("a", many, weight=1), sent=sent) or "")
+
+
 def test_a_reason_is_one_printable_line() -> None:
     assert one_line("a\n\tb\x00\x1b[2Jc") == "a b [2Jc"
     assert len(one_line("x" * 10**6)) == 300

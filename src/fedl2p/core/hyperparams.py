@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass
 from html import escape
@@ -63,16 +64,9 @@ class Hyperparams:
     def _check_values(self) -> None:
         mix, rate = self.mix.detach(), self.rate.detach()
         if not bool(((mix >= 0) & (mix <= 1)).all()):  # NaN is outside, too
-            worst = mix[~((mix >= 0) & (mix <= 1))][0]
-            raise ValueError(
-                f"a mix is {float(worst):g}, but must be in [0, 1]: 0 = global, 1 = client "
-                "statistics"
-            )
-        if not bool(((rate >= 0) & (rate < torch.inf)).all()):
-            worst = rate[~((rate >= 0) & (rate < torch.inf))][0]
-            raise ValueError(
-                f"a rate is {float(worst):g}, but a learning rate must be >= 0 and finite"
-            )
+            _check_mix(float(mix[~((mix >= 0) & (mix <= 1))][0]))
+        if not bool(((rate >= 0) & (rate < math.inf)).all()):
+            _check_rate(float(rate[~((rate >= 0) & (rate < math.inf))][0]))
 
     def __rich_repr__(self) -> Iterator[tuple[str, object]]:
         if self.mix.dim() == 2:
@@ -103,10 +97,13 @@ class Hyperparams:
         ValueError
             If ``mix`` is outside [0, 1] or ``rate`` is negative or not finite.
         """
+        _check_mix(mix)
+        _check_rate(rate)
         return cls(
             torch.full((len(sites.norms),), float(mix)),
             torch.full((len(sites.params),), float(rate)),
             sites,
+            check=False,
         )
 
     @classmethod
@@ -134,6 +131,18 @@ class Hyperparams:
             "mix": dict(zip(self.sites.norms, self.mix.tolist(), strict=True)),
             "rate": dict(zip(self.sites.params, self.rate.tolist(), strict=True)),
         }
+
+
+def _check_mix(mix: float) -> None:
+    if not 0 <= mix <= 1:  # NaN is outside, too
+        raise ValueError(
+            f"a mix is {mix:g}, but must be in [0, 1]: 0 = global, 1 = client statistics"
+        )
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"a rate is {rate:g}, but a learning rate must be >= 0 and finite")
 
 
 def _summary(values: Tensor, what: str) -> Words:

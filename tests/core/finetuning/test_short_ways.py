@@ -12,6 +12,7 @@ from fedl2p.core.finetuning.evaluation import evaluate
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD, batch_gradient, sgd
 from fedl2p.core.finetuning.inner_loop import all_finite
 from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.named_tensors import norms_within
 from fedl2p.core.functional.workspace import pure_mixes
 from support.core_nets import ConvNet, examples, settled
 
@@ -149,6 +150,25 @@ def test_a_mix_of_0_or_1_equals_the_mixed_norm(
         torch.testing.assert_close((steps.state.params | steps.state.stats)[name], tensor, **CLOSE)
     for name, tensor in before.items():  # what the caller gave stays
         assert torch.equal(start.stats[name], tensor)
+
+
+def test_a_finite_number_whose_square_overflows_is_finite() -> None:
+    large = torch.tensor([[1e30, 1.0], [1.0, 1.0]])
+    half = torch.full((2, 3), 6e4, dtype=torch.float16)
+    assert all_finite(ModelState({"a": large, "b": half}, {})).tolist() == [True, True]
+    large[1, 0] = float("inf")
+    assert all_finite(ModelState({"a": large, "b": half}, {})).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64])
+def test_norms_within_a_limit_have_no_larger_entry(bad: float, dtype: torch.dtype) -> None:
+    tensors = [torch.ones(4, dtype=dtype), torch.zeros(0), torch.ones(2, dtype=torch.int64)]
+    tensors.append(torch.zeros(()))
+    assert norms_within(tensors, 2.0)  # the first has a norm of 2
+    tensors[0][2] = bad
+    assert not norms_within(tensors, 2.0)
+    assert norms_within([], 0.0)
 
 
 @pytest.mark.parametrize("where", ["params", "stats"])

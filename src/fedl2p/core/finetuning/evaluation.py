@@ -46,7 +46,7 @@ def evaluate(
     """
     scores: dict[int, tuple[float, float]] = {}
     size, objective = net.stack_size, net.objective
-    one_model = _is_one_model(state, mix) and _is_rowwise(net, examples)
+    one_model = _is_rowwise(net, examples) and _is_one_model(state, mix)
     keys = [(i // size, e.num, trees.kind(e.x), trees.kind(e.y)) for i, e in enumerate(examples)]
     sizes = [_stack_size(net, e, one_model=one_model) for e in examples]
     for members in grouped(keys, sizes):

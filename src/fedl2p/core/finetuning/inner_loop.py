@@ -6,7 +6,7 @@ section 3.1). Shapes: C clients, B norms, P parameter tensors.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ from fedl2p.core.finetuning.optimizers import Optimizer, optimizer_of
 from fedl2p.core.finetuning.stacking import fewest_to_stack
 from fedl2p.core.functional.mixed_norm import fold
 from fedl2p.core.functional.model import FunctionalModel, ModelState
+from fedl2p.core.functional.named_tensors import norms_within
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.objective import Loss, Pick, objective
 from fedl2p.core.settings import InnerLoop, InnerOptimizer, Statistics
@@ -68,10 +69,7 @@ def run_inner_loop(
 def all_finite(state: ModelState) -> Tensor:
     """Tell for each client whether all its tensors are finite, shape (C,), bool."""
     tensors = (*state.params.values(), *state.stats.values())
-    real = [t for t in tensors if t.numel() and (t.is_floating_point() or t.is_complex())]
-    # One pass over all tensors and one read; client by client only where that fails.
-    largest = [norm.double() for norm in torch._foreach_norm(real, math.inf)] if real else []
-    if largest and bool(torch.stack(largest).isfinite().all()):
+    if norms_within(tensors, sys.float_info.max):  # client by client only where that fails
         return torch.ones(len(tensors[0]), dtype=torch.bool, device=tensors[0].device)
     # a last dimension of 1 first: a scalar tensor of C clients has shape (C,)
     flags = [v.isfinite().unsqueeze(-1).flatten(1).all(1) for v in tensors]

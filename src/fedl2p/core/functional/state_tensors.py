@@ -25,3 +25,12 @@ def load_state_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     others = {name: v for name, v in model.state_dict().items() if not isinstance(v, Tensor)}
     model.load_state_dict({**others, **tensors})
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Return a tensor's values on the CPU, outside of any graph; itself where it is that already.
+
+    Asked first, since every answer of a round has all tensors of the model.
+    """
+    here = tensor.device.type == "cpu" and not tensor.requires_grad
+    return tensor if here else tensor.detach().cpu()

@@ -16,7 +16,7 @@ from torch import nn
 from fedl2p.core.clientdata import ClientData
 from fedl2p.core.data_check import check_client
 from fedl2p.core.functional.precision import compute_of
-from fedl2p.core.functional.state_tensors import load_state_tensors, state_tensors
+from fedl2p.core.functional.state_tensors import load_state_tensors, on_cpu, state_tensors
 from fedl2p.core.working_copies import working_copies
 from fedl2p.data.pools.client_cache import KEEP_BYTES, ClientCache, size_of
 from fedl2p.data.population import Population
@@ -245,7 +245,7 @@ class ClientNode:
             from_seed = privacy.seeded(simulated=self._simulated)
             draw = seeded(question.seeds[update.client], "privacy") if from_seed else system
             update = privatised(dataclasses.replace(update, failure=failure), state, privacy, draw)
-        shared = {k: v.detach().cpu() for k, v in update.shared.items()}
+        shared = {k: on_cpu(v) for k, v in update.shared.items()}
         return Answer(
             client=update.client, update=dataclasses.replace(update, shared=shared, kept={})
         )

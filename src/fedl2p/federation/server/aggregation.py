@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedl2p.core.functional.state_tensors import on_cpu
 from fedl2p.federation.server.answer_checks import not_finite
 from fedl2p.federation.settings import Rounds
 from fedl2p.federation.updates import clip, difference, like, moved, norm
@@ -62,7 +63,7 @@ class WeightedMean:
     def add(self, update: Update) -> None:
         """Add an update."""
         update = clipped(self._state, update, self._clip_norm)
-        tensors = [update.shared[name].detach().cpu() for name in self._state]
+        tensors = [on_cpu(update.shared[name]) for name in self._state]
         if tensors:
             torch._foreach_add_(self._sums, tensors, alpha=update.weight)
         self._weight += update.weight

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from statistics import median_low
 
-import torch
 from torch import Tensor
 
+from fedl2p.core.functional.named_tensors import norms_within
 from fedl2p.method import State, Update
 
 LARGEST = 1e18
@@ -91,18 +90,8 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
 
 def _extreme(state: Mapping[str, Tensor]) -> str | None:
     """Return which tensor holds NaN, infinity or too large a number, in one line, or None."""
-    real = [t for t in state.values() if t.is_floating_point() and t.numel()]
-    # One pass over all tensors and one read: a tensor by itself is looked at only if they fail.
-    norms = torch._foreach_norm(real, math.inf) if real else ()
-    largest_of = [
-        torch.stack([n for n in norms if n.dtype == dtype]).max().double()  # of NaN it is NaN
-        for dtype in {n.dtype for n in norms}
-    ]
-    sound = not any(t.is_complex() for t in state.values()) and all(
-        bool(largest <= LARGEST) for largest in largest_of
-    )
-    if sound:
-        return None
+    if not any(t.is_complex() for t in state.values()) and norms_within(state.values(), LARGEST):
+        return None  # a tensor by itself is looked at only where that fails
     if (poisoned := not_finite(state)) is not None:
         return f"tensor {poisoned!r} holds NaN or infinity"
     for name, tensor in state.items():

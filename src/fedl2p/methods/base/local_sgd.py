@@ -31,7 +31,6 @@ from fedl2p.core.finetuning.inner_loop import all_finite, inner_batches, run_inn
 from fedl2p.core.finetuning.optimizers import optimizer_of
 from fedl2p.core.finetuning.stacking import map_stacks
 from fedl2p.core.functional.model import FunctionalModel, ModelState
-from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
 from fedl2p.core.working_copies import working_copies
 from fedl2p.method import Client, Method, Outcome, State, Update
@@ -252,13 +251,13 @@ def run_local_sgd(
         Which draw of batches: ``local`` in a round, ``finetune`` in personalization (the same
         batches in every method), or a further one of the method.
     """
-    rates = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only).rate
+    hyperparams = constant_hyperparams(net, len(clients), mix=1.0, rate=rate, only=only)
     if gradient is not None:
         assert inner.plain_sgd, "a method with a gradient of its own takes no optimizer"
-        return sgd(start, rates, gradient, range(inner.steps(clients[0].data.train.num)))
+        return sgd(start, hyperparams.rate, gradient, range(inner.steps(clients[0].data.train.num)))
     return run_inner_loop(
         net,
-        Hyperparams(constant_mix(net, len(clients), 1.0), rates, net.sites),
+        hyperparams,
         _draw_batches(net, clients, inner, stream),
         statistics=inner.statistics,
         start=start,

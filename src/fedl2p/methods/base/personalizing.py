@@ -135,7 +135,9 @@ def constant_hyperparams(
     if only is not None:
         trains = torch.tensor([name in only for name in net.sites.params])
         one = replace(one, rate=torch.where(trains, one.rate, torch.zeros(())))
-    return Hyperparams.stack([one] * clients).to(net.device, net.dtype)
+    one = one.to(net.device, net.dtype)
+    mixes, rates = one.mix.repeat(clients, 1), one.rate.repeat(clients, 1)
+    return Hyperparams(mixes, rates, net.sites, check=False)
 
 
 def choose_constant(

@@ -94,14 +94,19 @@ def client_states(
     prefix
         Of the names in ``kept``.
     """
+    count, device, keeping = len(clients), net.device, any(c.kept for c in clients)
     tensors: State = {}
     for name in tensor_names(net):
-        shared = state.get(name, net.saved[name]).detach().to(net.device)
-        kept = [None if name in state else c.kept.get(prefix + name) for c in clients]
+        shared = state.get(name, net.saved[name])
+        if shared.requires_grad or shared.device != device:  # asked first: of a small net it is
+            shared = shared.detach().to(device)  # a hundredth of a round to do it for nothing
+        kept: list[Tensor | None] = []
+        if keeping and name not in state:
+            kept = [c.kept.get(prefix + name) for c in clients]
         if any(k is not None for k in kept):
-            tensors[name] = torch.stack([shared if k is None else k.to(net.device) for k in kept])
+            tensors[name] = torch.stack([shared if k is None else k.to(device) for k in kept])
         else:
-            tensors[name] = shared.expand(len(clients), *shared.shape)
+            tensors[name] = shared.expand(count, *shared.shape)
     return _model_state(net, tensors)
 
 
