@@ -150,6 +150,25 @@ def test_statistics_can_be_chosen_and_matter() -> None:
     assert same(mine.model, wanted)
 
 
+@pytest.mark.parametrize(
+    ("mix", "rate", "reason"),
+    [
+        (1.5, 0.1, "a mix is 1.5, but must be in"),
+        (float("nan"), 0.1, "a mix is nan, but must be in"),
+        (0.5, -0.1, "a rate is -0.1, but a learning rate must be"),
+        (0.5, float("inf"), "a rate is inf, but a learning rate must be"),
+        (0.5, float("nan"), "a rate is nan, but a learning rate must be"),
+    ],
+)
+def test_hyperparams_out_of_bounds_are_refused(mix: float, rate: float, reason: str) -> None:
+    sites = find_sites(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    with pytest.raises(ValueError, match=reason):
+        Hyperparams.constant(sites, mix=mix, rate=rate)
+    mixes, rates = torch.full((1,), mix), torch.full((len(sites.params),), rate)
+    with pytest.raises(ValueError, match=reason):
+        Hyperparams(mixes, rates, sites)
+
+
 def test_mix_and_rate_of_different_cohorts_are_refused() -> None:
     sites = Sites(norms=("n",), layers=(), params=("a", "b"), head=())
     with pytest.raises(ValueError, match="mix is for 3 clients, but rate for 2"):
@@ -221,22 +240,3 @@ def test_client_data_is_what_the_pair_is() -> None:
         finetune(model, hyper, (x, y), epochs=1),
         finetune(model, hyper, ClientData(Examples(x, y)), epochs=1),
     )
-
-
-@pytest.mark.parametrize(
-    ("mix", "rate", "reason"),
-    [
-        (1.5, 0.1, "a mix is 1.5, but must be in"),
-        (float("nan"), 0.1, "a mix is nan, but must be in"),
-        (0.5, -0.1, "a rate is -0.1, but a learning rate must be"),
-        (0.5, float("inf"), "a rate is inf, but a learning rate must be"),
-        (0.5, float("nan"), "a rate is nan, but a learning rate must be"),
-    ],
-)
-def test_hyperparams_out_of_bounds_are_refused(mix: float, rate: float, reason: str) -> None:
-    sites = find_sites(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
-    with pytest.raises(ValueError, match=reason):
-        Hyperparams.constant(sites, mix=mix, rate=rate)
-    mixes, rates = torch.full((1,), mix), torch.full((len(sites.params),), rate)
-    with pytest.raises(ValueError, match=reason):
-        Hyperparams(mixes, rates, sites)

@@ -123,11 +123,20 @@ class InPlaceSGD:
         self._bound = None
         self._open.close()
 
-    def step(self, batch: StackBatch) -> dict[str, Tensor]:
+    def step(self, batch: StackBatch) -> None:
+        """Take a step of the batch's clients."""
+        self._step(batch)
+
+    def step_and_directions(self, batch: StackBatch) -> dict[str, Tensor]:
         """Take a step of the batch's clients; return their directions, of shape (c, ...).
 
         A direction is what the rate is multiplied with: in plain SGD the gradient.
         """
+        taken = self._step(batch)
+        return {k: d.unsqueeze(0) for k, d in taken.items()} if self._single else taken
+
+    def _step(self, batch: StackBatch) -> dict[str, Tensor]:
+        """Take a step; return the directions, those of a single client without its dimension."""
         if batch.members is not None:
             return self._step_of_some(batch, batch.members)
         with torch.enable_grad():
@@ -160,8 +169,6 @@ class InPlaceSGD:
                 else:
                     for leaf, of_leaf, grad in zip(self._leaves, rates, grads, strict=True):
                         leaf.copy_(stepped(leaf, of_leaf, grad))
-        if self._single:
-            grads = [g.unsqueeze(0) for g in grads]
         return dict(zip(self._names, grads, strict=True))
 
     @torch.no_grad()

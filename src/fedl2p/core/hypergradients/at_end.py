@@ -120,7 +120,7 @@ def _run_inner_loop(problem: Problem, *, sum_gradients: bool) -> tuple[ModelStat
         for k in range(steps):
             pieces: list[tuple[Members, NamedTensors]] = []
             for batch in step_batches(problem.batches, k):
-                directions = sgd.step(batch)
+                directions = sgd.step_and_directions(batch)
                 if sum_gradients:
                     accumulate(kept, batch.members, directions)
                 elif k == steps - 1:  # which every client takes

@@ -49,7 +49,7 @@ def unrolled(problem: Problem, config: HypergradientConfig) -> Hypergradient:
             if k in cuts:
                 checkpoints.append(sgd.copy())
             for batch in step_batches(problem.batches, k):
-                directions = sgd.step(batch)
+                directions = sgd.step_and_directions(batch)
                 if k < cuts[0]:
                     accumulate(older, batch.members, directions)
                 del directions
