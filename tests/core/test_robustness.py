@@ -157,6 +157,7 @@ def test_statistics_can_be_chosen_and_matter() -> None:
         (float("nan"), 0.1, "a mix is nan, but must be in"),
         (0.5, -0.1, "a rate is -0.1, but a learning rate must be"),
         (0.5, float("inf"), "a rate is inf, but a learning rate must be"),
+        (0.5, 1e39, "a rate is inf, but a learning rate must be"),
         (0.5, float("nan"), "a rate is nan, but a learning rate must be"),
     ],
 )

@@ -98,7 +98,7 @@ class Hyperparams:
             If ``mix`` is outside [0, 1] or ``rate`` is negative or not finite.
         """
         _check_mix(mix)
-        _check_rate(rate)
+        _check_rate(float(torch.tensor(float(rate))))  # what is finite may not be so in its dtype
         return cls(
             torch.full((len(sites.norms),), float(mix)),
             torch.full((len(sites.params),), float(rate)),
