@@ -165,7 +165,7 @@ def test_hyperparams_out_of_bounds_are_refused(mix: float, rate: float, reason: 
     sites = find_sites(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
     with pytest.raises(ValueError, match=reason):
         Hyperparams.constant(sites, mix=mix, rate=rate)
-    mixes, rates = torch.full((1,), mix), torch.full((len(sites.params),), rate)
+    mixes, rates = torch.tensor([mix]), torch.tensor([rate] * len(sites.params))
     with pytest.raises(ValueError, match=reason):
         Hyperparams(mixes, rates, sites)
 
