@@ -45,7 +45,7 @@ def working_copies(model: nn.Module) -> WorkingCopies:
     place through ``tensor.data`` leaves no trace in these and is not
     seen: write under ``torch.no_grad()`` instead, or into a new model.
     """
-    # as model.parameters() and model.buffers() give them, in a sixth of the time
+    # as model.parameters() and model.buffers() give them, but faster
     tensors = [
         tensor
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""Algebra on dictionaries of tensors, for C clients: products, gradients, a linear solver."""
+"""Algebra on named tensors of C clients: products, gradients, norms, a linear solver."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def norms_within(tensors: Iterable[Tensor], limit: float) -> bool:
     """Tell in one pass and one read whether every tensor's Euclidean norm is at most ``limit``.
 
     Then no entry is NaN, infinite, or larger in size. If not, that may still be so: the square of
-    a finite entry may overflow. (On a CPU the kernel of this norm takes a tenth of the time of
-    that of the largest entry.)
+    a finite entry may overflow. (On a CPU, torch's kernel of this norm is far faster than that of
+    the largest entry.)
     """
     some = [t for t in tensors if t.numel() and (t.is_floating_point() or t.is_complex())]
     by_dtype: dict[torch.dtype, list[Tensor]] = {}

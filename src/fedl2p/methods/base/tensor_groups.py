@@ -98,8 +98,8 @@ def client_states(
     tensors: State = {}
     for name in tensor_names(net):
         shared = state.get(name, net.saved[name])
-        if shared.requires_grad or shared.device != device:  # asked first: of a small net it is
-            shared = shared.detach().to(device)  # a hundredth of a round to do it for nothing
+        if shared.requires_grad or shared.device != device:  # to ask is faster
+            shared = shared.detach().to(device)
         kept: list[Tensor | None] = []
         if keeping and name not in state:
             kept = [c.kept.get(prefix + name) for c in clients]
