@@ -2,8 +2,8 @@
 
 Reads the rows "searches" and "FedL2P" of kinds-RECIPE.jsonl (see kinds.py), unseen clients.
 
-    python benchmarks/kinds.py main digits --seeds 200-209
-    python benchmarks/kinds_figure.py digits
+    python benchmarks/kinds.py main kinds --seeds 202-211
+    python benchmarks/kinds_figure.py kinds
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def of_kind(results: Sequence[Result], row: str, kind: str) -> list[dict]:
 def main() -> None:
     """Write the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", nargs="?", default="digits")
+    parser.add_argument("recipe", nargs="?", default="kinds")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/kinds.svg"))
     options = parser.parse_args()
