@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fedl2p.core.finetuning.batches import StackBatch
 from fedl2p.core.finetuning.in_place_sgd import InPlaceSGD
 from fedl2p.core.finetuning.inner_loop import finetune
 from fedl2p.core.functional.model import FunctionalModel
@@ -117,12 +117,8 @@ def test_fedrep_trains_the_head_under_a_frozen_body_and_then_the_body_under_that
 ) -> None:
     trained: list[set[str]] = []
 
-    step = InPlaceSGD.step
-
-    def noting(sgd: InPlaceSGD, *args: Any, **named: Any) -> dict[str, Tensor]:
-        grads = step(sgd, *args, **named)
-        trained.append(set(grads))
-        return grads
+    def noting(sgd: InPlaceSGD, batch: StackBatch) -> None:
+        trained.append(set(sgd.step_and_directions(batch)))
 
     model = nested_net()
     net = working_copies(model).net
