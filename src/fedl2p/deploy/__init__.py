@@ -1,9 +1,9 @@
 """A federation of machines: server, node, run configuration.
 
 A process that imports this package is one of a federation, started for it by Flower: its threads
-wait asleep, since others share the machine.
+wait asleep, since others share the machine, and it keeps the memory that training frees.
 """
 
-from fedl2p.thread_waiting import wait_asleep
+from fedl2p.process_settings import set_for_process
 
-wait_asleep()  # before a module of this package imports torch
+set_for_process()  # before a module of this package imports torch

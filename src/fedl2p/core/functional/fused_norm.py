@@ -65,7 +65,7 @@ def fused_mixed_norm(
     eps
         Added to the variance.
     stacked
-        Whether the call is under ``torch.func.vmap``; it then costs some 50 microseconds more.
+        Whether the call is under ``torch.func.vmap``, which costs more.
     first_order
         Whether gradients will be taken once at most, and only of y; saves time.
     pure
@@ -78,11 +78,12 @@ def fused_mixed_norm(
         Shapes (n, channels, ...), (channels,) and (channels,): the output, and the batch's mean and
         biased variance, outside of any graph if ``first_order``.
     """
-    mean, var = running
     apply: Callable[..., tuple[Tensor, ...]] = (_StackedNorm if stacked else _MixedNorm).apply
+    others: tuple[Any, ...] = eps, first_order, pure if first_order else None
     if stacked:
-        mix = mix.expand_as(mean)
-    y, mean, var, *_ = apply(x, weight, bias, mean, var, mix, eps, first_order, pure)
+        y, mean, var = apply(x, weight, bias, mix, _Common(running, *others))
+    else:
+        y, mean, var, *_ = apply(x, weight, bias, *running, mix, *others)
     return y, mean, var
 
 
@@ -107,41 +108,60 @@ class _MixedNorm(torch.autograd.Function):
 
 
 class _StackedNorm(torch.autograd.Function):
-    """The same with a rule for vmap, for which torch wants another form.
+    """The same under vmap, for which torch wants another form.
 
-    The clients of a stack are laid side by side as channels, so ``mix`` has an entry per channel.
+    The clients of a stack are laid side by side as channels, whose norm is one without vmap; that
+    one is what autograd records. torch unpacks every argument and output in Python, several times,
+    which is why they are few.
     """
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _forward(*inputs)
+    def forward(*inputs: Any) -> Any:
+        raise RuntimeError("the norm of a stack was called without torch.func.vmap")
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _remember(ctx, inputs, output)
-        # offset and mixed_var only save computing them again: no gradient goes through them
-        ctx.mark_non_differentiable(*output[1 if ctx.first_order else 4 :])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, *grads[:4])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        raise RuntimeError("the norm of a stack was called without torch.func.vmap")
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, *others: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         clients = info.batch_size
+        *tensors, common = others
         x = _batched(x, in_dims[0], clients, at=1)
         channels = x.shape[1:3]
-        *tensors, eps, first_order, pure = others
-        per_channel = [
-            None if t is None else _batched(t, d, clients, at=0).flatten(0, 1)
-            for t, d in zip(tensors, in_dims[1:-3], strict=True)
-        ]
-        apply: Callable[..., tuple[Tensor, ...]] = _StackedNorm.apply
-        outputs = apply(x.flatten(1, 2), *per_channel, eps, first_order, pure)
-        dims = (1, 0, 0, 1, 0, 0)
-        return tuple(o.unflatten(d, channels) for o, d in zip(outputs, dims, strict=True)), dims
+        weight, bias, mix = (
+            None if t is None else _batched(t, d, clients, at=0)
+            for t, d in zip(tensors, in_dims[1:4], strict=True)
+        )
+        mean = var = None
+        if common.pure != 1:
+            mean, var = common.mean.expand(channels), common.var.expand(channels)
+        if common.pure is None:
+            assert mix is not None
+            mix = mix.unsqueeze(1).expand(channels)
+        else:
+            mix = None
+        per_channel = weight, bias, mean, var, mix
+        apply: Callable[..., tuple[Tensor, ...]] = _MixedNorm.apply
+        y, mean, var, *_ = apply(
+            x.flatten(1, 2),
+            *(None if t is None else t.flatten() for t in per_channel),
+            *(common.eps, common.first_order, common.pure),
+        )
+        outputs = y.view(len(y), *channels, *y.shape[2:]), mean.view(channels), var.view(channels)
+        return outputs, (1, 0, 0)
+
+
+class _Common:
+    """What a norm has in common for all clients of a stack, as one argument."""
+
+    def __init__(
+        self, running: tuple[Tensor, Tensor], eps: float, first_order: bool, pure: float | None
+    ) -> None:
+        self.mean, self.var = running
+        self.eps, self.first_order, self.pure = eps, first_order, pure
 
 
 class _Backward(torch.autograd.Function):
@@ -195,15 +215,25 @@ def _forward(
     running_var: Tensor,
     mix: Tensor,
     eps: float,
-    *of_backward: object,
+    first_order: bool,
+    pure: float | None,
 ) -> tuple[Tensor, ...]:
-    """Return y, mean, var, and for the backward the centred x, its offset, the mixed variance."""
+    """Return y, mean, var, and for the backward the centred x, its offset, the mixed variance.
+
+    Where ``pure`` says that the mix is 0 or 1, what does not enter may be None.
+    """
     per_value = 1.0 / _count(x)  # tensor / int would convert the number to a tensor first
     mean = x.sum(_dims(x.dim())) * per_value
     centred = x - mean.view(-1, *(1,) * (x.dim() - 2))
     var = _sum_of_products(centred, centred) * per_value
-    mixed_var = torch.lerp(running_var, var, mix)
-    offset = torch.lerp(running_mean, mean, mix) - mean
+    if pure == 1:
+        offset, _ = _constants(len(mean), mean.dtype, mean.device)
+        mixed_var = var
+    elif pure == 0:
+        offset, mixed_var = running_mean - mean, running_var
+    else:
+        mixed_var = torch.lerp(running_var, var, mix)
+        offset = torch.lerp(running_mean, mean, mix) - mean
     y, _, _ = torch.native_batch_norm(centred, weight, bias, offset, mixed_var, False, 0.0, eps)
     return y, mean, var, centred, offset, mixed_var
 
@@ -212,7 +242,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) ->
     _, weight, bias, running_mean, running_var, mix, eps, first_order, pure = inputs
     _, mean, var, centred, offset, mixed_var = outputs
     ctx.eps, ctx.first_order, ctx.has_bias = eps, first_order, bias is not None
-    ctx.pure = pure if first_order else None
+    ctx.pure = pure
     c = _Channels(weight, mix, mean, var, running_mean, running_var, offset, mixed_var)
     ctx.save_for_backward(centred, *c)
     ctx.set_materialize_grads(False)
@@ -417,7 +447,7 @@ def _batched(t: Tensor, dim: int | None, clients: int, *, at: int) -> Tensor:
     """Return ``t`` with its dimension of clients at ``at``, made by expansion if it has none."""
     if dim is None:
         return t.unsqueeze(at).expand(*t.shape[:at], clients, *t.shape[at:])
-    return t.movedim(dim, at)
+    return t if dim == at else t.movedim(dim, at)
 
 
 def _count(x: Tensor) -> int:

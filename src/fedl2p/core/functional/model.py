@@ -630,7 +630,7 @@ class FunctionalModel:
 
 
 class BoundModel:
-    """One client's tensors in place; see :meth:`FunctionalModel.holding`."""
+    """One client's tensors in place; see :meth:`FunctionalModel.bind`."""
 
     def __init__(self, net: FunctionalModel, work: Workspace, call: Callable[[Tree], Any]) -> None:
         self._net, self._work, self._call = net, work, call

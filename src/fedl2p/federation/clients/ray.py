@@ -25,7 +25,7 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.messages import Answer, FederationError, FrozenModel, Question
 from fedl2p.federation.settings import Ray
 from fedl2p.method import State
-from fedl2p.thread_waiting import PASSIVE, wait_asleep
+from fedl2p.process_settings import VARIABLES, set_for_children
 
 log = logging.getLogger("fedl2p")
 
@@ -340,10 +340,10 @@ def _short_folder() -> str:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Let processes that start meanwhile import what this one can, and wait as it should."""
-    before = {key: os.environ.get(key) for key in ("PYTHONPATH", *PASSIVE)}
+    """Let processes that start meanwhile import what this one can, and be set as it should."""
+    before = {key: os.environ.get(key) for key in ("PYTHONPATH", *VARIABLES)}
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    wait_asleep()
+    set_for_children()
     try:
         yield
     finally:
