@@ -17,6 +17,9 @@ medians after a warm-up, and so are ratios, of ours to the floor next to it: of 
 with one thread, which tell the same on a machine that others use too, of wall-clock seconds with
 several.
 
+Memory that is freed is kept in this process, as in those of the command ``fedl2p``, for ours and
+for the floor (:mod:`fedl2p.process_settings`).
+
 The floor of a FedAvg round is that round: for each client the global weights are loaded, an epoch
 is trained and the weights are added up. It does not validate, where a row does not say so; ours
 does.
@@ -62,6 +65,7 @@ from fedl2p.methods.base.settings import LocalTraining, MetaLearning
 from fedl2p.methods.fedavg import FedAvg
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.models import resnet18_cifar, small_conv
+from fedl2p.process_settings import set_for_process
 
 BATCH = 32
 ROUND_EXAMPLES = 96
@@ -461,7 +465,9 @@ def memory(net: str, row: int, which: str, threads: int) -> float:
         [sys.executable, __file__, "--peak", net, str(row), which, "--threads", str(threads)],
         check=True, capture_output=True, text=True,
         # large blocks go back at once: without this the heap's holes differ from run to run
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        env={
+            **os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"
+        },
     )  # fmt: skip
     return float(done.stdout.split()[-1])
 
@@ -549,6 +555,7 @@ def main() -> None:
         net, row, which = options.peak
         peak(net, int(row), which, options.threads[0])
         return
+    set_for_process()
     text = report(options.nets, options.repeats, options.threads, options.rows)
     out = options.out or (None if options.rows else RESULT)
     if out is not None:

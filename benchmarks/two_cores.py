@@ -7,7 +7,7 @@ process, its workers, and Ray's own processes, which would else help one worker 
 Beside the ratio of the wall-clock time stands how many cores the engine then had in fact, since
 others may use the machine too, and by how much two cores need more processor time than one. What
 the machine itself allows is measured too: the rounds that two processes do which know nothing of
-each other, over those of one.
+each other, over those of one. Memory that is freed is kept, as by the command ``fedl2p``.
 
     python benchmarks/two_cores.py [--clients 20 100] [--stack-sizes 10 25] [--repeats 7]
 
@@ -41,6 +41,7 @@ from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.methods.fedavg import FedAvg
+from fedl2p.process_settings import set_for_process
 
 RESULT = Path(__file__).parent / "results" / "two_cores.md"
 CASE = CASES["small-8"]
@@ -202,6 +203,7 @@ def main() -> None:
     if options.start:
         print(rounds_from(options.start, options.clients[0]))
         return
+    set_for_process()
     lines = [
         "# Two cores against one",
         "",
