@@ -5,8 +5,9 @@ epoch, with validation. Each engine does the same rounds on one core and on two 
 workers on Ray), one after the other, several times over. One core is one core for everything: this
 process, its workers, and Ray's own processes, which would else help one worker from the other core.
 Beside the ratio of the wall-clock time stands how many cores the engine then had in fact, since
-others may use the machine too, and by how much two cores need more processor time than one. What
-the machine itself allows is measured too: the rounds that two processes do which know nothing of
+others may use the machine too, and by how much two cores need more processor time than one; for
+threads also how often one waited for another, per update, on two cores: for Python's lock, mostly.
+What the machine itself allows is measured too: the rounds that two processes do which know nothing of
 each other, over those of one. Memory that is freed is kept, as by the command ``fedl2p``.
 
     python benchmarks/two_cores.py [--clients 20 100] [--stack-sizes 10 25] [--repeats 7]
@@ -20,6 +21,7 @@ import argparse
 import contextlib
 import functools
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -72,16 +74,16 @@ def node(clients: int, stack_size: int) -> ClientNode:
 
 def seconds(
     where: Clients, clients: InMemory, threads: int, stack_size: int
-) -> tuple[float, float]:
-    """Return wall-clock and processor seconds of rounds, the processes that were started among it.
+) -> tuple[float, float, int]:
+    """Return wall-clock and processor seconds of rounds, and how often a thread here waited.
 
-    One round before them warms up.
+    The processes that were started are among the processor seconds. One round before warms up.
     """
     count = len(clients.names)
     torch.set_num_threads(threads)
     times = []
     for rounds in (1, CLIENT_ROUNDS // count):
-        processor, began = used(), time.perf_counter()
+        processor, waited, began = used(), waits(), time.perf_counter()
         federate(
             FEDAVG,
             model(stack_size),
@@ -91,7 +93,7 @@ def seconds(
             stage="pretrain",
             clients=where,
         )
-        times.append((time.perf_counter() - began, used() - processor))
+        times.append((time.perf_counter() - began, used() - processor, waits() - waited))
     return times[1]
 
 
@@ -114,6 +116,11 @@ def used() -> float:
     return total
 
 
+def waits() -> int:
+    """Return how often a thread of this process has given its core away to wait."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+
 def running() -> list[psutil.Process]:
     """Return this process and those that it has started."""
     me = psutil.Process()
@@ -123,7 +130,7 @@ def running() -> list[psutil.Process]:
 def measure(engine: str, count: int, stack_size: int, repeats: int) -> str:
     """Return the row of an engine."""
     clients = population(count)
-    turns: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    turns: list[tuple[tuple[float, float, int], tuple[float, float, int]]] = []
     with contextlib.ExitStack() as stack:
         if engine == "in process":
             where = in_process(model(stack_size), clients, {"fedavg": FEDAVG})
@@ -154,10 +161,12 @@ def measure(engine: str, count: int, stack_size: int, repeats: int) -> str:
         1000 * statistics.median(t[i][0] for t in turns[1:]) * count / CLIENT_ROUNDS
         for i in range(2)
     ]
+    waited = statistics.median(two[2] for _, two in turns[1:]) / CLIENT_ROUNDS
     return (
         f"| {engine} | {count} | {stack_size} | {took[0]:.0f} | {took[1]:.0f} "
         f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
-        f"| {statistics.median(had):.2f} | {statistics.median(more):.2f} |"
+        f"| {statistics.median(had):.2f} | {statistics.median(more):.2f} "
+        f"| {'' if engine == 'ray' else format(waited, '.0f')} |"
     )
 
 
@@ -214,8 +223,9 @@ def main() -> None:
         f"`python {' '.join(sys.argv)}`.",
         "",
         "| engine | clients | clients of a stack | round on one core, ms | on two, ms "
-        "| times as fast (least to most) | cores had | processor time, ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| times as fast (least to most) | cores had | processor time, ratio "
+        "| waits of threads per update |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for engine in ("in process", "ray"):
         for count in options.clients:
