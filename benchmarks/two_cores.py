@@ -7,8 +7,8 @@ process, its workers, and Ray's own processes, which would else help one worker 
 Beside the ratio of the wall-clock time stands how many cores the engine then had in fact, since
 others may use the machine too, and by how much two cores need more processor time than one; for
 threads also how often one waited for another, per update, on two cores: for Python's lock, mostly.
-What the machine itself allows is measured too: the rounds that two processes do which know nothing of
-each other, over those of one. Memory that is freed is kept, as by the command ``fedl2p``.
+What the machine itself allows is measured too: the rounds that two processes do which know nothing
+of each other, over those of one. Memory that is freed is kept, as by the command ``fedl2p``.
 
     python benchmarks/two_cores.py [--clients 20 100] [--stack-sizes 10 25] [--repeats 7]
 
