@@ -18,7 +18,7 @@ with one thread, which tell the same on a machine that others use too, of wall-c
 several.
 
 Memory that is freed is kept in this process, as in those of the command ``fedl2p``, for ours and
-for the floor (:mod:`fedl2p.process_settings`).
+for the floor (:mod:`fedl2p.process_environment`).
 
 The floor of a FedAvg round is that round: for each client the global weights are loaded, an epoch
 is trained and the weights are added up. It does not validate, where a row does not say so; ours
@@ -65,7 +65,7 @@ from fedl2p.methods.base.settings import LocalTraining, MetaLearning
 from fedl2p.methods.fedavg import FedAvg
 from fedl2p.methods.fedl2p import FedL2P
 from fedl2p.models import resnet18_cifar, small_conv
-from fedl2p.process_settings import set_for_process
+from fedl2p.process_environment import prepare_process
 
 BATCH = 32
 ROUND_EXAMPLES = 96
@@ -555,7 +555,7 @@ def main() -> None:
         net, row, which = options.peak
         peak(net, int(row), which, options.threads[0])
         return
-    set_for_process()
+    prepare_process()
     text = report(options.nets, options.repeats, options.threads, options.rows)
     out = options.out or (None if options.rows else RESULT)
     if out is not None:

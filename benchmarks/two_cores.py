@@ -43,7 +43,7 @@ from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Ray, Rounds
 from fedl2p.methods.base.settings import LocalTraining
 from fedl2p.methods.fedavg import FedAvg
-from fedl2p.process_settings import set_for_process
+from fedl2p.process_environment import prepare_process
 
 RESULT = Path(__file__).parent / "results" / "two_cores.md"
 CASE = CASES["small-8"]
@@ -212,7 +212,7 @@ def main() -> None:
     if options.start:
         print(rounds_from(options.start, options.clients[0]))
         return
-    set_for_process()
+    prepare_process()
     lines = [
         "# Two cores against one",
         "",

@@ -17,7 +17,7 @@ from typing import NoReturn
 from fedl2p.cli.delayed_imports import delayed_imports
 from fedl2p.cli.parsing import HELP, parse
 from fedl2p.cli.resumable import WRONG_PATH
-from fedl2p.process_settings import set_for_process
+from fedl2p.process_environment import prepare_process
 from fedl2p.version import __version__
 
 _EXTRAS = {
@@ -39,7 +39,7 @@ _EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; always ends in SystemExit."""
     args = list(sys.argv[1:] if argv is None else argv)
-    set_for_process()
+    prepare_process()
     for stream in (sys.stdout, sys.stderr):
         # A file's name may hold bytes that cannot be decoded; printing it must not fail.
         if isinstance(stream, io.TextIOWrapper):

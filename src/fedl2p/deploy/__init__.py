@@ -4,6 +4,6 @@ A process that imports this package is one of a federation, started for it by Fl
 wait asleep, since others share the machine, and it keeps the memory that training frees.
 """
 
-from fedl2p.process_settings import set_for_process
+from fedl2p.process_environment import prepare_process
 
-set_for_process()  # before a module of this package imports torch
+prepare_process()  # before a module of this package imports torch

@@ -29,6 +29,7 @@ this norm costs less than ``torch.nn.BatchNorm2d`` (``docs/performance.md``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ class _StackedNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        raise RuntimeError("the norm of a stack was called without torch.func.vmap")
+        """Be there: without it torch refuses the function under vmap. Nothing is recorded here."""
 
     @staticmethod
     def vmap(
@@ -137,7 +138,7 @@ class _StackedNorm(torch.autograd.Function):
         )
         mean = var = None
         if common.pure != 1:
-            mean, var = common.mean.expand(channels), common.var.expand(channels)
+            mean, var = (t.expand(channels) for t in common.running)
         if common.pure is None:
             assert mix is not None
             mix = mix.unsqueeze(1).expand(channels)
@@ -154,14 +155,14 @@ class _StackedNorm(torch.autograd.Function):
         return outputs, (1, 0, 0)
 
 
+@dataclass
 class _Common:
-    """What a norm has in common for all clients of a stack, as one argument."""
+    """What a norm has in common for all clients of a stack; torch takes it for one argument."""
 
-    def __init__(
-        self, running: tuple[Tensor, Tensor], eps: float, first_order: bool, pure: float | None
-    ) -> None:
-        self.mean, self.var = running
-        self.eps, self.first_order, self.pure = eps, first_order, pure
+    running: tuple[Tensor, Tensor]
+    eps: float
+    first_order: bool
+    pure: float | None
 
 
 class _Backward(torch.autograd.Function):
@@ -191,7 +192,11 @@ class _Backward(torch.autograd.Function):
 
 
 class _Channels(NamedTuple):
-    """What the backward needs per channel: tensors of shape (channels,), the mix perhaps ()."""
+    """What the backward needs per channel: tensors of shape (channels,), the mix perhaps ().
+
+    Where the mix is known to be 0 or 1, what does not enter may be None: :func:`_pure_backward`
+    reads none of it.
+    """
 
     weight: Tensor | None
     mix: Tensor
@@ -211,9 +216,9 @@ def _forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    mix: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mix: Tensor | None,
     eps: float,
     first_order: bool,
     pure: float | None,
@@ -229,11 +234,14 @@ def _forward(
     if pure == 1:
         offset, _ = _constants(len(mean), mean.dtype, mean.device)
         mixed_var = var
-    elif pure == 0:
-        offset, mixed_var = running_mean - mean, running_var
     else:
-        mixed_var = torch.lerp(running_var, var, mix)
-        offset = torch.lerp(running_mean, mean, mix) - mean
+        assert running_mean is not None and running_var is not None
+        if pure == 0:
+            offset, mixed_var = running_mean - mean, running_var
+        else:
+            assert mix is not None
+            mixed_var = torch.lerp(running_var, var, mix)
+            offset = torch.lerp(running_mean, mean, mix) - mean
     y, _, _ = torch.native_batch_norm(centred, weight, bias, offset, mixed_var, False, 0.0, eps)
     return y, mean, var, centred, offset, mixed_var
 

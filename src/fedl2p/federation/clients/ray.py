@@ -25,7 +25,7 @@ from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.messages import Answer, FederationError, FrozenModel, Question
 from fedl2p.federation.settings import Ray
 from fedl2p.method import State
-from fedl2p.process_settings import VARIABLES, set_for_children
+from fedl2p.process_environment import VARIABLES, prepare_children
 
 log = logging.getLogger("fedl2p")
 
@@ -343,7 +343,7 @@ def _environment() -> Iterator[None]:
     """Let processes that start meanwhile import what this one can, and be set as it should."""
     before = {key: os.environ.get(key) for key in ("PYTHONPATH", *VARIABLES)}
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    set_for_children()
+    prepare_children()
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from fedl2p.process_settings import VARIABLES, set_for_children
+from fedl2p.process_environment import VARIABLES, prepare_children
 
 THREADS, MEMORY = VARIABLES[:2], VARIABLES[2:]
 
@@ -34,7 +34,7 @@ def without_choices() -> dict[str, str]:
 
 def test_all_is_set_but_what_the_user_chose() -> None:
     fresh: dict[str, str] = {}
-    set_for_children(fresh)
+    prepare_children(fresh)
     assert fresh.keys() == set(VARIABLES)
     for name, others in (
         ("OMP_WAIT_POLICY", MEMORY),
@@ -43,10 +43,10 @@ def test_all_is_set_but_what_the_user_chose() -> None:
         ("MALLOC_TRIM_THRESHOLD_", THREADS),
     ):
         kept = {name: "1"}
-        set_for_children(kept)
+        prepare_children(kept)
         assert kept == {name: "1", **{other: fresh[other] for other in others}}
     tuned = {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1"}
-    set_for_children(tuned)
+    prepare_children(tuned)
     assert tuned.keys() == {"GLIBC_TUNABLES", *THREADS}
 
 
@@ -69,9 +69,9 @@ def test_the_command_sets_it_before_torch_is_there() -> None:
     assert done.stdout.split()[-2:] == ["PASSIVE", "False"]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept() -> None:
-    settle = "from fedl2p.process_settings import set_for_process; set_for_process()"
+    settle = "from fedl2p.process_environment import prepare_process; prepare_process()"
     environment = without_choices()
     kept, given_back, chosen = (
         int(

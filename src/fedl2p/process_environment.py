@@ -5,7 +5,7 @@ too, a thread spins for one that has no core, and everything takes three to seve
 
 glibc gives memory back to the system as soon as a few MB are free, and the next step of training
 then gets it page by page. It gives back later the larger the blocks are that a program has freed;
-the settings are the largest that it comes to by that rule.
+the thresholds here are the largest that it comes to by that rule.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VARIABLES = (*_THREADS, *_MEMORY)
 """Names of the environment's variables that may be set."""
 
 
-def set_for_children(environment: MutableMapping[str, str] = os.environ) -> None:
+def prepare_children(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables for processes that start from now on, but for what the user chose."""
     if environment.keys().isdisjoint(_THREADS):
         environment.update(_THREADS)
@@ -38,13 +38,13 @@ def set_for_children(environment: MutableMapping[str, str] = os.environ) -> None
         environment.update(_MEMORY)
 
 
-def set_for_process() -> None:
+def prepare_process() -> None:
     """Set everything for this process and its children, but for what the user chose.
 
     Before torch is imported: OpenMP reads its variables once.
     """
     keep = not _memory_is_chosen(os.environ)
-    set_for_children()
+    prepare_children()
     if keep and sys.platform == "linux":  # glibc has read its variables when the process began
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
