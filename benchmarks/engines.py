@@ -31,7 +31,6 @@ from fedl2p.data.pools.in_memory import InMemory
 from fedl2p.federation.clients.in_process import InProcess
 from fedl2p.federation.clients.node import ClientNode
 from fedl2p.federation.clients.ray import OnRay, available_cpus
-from fedl2p.federation.flower.encoded import Encoded
 from fedl2p.federation.messages import Clients
 from fedl2p.federation.rounds import federate
 from fedl2p.federation.settings import Ray, Rounds
@@ -83,7 +82,11 @@ def node(clients: int, *, stack_size: int, keep_bytes: int | None = None) -> Cli
 def here(clients: int, *, encoded: bool = False) -> Clients:
     """Return clients in this process, one per call of the method."""
     alone = InProcess(node(clients, stack_size=1, keep_bytes=0))
-    return Encoded(alone) if encoded else alone
+    if not encoded:
+        return alone
+    from fedl2p.federation.flower.encoded import Encoded  # only here: a GPU's machine may lack flwr
+
+    return Encoded(alone)
 
 
 def at_once(clients: int) -> Clients:

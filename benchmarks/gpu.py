@@ -3,14 +3,16 @@
 The floor is plain PyTorch, one client after another, eager: K steps of the network with
 ``torch.nn.BatchNorm2d`` and ``torch.optim.SGD`` on batches that are on the device already. Ours
 does the same K steps with mixed norms, in every way there is: clients one after another, in
-bfloat16 with channels last, stacked (vmap), and side by side on streams.
+bfloat16 with channels last, stacked (vmap), and side by side on streams. Plain steps recorded as a
+CUDA graph, and replayed, show what calls from Python cost.
 
-    python benchmarks/gpu.py                            # ResNet-18 at CIFAR shape, batch 32, K = 30
-    python benchmarks/gpu.py --peak 989 --out benchmarks/results/gpu.md
+    python benchmarks/gpu.py                            # ResNet-18 at CIFAR shape, batch 32, K = 10
+    python benchmarks/gpu.py --net small-8 --cohorts 10 25 100 400
     python benchmarks/gpu.py --device cpu --net small-8 --cohorts 1 4 --steps 5   # to try it
 
-Arithmetic is that of torch's own counter for a plain step; ``--peak`` is the device's in TFLOP/s.
-No result of this is kept yet: it has not run on a GPU.
+Arithmetic is that of torch's own counter for a plain step. The peak is that of a large product of
+matrices in the same run, in TF32, which is what torch's convolutions of float32 compute in, and in
+bfloat16. Memory is the most that the device held at a time, beyond what lay there before.
 """
 
 from __future__ import annotations
@@ -81,6 +83,8 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
     fast = Compute(precision="bfloat16", channels_last=True)
     nets = {"": Compute(), ", bfloat16, channels last": fast}
     made: dict[str, Work] = {"plain, eager": lambda: [speed.plain(trained, b) for b in plain]}
+    if cuda:
+        made["plain, CUDA graph"] = recorded(case, clients, steps)
     for name, compute in nets.items():
         noted = with_compute(model, compute)
         net = working_copies(noted).net
@@ -90,6 +94,37 @@ def ways(case: speed.Case, clients: int, steps: int, device: str) -> dict[str, W
         if clients > 1 and cuda:
             made[f"{STREAMS} streams{name}"] = _streams(noted, net, own)
     return made
+
+
+def recorded(case: speed.Case, clients: int, steps: int) -> Work:
+    """Return plain steps that are replayed from a CUDA graph, all on one batch."""
+    model = case.build(case.shape, 10).to("cuda").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    example = speed.examples(case, speed.BATCH, 0).to("cuda")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(example.x), example.y).backward()
+        optimizer.step()
+
+    # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad()
+    with torch.cuda.graph(graph):
+        step()
+
+    def work() -> object:
+        for _ in range(clients * steps):
+            graph.replay()
+        return step  # it holds the batch, which lies where the graph reads it
+
+    return work
 
 
 def _loop(model: nn.Module, net: FunctionalModel, own: Sequence[Sequence[StackBatch]]) -> Work:
@@ -136,6 +171,29 @@ def flops(case: speed.Case, device: str) -> int:
     return counter.get_total_flops()
 
 
+def peaks() -> dict[torch.dtype, float]:
+    """Return the operations per second of products of 8192 x 8192 matrices, TF32 and bfloat16."""
+    found = {}
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
+        took = seconds({"": lambda a=a, b=b: [a @ b for _ in range(10)]}, 5, "cuda")[""]
+        found[dtype] = 10 * 2 * 8192**3 / took
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return found
+
+
+def memory(work: Work) -> float:
+    """Return the MiB that a work needs on the GPU, beyond what lies there already."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def seconds(works: dict[str, Work], repeats: int, device: str) -> dict[str, float]:
     """Return the median seconds of each, taken in turns after a warm-up."""
     wait = torch.cuda.synchronize if device == "cuda" else nullcontext
@@ -156,40 +214,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--net", default="resnet18", choices=list(speed.CASES))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peak", type=float, help="TFLOP/s")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
+    cuda = options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
         sys.exit("there is no GPU here; --device cpu tries the script")
     case = speed.CASES[options.net]
     each = flops(case, options.device) * options.steps
-    name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    peak = peaks() if cuda else {}
+    name = torch.cuda.get_device_name() if cuda else "CPU"
+    said = "".join(f", {rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in peak.items())
+    said = f" (products of matrices{said})" if cuda else ""
     lines = [
-        "# Inner steps on a GPU" if options.device == "cuda" else "# Inner steps",
+        "# Inner steps on a GPU" if cuda else "# Inner steps",
         "",
-        f"{options.net}, batch {speed.BATCH}, K = {options.steps}, on {name}, torch "
-        f"{torch.__version__}; median of {options.repeats} repetitions in turns. "
-        f"Written by `python {' '.join(['benchmarks/gpu.py', *sys.argv[1:]])}`.",
+        f"{options.net}, batch {speed.BATCH}, K = {options.steps}, on {name}{said}, "
+        f"torch {torch.__version__}; median of {options.repeats} repetitions in turns. Written by "
+        f"`python {' '.join(['benchmarks/gpu.py', *sys.argv[1:]])}`.",
         "",
-        "| clients | how | clients per second | of the floor | TFLOP/s | of the peak |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| clients | how | clients per second | of the floor | TFLOP/s | of the peak | MiB |",
+        "|---:|---|---:|---:|---:|---:|---:|",
     ]
     for clients in options.cohorts:
-        took = seconds(
-            ways(case, clients, options.steps, options.device), options.repeats, options.device
-        )
-        floor = took["plain, eager"]
+        works = ways(case, clients, options.steps, options.device)
+        took = seconds(works, options.repeats, options.device)
         for how, own in took.items():
-            rate = clients * each / own / 1e12
-            part = f"{rate / options.peak:.1%}" if options.peak else ""
+            rate = clients * each / own
+            part, most = "", ""
+            if cuda:
+                dtype = torch.bfloat16 if "bfloat16" in how else torch.float32
+                part, most = f"{rate / peak[dtype]:.1%}", f"{memory(works[how]):.0f}"
             lines.append(
-                f"| {clients} | {how} | {clients / own:.1f} | {floor / own:.2f} x | {rate:.2f} "
-                f"| {part} |"
+                f"| {clients} | {how} | {clients / own:.1f} | {took['plain, eager'] / own:.2f} x "
+                f"| {rate / 1e12:.2f} | {part} | {most} |"
             )
             print(lines[-1], flush=True)
+        del works
     text = "\n".join(lines) + "\n"
     if options.out:
         options.out.write_text(text)

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A GPU's convolutions compute in TF32 otherwise, which is too coarse for numbers of float32.
+torch.backends.cudnn.allow_tf32 = False
 # Measurements of other runs have no say in the tests, nor theirs in other runs.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fedl2p-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

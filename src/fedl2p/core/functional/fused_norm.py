@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_norm_backward = torch.ops.aten.native_batch_norm_backward
+_torch_backward = torch.ops.aten.native_batch_norm_backward
 
 
 def fused_mixed_norm(
@@ -227,10 +227,15 @@ def _forward(
 
     Where ``pure`` says that the mix is 0 or 1, what does not enter may be None.
     """
-    per_value = 1.0 / _count(x)  # tensor / int would convert the number to a tensor first
-    mean = x.sum(_dims(x.dim())) * per_value
-    centred = x - mean.view(-1, *(1,) * (x.dim() - 2))
-    var = _sum_of_products(centred, centred) * per_value
+    shape = -1, *(1,) * (x.dim() - 2)
+    if x.device.type == "cpu":
+        per_value = 1.0 / _count(x)  # tensor / int would convert the number to a tensor first
+        mean = x.sum(_dims(x.dim())) * per_value
+        centred = x - mean.view(shape)
+        var = _sum_of_products(centred, centred) * per_value
+    else:  # one kernel instead of five, and it loses no digits to a far-off mean either
+        var, mean = torch.var_mean(x, _dims(x.dim()), correction=0)
+        centred = x - mean.view(shape)
     if pure == 1:
         offset, _ = _constants(len(mean), mean.dtype, mean.device)
         mixed_var = var
@@ -297,13 +302,13 @@ def _pure_backward(
     g: Tensor, centred: Tensor, eps: float, c: _Channels, pure: float, needs_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return dx, dw and dc where the mix is 1, as torch's own norm, or 0, where q and r are 0."""
-    statistics: tuple[Tensor | None, ...] = c.offset, c.mixed_var, None, None
-    if pure == 1:
-        zero, _ = _constants(centred.shape[1], centred.dtype, centred.device)
-        statistics = None, None, zero, torch.rsqrt(c.mixed_var + eps)
-    dx, dw, dc = _norm_backward(
-        g, centred, c.weight, *statistics, pure == 1, eps, (needs_x, True, True)
-    )
+    needs = needs_x, True, True
+    if pure == 0:
+        return _norm_backward(g, centred, c.weight, c.offset, c.mixed_var, eps, needs)
+    dtype = _dtype_of_statistics(centred.dtype, centred.device)
+    zero, _ = _constants(centred.shape[1], dtype, centred.device)
+    inverse = torch.rsqrt(c.mixed_var.to(dtype) + eps)
+    dx, dw, dc = _torch_backward(g, centred, c.weight, None, None, zero, inverse, True, eps, needs)
     return dx, dw, dc
 
 
@@ -324,7 +329,7 @@ def _backward(
     needs_x, needs_mix = needs
     # direct: g p; dw: A; dc: T
     direct, dw, dc = _norm_backward(
-        g, centred, c.weight, c.offset, c.mixed_var, None, None, False, eps, (needs_x, True, True)
+        g, centred, c.weight, c.offset, c.mixed_var, eps, (needs_x, True, True)
     )
     dx = db = None
     if needs_x or needs_mix:
@@ -338,6 +343,7 @@ def _backward(
             slope = torch.add(slope, grad_var, alpha=2.0 * per_value)
         if grad_mean is not None:
             constant = torch.add(constant, grad_mean, alpha=per_value)
+        assert direct is not None
         dx = direct.add_(_affine(centred, slope, constant))
     if needs_mix:
         gap, spread = c.running_mean - c.mean, c.var - c.running_var
@@ -373,9 +379,8 @@ def _double_backward(
     q = q_per_a * dw
     # dx = g p + u q + r, r = part p T
     zero, one = _constants(len(dc), g.dtype, g.device)
-    grad_g, grad_q, grad_r = _norm_backward(
-        grad_dx, centred, p, zero, one, None, None, False, 0.0, (True, True, True)
-    )
+    grad_g, grad_q, grad_r = _norm_backward(grad_dx, centred, p, zero, one, 0.0, (True, True, True))
+    assert grad_g is not None
     grad_part_p = torch.addcmul(dc * grad_r, inverse * dw, grad_q)
     grad_p = torch.addcmul(_sum_of_products(grad_dx, g), part, grad_part_p)
     grad_a = q_per_a * grad_q if grad_dw is None else torch.addcmul(grad_dw, q_per_a, grad_q)
@@ -422,13 +427,44 @@ def _double_backward(
     )
 
 
+def _norm_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of evaluation-mode batch-norm, by x, weight and bias."""
+    saved: tuple[Tensor | None, ...] = None, None
+    if x.device.type != "cpu":
+        # its kernels take nothing saved as empty tensors only, and return no sums without a weight
+        saved = _nothing_saved(_dtype_of_statistics(x.dtype, x.device), x.device)
+        weight = _constants(x.shape[1], x.dtype, x.device)[1] if weight is None else weight
+    dx, dw, dc = _torch_backward(g, x, weight, mean, var, *saved, False, eps, needs)
+    return dx, dw, dc
+
+
+@cache
+def _dtype_of_statistics(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype that torch's kernels keep a batch's statistics in."""
+    narrow = device.type != "cpu" and dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if narrow else dtype
+
+
+@cache
+def _nothing_saved(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        empty = torch.empty(0, dtype=dtype, device=device)
+        return empty, empty
+
+
 def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum of a times b over each channel."""
     zero, one = _constants(b.shape[1], b.dtype, b.device)
     # the gradient by the weight of a norm that leaves b as it is
-    only = (False, True, False)
-    sums: Tensor = _norm_backward(a, b, None, zero, one, None, None, False, 0.0, only)[1]
-    return sums
+    return _norm_backward(a, b, None, zero, one, 0.0, (False, True, False))[1]
 
 
 def _affine(x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:

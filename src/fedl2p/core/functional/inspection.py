@@ -38,6 +38,8 @@ _ATTENTION = (
     torch._transformer_encoder_layer_fwd,
 )
 
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
 Run = Callable[[bool, AbstractContextManager[object]], tuple[Any, dict[str, Tensor]]]
 """Runs the working copy on the first batch, in training mode or not, from global statistics, the
 forward itself within a context; returns outputs and buffers afterwards."""
@@ -115,6 +117,7 @@ def examine(
         carried=tuple(k for k, b in work.buffers.items() if not _equal(after[k], b)),
         frozen=frozenset(k for k, calls in trained.items() if calls and not any(calls)),
         attention=watch.attention,
+        recurrent=watch.recurrent,
         head=called[-1] if called else None,
     )
 
@@ -172,7 +175,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, work: Workspace, original: nn.Module | None) -> None:
         super().__init__()
-        self.attention = False
+        self.attention = self.recurrent = False
         self.read: dict[str, str] = {}
         """The functions that read the statistics of norms otherwise than by batch_norm."""
         self._beside = dict(work.replaced)
@@ -192,6 +195,8 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if func in _ATTENTION:
             self.attention = True
+        if func in _RECURRENT:
+            self.recurrent = True
         result = func(*args, **kwargs)
         asks = name == "__get__" and not isinstance(result, Tensor)  # for a shape or a dtype
         if not asks and func is not F.batch_norm and func is not torch.batch_norm:

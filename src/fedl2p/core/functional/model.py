@@ -32,7 +32,11 @@ from fedl2p.core.functional.inspection import (
     last_linear,
     remember,
 )
-from fedl2p.core.functional.kernels import attention_in_plain_operations, check_twice_differentiable
+from fedl2p.core.functional.kernels import (
+    attention_in_plain_operations,
+    check_twice_differentiable,
+    without_cudnn,
+)
 from fedl2p.core.functional.mixed_norm import client_statistics
 from fedl2p.core.functional.precision import autocast, compute_of
 from fedl2p.core.functional.randomness import drawing_from, watched
@@ -193,11 +197,16 @@ class FunctionalModel:
             return self._findings
         with self._lock:
             if self._findings is None:
-                self._findings = self._examined(trees.rows(x, slice(ROWS)))
+                with self._exactly():
+                    self._findings = self._examined(trees.rows(x, slice(ROWS)))
                 original = self._original()
                 for model in (self.plain, *(() if original is None else (original,))):
                     remember(model, self._findings)
         return self._findings
+
+    def _exactly(self) -> AbstractContextManager[object]:
+        """Return a context in which ways to compute the same can be compared."""
+        return without_cudnn() if self.device.type == "cuda" else _NOTHING
 
     def _examined(self, x: Tree) -> Findings:
         work, x = self._workspace, self._cast(trees.to_device(x, self.device))
@@ -322,7 +331,8 @@ class FunctionalModel:
         if found.batchable is None:
             try:
                 few = trees.rows(x, slice(FEW_ROWS))
-                self._try_stack(trees.to_device(few, self.device))
+                with self._exactly():
+                    self._try_stack(trees.to_device(few, self.device))
                 found.batchable = True
             except Exception as error:  # of any kind: it is the user's model that runs
                 found.batchable = False
@@ -509,17 +519,21 @@ class FunctionalModel:
         return self._widened(y), stats
 
     def _running(self, training: bool, seed: int, twice: bool) -> AbstractContextManager[object]:
-        """Return a context for a pass; ``twice``: second derivatives may be taken of it."""
+        """Return a context for a pass; ``twice``: it is under vmap, or differentiated twice."""
         found = self._findings
         assert found is not None
         draws = found.draws if training else found.draws_in_evaluation
-        twice = twice and found.attention
-        if not draws and not twice and self._compute.precision == "full":
+        attention = twice and found.attention
+        differentiated = twice or (not training and torch.is_grad_enabled())
+        recurrent = found.recurrent and differentiated and self.device.type == "cuda"
+        if not (draws or attention or recurrent) and self._compute.precision == "full":
             return _NOTHING
         context = ExitStack()
         if draws:
             context.enter_context(drawing_from(draws, seed, self.device))
-        if twice:
+        if recurrent:
+            context.enter_context(without_cudnn())
+        if attention:
             context.enter_context(attention_in_plain_operations())
         context.enter_context(autocast(self._compute, self.device))
         return context

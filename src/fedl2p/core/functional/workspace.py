@@ -35,6 +35,8 @@ class Findings:
         Names of the norms that a training pass calls with running statistics.
     attention
         Whether it calls torch's fused attention.
+    recurrent
+        Whether it calls a recurrent layer of torch (LSTM, GRU, RNN).
     writes_inputs
         Whether it changes its inputs in place, so that it must be given copies.
     writes_parameters
@@ -54,6 +56,7 @@ class Findings:
     carried: tuple[str, ...] = ()
     frozen: frozenset[str] = frozenset()
     attention: bool = False
+    recurrent: bool = False
     writes_inputs: bool = False
     writes_parameters: bool = False
     head: str | None = None
