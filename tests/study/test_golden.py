@@ -10,24 +10,42 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedl2p.runs.tensors import load_tensors
+
 GOLDEN = Path(__file__).parent / "golden_smoke.json"
 
+# What another processor's order of summation changes, which steps amplify: relative, of losses, and
+# absolute, of accuracies. The last steps of fedl2p are long ones here: roundings of 1e-7 were seen
+# to change its accuracies by 9 points, while the meta-nets that it learned stayed the same.
+NEAR = {"fedl2p": (0.15, 0.12)}
+USUALLY = 0.02, 0.025
 
-def numbers(folder: Path) -> dict[str, dict[str, float]]:
+
+def numbers(folder: Path) -> dict[str, Any]:
     told = json.loads((folder / "results.json").read_text())["methods"]
-    return {f"{m['method']}, {m['pool']}": {k: m[k] for k in ("loss", "accuracy")} for m in told}
+    nets = load_tensors(folder / "metanets.safetensors")
+    return {
+        "results": {
+            f"{m['method']}, {m['pool']}": {k: m[k] for k in ("loss", "accuracy")} for m in told
+        },
+        "learned": {name: nets[name].tolist() for name in ("base", "base_mix")},
+    }
 
 
 def test_the_smoke_recipes_numbers(smoke_run: Path) -> None:
-    """Within what another processor's order of summation changes, which steps amplify."""
     ours, golden = numbers(smoke_run), json.loads(GOLDEN.read_text())
-    assert ours.keys() == golden.keys()
-    for row, wanted in golden.items():
-        assert ours[row]["loss"] == pytest.approx(wanted["loss"], rel=0.02), row
-        assert ours[row]["accuracy"] == pytest.approx(wanted["accuracy"], abs=0.025), row
+    assert ours["results"].keys() == golden["results"].keys()
+    for row, wanted in golden["results"].items():
+        got = ours["results"][row]
+        relative, absolute = NEAR.get(row.partition(",")[0], USUALLY)
+        assert got["loss"] == pytest.approx(wanted["loss"], rel=relative), row
+        assert got["accuracy"] == pytest.approx(wanted["accuracy"], abs=absolute), row
+    for name, wanted in golden["learned"].items():
+        assert ours["learned"][name] == pytest.approx(wanted, abs=0.005), name
 
 
 if __name__ == "__main__":
