@@ -145,6 +145,37 @@ def test_stacked_clients_equal_one_after_another() -> None:
             torch.testing.assert_close(ours[c], wanted)
 
 
+@pytest.mark.parametrize("at", [0, 1, 3, None])
+def test_a_stack_takes_its_clients_from_any_dimension(at: int | None) -> None:
+    """And what all have in common, the batch too."""
+    x = drawn(6, 3, 5, 5, seed=1) if at is None else drawn(4, 6, 3, 5, 5, seed=1).movedim(0, at)
+    weight, bias, mix = drawn(3, seed=2), drawn(3, 4, seed=3), drawn(4, seed=6).sigmoid()
+    running = drawn(3, seed=4), drawn(3, seed=5).exp()
+
+    def norm(x: Tensor, w: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, ...]:
+        return fused_mixed_norm(x, w, b, running, m, 1e-5, stacked=True)
+
+    y, mean, var = vmap(norm, in_dims=(at, None, 1, 0))(x, weight, bias, mix)
+    for c in range(4):
+        own = x if at is None else x.select(at, c)
+        alone = fused_mixed_norm(own, weight, bias[:, c], running, mix[c], 1e-5)
+        for ours, wanted in zip((y, mean, var), alone, strict=True):
+            torch.testing.assert_close(ours[c], wanted)
+
+
+def test_the_norm_of_a_stack_is_refused_elsewhere_and_vmap_goes_on() -> None:
+    x, running, mix = drawn(2, 6, 3, seed=1), (drawn(3), drawn(3).exp()), drawn(2).sigmoid()
+
+    def norm(x: Tensor, m: Tensor) -> Tensor:
+        return fused_mixed_norm(x, None, None, running, m, 1e-5, stacked=True)[0]
+
+    with pytest.raises(RuntimeError, match=r"without torch.func.vmap"):
+        norm(x[0], mix[0])
+    with pytest.raises(RuntimeError, match=r"a second torch.func transform"):
+        vmap(vmap(norm))(x.expand(2, *x.shape), mix.expand(2, 2))
+    assert vmap(norm)(x, mix).shape == x.shape
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("clients", [1, 3])
 def test_plain_gradient_equals_the_one_with_a_graph(clients: int, device: str) -> None:

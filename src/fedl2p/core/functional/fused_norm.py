@@ -29,7 +29,6 @@ this norm costs less than ``torch.nn.BatchNorm2d`` (``docs/performance.md``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -79,11 +78,11 @@ def fused_mixed_norm(
         Shapes (n, channels, ...), (channels,) and (channels,): the output, and the batch's mean and
         biased variance, outside of any graph if ``first_order``.
     """
-    apply: Callable[..., tuple[Tensor, ...]] = (_StackedNorm if stacked else _MixedNorm).apply
     others: tuple[Any, ...] = eps, first_order, pure if first_order else None
     if stacked:
-        y, mean, var = apply(x, weight, bias, mix, _Common(running, *others))
+        y, mean, var = _stacked_norm(x, weight, bias, running, mix, *others)
     else:
+        apply: Callable[..., tuple[Tensor, ...]] = _MixedNorm.apply
         y, mean, var, *_ = apply(x, weight, bias, *running, mix, *others)
     return y, mean, var
 
@@ -108,61 +107,52 @@ class _MixedNorm(torch.autograd.Function):
         return _gradients(ctx, *grads)
 
 
-class _StackedNorm(torch.autograd.Function):
-    """The same under vmap, for which torch wants another form.
+def _stacked_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor, Tensor],
+    mix: Tensor,
+    eps: float,
+    first_order: bool,
+    pure: float | None,
+) -> tuple[Tensor, ...]:
+    """Normalise the batches of a stack's clients, under vmap.
 
-    The clients of a stack are laid side by side as channels, whose norm is one without vmap; that
-    one is what autograd records. torch unpacks every argument and output in Python, several times,
-    which is why they are few.
+    The clients are laid side by side as channels, whose norm is one without vmap. It is computed,
+    and recorded by autograd, beneath vmap: torch's own way to take a function of autograd there is
+    all Python, and holds its lock as long as everything else in a step together.
     """
-
-    @staticmethod
-    def forward(*inputs: Any) -> Any:
+    functorch = torch._C._functorch
+    stack = functorch.peek_interpreter_stack()
+    if stack is None:
         raise RuntimeError("the norm of a stack was called without torch.func.vmap")
+    level, clients = stack.level(), functorch.CVmapInterpreterPtr(stack).batchSize()
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Be there: without it torch refuses the function under vmap. Nothing is recorded here."""
+    def of_clients(t: Tensor, at: int = 0) -> Tensor:
+        value, dim = functorch._unwrap_batched(t, level)
+        return _batched(value, dim, clients, at=at)
 
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, *others: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        clients = info.batch_size
-        *tensors, common = others
-        x = _batched(x, in_dims[0], clients, at=1)
+    popped = functorch.pop_dynamic_layer_stack()
+    try:
+        if functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError("the norm of a stack was called under a second torch.func transform")
+        x = of_clients(x, at=1)
+        affine = [None if t is None else of_clients(t) for t in (weight, bias)]
         channels = x.shape[1:3]
-        weight, bias, mix = (
-            None if t is None else _batched(t, d, clients, at=0)
-            for t, d in zip(tensors, in_dims[1:4], strict=True)
-        )
-        mean = var = None
-        if common.pure != 1:
-            mean, var = (t.expand(channels) for t in common.running)
-        if common.pure is None:
-            assert mix is not None
-            mix = mix.unsqueeze(1).expand(channels)
-        else:
-            mix = None
-        per_channel = weight, bias, mean, var, mix
+        received = (None, None) if pure == 1 else (t.expand(channels) for t in running)
+        mixes = None if pure is not None else of_clients(mix).unsqueeze(1).expand(channels)
+        per_channel = (*affine, *received, mixes)
         apply: Callable[..., tuple[Tensor, ...]] = _MixedNorm.apply
         y, mean, var, *_ = apply(
             x.flatten(1, 2),
             *(None if t is None else t.flatten() for t in per_channel),
-            *(common.eps, common.first_order, common.pure),
+            *(eps, first_order, pure),
         )
-        outputs = y.view(len(y), *channels, *y.shape[2:]), mean.view(channels), var.view(channels)
-        return outputs, (1, 0, 0)
-
-
-@dataclass
-class _Common:
-    """What a norm has in common for all clients of a stack; torch takes it for one argument."""
-
-    running: tuple[Tensor, Tensor]
-    eps: float
-    first_order: bool
-    pure: float | None
+        y, mean, var = y.unflatten(1, channels), mean.view(channels), var.view(channels)
+    finally:
+        functorch.push_dynamic_layer_stack(popped)
+    return tuple(functorch._add_batch_dim(t, d, level) for t, d in ((y, 1), (mean, 0), (var, 0)))
 
 
 class _Backward(torch.autograd.Function):
