@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from fedl2p.core import trees
 from fedl2p.core.functional.copies import Modes, duplicate, eager_copy
@@ -42,7 +41,7 @@ from fedl2p.core.functional.precision import autocast, compute_of
 from fedl2p.core.functional.randomness import drawing_from, watched
 from fedl2p.core.functional.recorded_objective import objective_of
 from fedl2p.core.functional.state_tensors import state_tensors
-from fedl2p.core.functional.workspace import Findings, Workspace, join
+from fedl2p.core.functional.workspace import Findings, Workspace, in_stack, join
 from fedl2p.core.objective import Objective
 from fedl2p.core.settings import Statistics
 from fedl2p.core.sites import find_sites
@@ -586,7 +585,7 @@ class FunctionalModel:
         # fused attention has no rule for vmap
         known = _NOTHING if pure is None else work.knowing(pure)
         with self._running(training, 0, twice=True), known:
-            y, stats = vmap(work)(params, stats, mix, self._cast(x))
+            y, stats = in_stack(work, params, stats, mix, self._cast(x))
         return self._widened(y), stats
 
     def judged(self, state: ModelState, mix: Tensor, x: Tree) -> Any:
