@@ -145,6 +145,28 @@ def test_stacked_clients_equal_one_after_another() -> None:
             torch.testing.assert_close(ours[c], wanted)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("mix", [0.0, 1.0])
+def test_what_a_known_mix_saves_changes_nothing(mix: float, affine: bool, device: str) -> None:
+    inputs = [drawn(4, 6, 3, 5, 5, seed=1), *(drawn(4, 3, seed=2 + i) for i in range(2 * affine))]
+    running = drawn(3, seed=4).to(device), drawn(3, seed=5).exp().to(device)
+    mixes = torch.full((4,), mix, dtype=torch.float64, device=device)
+    results = []
+    for pure in (mix, None):
+
+        def norm(x: Tensor, m: Tensor, *affine: Tensor, pure: float | None = pure) -> Tensor:
+            weight, bias = affine or (None, None)
+            kinds = {"stacked": True, "first_order": True, "pure": pure}
+            return fused_mixed_norm(x, weight, bias, running, m, 1e-5, **kinds)[0]
+
+        x, *others = (t.to(device).requires_grad_() for t in inputs)
+        y = vmap(norm)(x, mixes, *others)
+        results.append([y, *torch.autograd.grad((y.sin() ** 2).sum(), [x, *others])])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
 @pytest.mark.parametrize("at", [0, 1, 3, None])
 def test_a_stack_takes_its_clients_from_any_dimension(at: int | None) -> None:
     """And what all have in common, the batch too."""

@@ -298,7 +298,8 @@ def _pure_backward(
     dtype = _dtype_of_statistics(centred.dtype, centred.device)
     zero, _ = _constants(centred.shape[1], dtype, centred.device)
     inverse = torch.rsqrt(c.mixed_var.to(dtype) + eps)
-    dx, dw, dc = _torch_backward(g, centred, c.weight, None, None, zero, inverse, True, eps, needs)
+    weight = _weight(c.weight, centred)
+    dx, dw, dc = _torch_backward(g, centred, weight, None, None, zero, inverse, True, eps, needs)
     return dx, dw, dc
 
 
@@ -428,12 +429,17 @@ def _norm_backward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the gradients of evaluation-mode batch-norm, by x, weight and bias."""
     saved: tuple[Tensor | None, ...] = None, None
-    if x.device.type != "cpu":
-        # its kernels take nothing saved as empty tensors only, and return no sums without a weight
+    if x.device.type != "cpu":  # a GPU's kernels take nothing saved as empty tensors only
         saved = _nothing_saved(_dtype_of_statistics(x.dtype, x.device), x.device)
-        weight = _constants(x.shape[1], x.dtype, x.device)[1] if weight is None else weight
-    dx, dw, dc = _torch_backward(g, x, weight, mean, var, *saved, False, eps, needs)
+    dx, dw, dc = _torch_backward(g, x, _weight(weight, x), mean, var, *saved, False, eps, needs)
     return dx, dw, dc
+
+
+def _weight(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return ones for a missing weight on a GPU, whose kernels return no sums without one."""
+    if weight is None and x.device.type != "cpu":
+        weight = _constants(x.shape[1], x.dtype, x.device)[1]
+    return weight
 
 
 @cache

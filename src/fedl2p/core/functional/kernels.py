@@ -1,4 +1,4 @@
-"""Kernels of torch that can be differentiated twice."""
+"""Kernels of torch that can be differentiated twice, and compared."""
 
 from __future__ import annotations
 
