@@ -2,11 +2,12 @@
 
 Where they should change, make them again and say so in the commit:
 
-    fedl2p run smoke --out DIR && python tests/study/test_golden.py DIR
+    fedl2p run smoke --compute.stacking always --out DIR && python tests/study/test_golden.py DIR
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,14 +15,18 @@ from typing import Any
 
 import pytest
 
+from fedl2p import recipes
+from fedl2p.core.settings import Compute
 from fedl2p.runs.tensors import load_tensors
+from fedl2p.study.run import run_study
 
 GOLDEN = Path(__file__).parent / "golden_smoke.json"
 
 # What another processor's order of summation changes, which steps amplify: relative, of losses, and
-# absolute, of accuracies. The last steps of fedl2p are long ones here: roundings of 1e-7 were seen
-# to change its accuracies by 9 points, while the meta-nets that it learned stayed the same.
-NEAR = {"fedl2p": (0.15, 0.12)}
+# absolute, of accuracies. The last steps of fedl2p are long ones here: another order, where clients
+# were not stacked, moved its losses by 17 % and its accuracies by 12 points, what it had learned by
+# 0.001, and no other row by a percent. So what it learned is compared closely instead.
+NEAR = {"fedl2p": (0.3, 0.2)}
 USUALLY = 0.02, 0.025
 
 
@@ -36,8 +41,11 @@ def numbers(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_the_smoke_recipes_numbers(smoke_run: Path) -> None:
-    ours, golden = numbers(smoke_run), json.loads(GOLDEN.read_text())
+def test_the_smoke_recipes_numbers(tmp_path: Path) -> None:
+    # whether clients are stacked is measured otherwise, and moves numbers by rounding
+    study = dataclasses.replace(recipes.get("smoke"), compute=Compute(stacking="always"))
+    run_study(study, tmp_path / "run")
+    ours, golden = numbers(tmp_path / "run"), json.loads(GOLDEN.read_text())
     assert ours["results"].keys() == golden["results"].keys()
     for row, wanted in golden["results"].items():
         got = ours["results"][row]

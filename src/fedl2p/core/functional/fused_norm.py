@@ -120,8 +120,8 @@ def _stacked_norm(
     """Normalise the batches of a stack's clients, under vmap.
 
     The clients are laid side by side as channels, whose norm is one without vmap. It is computed,
-    and recorded by autograd, beneath vmap: torch's own way to take a function of autograd there is
-    all Python, and holds its lock as long as everything else in a step together.
+    and recorded by autograd, beneath vmap: torch's own way to take a function of autograd through
+    it unpacks every argument and output in Python, several times.
     """
     functorch = torch._C._functorch
     stack = functorch.peek_interpreter_stack()
