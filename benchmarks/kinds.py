@@ -12,9 +12,10 @@ profile   the profile taken apart, and the bounds
     python benchmarks/kinds.py main digits --seeds 200-209
     python benchmarks/kinds.py main fashion --alpha 0.5 --seeds 202-204 --searched 200
 
-Results are appended to kinds-RECIPE.jsonl as they come, one line per row and seed with every
+Results are appended to kinds-STUDY-RECIPE.jsonl as they come, one line per row and seed with every
 client's accuracy; a second call computes what is missing or whose settings have changed. The table
-is written beside it.
+is written beside it. Another machine pre-trains global models that differ a little: below a table
+stands which rows began with others than FedL2P's.
 
 The row "searches" tries every point of the grid on every client, fine-tuned on its training part
 and judged on its validation part. From it come the best single setting (the point of lowest loss
@@ -362,6 +363,23 @@ def markdown(rows: Table, reference: str = FEDL2P) -> str:
     return "\n".join(lines)
 
 
+def starts(rows: Table, reference: str = FEDL2P) -> str:
+    """Say which rows began with other global models than the reference, and how far they differ."""
+    apart: dict[str, float] = {}
+    for name, own in rows.items():
+        for seed in own.keys() & rows.get(reference, {}).keys():
+            begun = rows[reference][seed]
+            gap = statistics.fmean(c.before - begun[k].before for k, c in own[seed].items())
+            apart[name] = max(apart.get(name, 0.0), 100 * abs(gap))
+    apart = {name: gap for name, gap in apart.items() if gap >= 0.005}
+    if not apart:
+        return ""
+    return (
+        f"Begun with global models that another machine pre-trained (accuracy up to "
+        f"{max(apart.values()):.2f} points from that of {reference}'s): {'; '.join(apart)}."
+    )
+
+
 def cost(results: Sequence[Result]) -> str:
     """Say what a client's personalization costs, against a search of its own.
 
@@ -406,7 +424,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"kinds-{options.recipe}.jsonl"
+    path = options.out / f"kinds-{options.study}-{options.recipe}.jsonl"
     skew = {} if options.alpha is None else {"data.alpha": options.alpha}
     base = Row("", base=options.recipe, changes=skew)
     rows = [
@@ -428,7 +446,8 @@ def main() -> None:
         found = done[key]
         print(f"{row.name}, seed {seed}: {found['seconds']:.0f} s", flush=True)
     results = [done[key] for _, _, key in wanted]
-    text = markdown(table_of(results)) + "\n\n" + cost(results)
+    table = table_of(results)
+    text = "\n\n".join(part for part in (markdown(table), starts(table), cost(results)) if part)
     name = options.recipe + ("" if options.alpha is None else f"-alpha-{options.alpha:g}")
     (options.out / f"kinds-{options.study}-{name}.md").write_text(text + "\n")
     print(text)

@@ -1,6 +1,6 @@
 """Draw what one setting loses and what FedL2P gains, kind by kind, and what it chose for each.
 
-Reads the rows "searches" and "FedL2P" of kinds-RECIPE.jsonl (see kinds.py), unseen clients.
+Reads the rows "searches" and "FedL2P" of kinds-main-RECIPE.jsonl (see kinds.py), unseen clients.
 
     python benchmarks/kinds.py main kinds --seeds 202-211
     python benchmarks/kinds_figure.py kinds
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/kinds.svg"))
     options = parser.parse_args()
-    results = read(options.results / f"kinds-{options.recipe}.jsonl")
+    results = read(options.results / f"kinds-main-{options.recipe}.jsonl")
     both = [{r["seed"] for r in results if r["row"] == row} for row in (SEARCHES, FEDL2P)]
     seeds = both[0] & both[1]
     if not seeds:
