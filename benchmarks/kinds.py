@@ -58,7 +58,7 @@ from fedl2p import methods
 from fedl2p.core.hyperparams import Hyperparams
 from fedl2p.core.settings import InnerLoop
 from fedl2p.core.working_copies import working_copies
-from fedl2p.method import Client, Outcome, State
+from fedl2p.method import Client, Method, Outcome, State
 from fedl2p.methods.base.personalizing import personalize_with
 from fedl2p.methods.gridsearch import search
 from fedl2p.reporting.intervals import mean_interval
@@ -124,14 +124,17 @@ class Seed:
         self.clients = clients_of(self.population, self.population.names, seed)
 
     def run(self, row: Row) -> Result:
-        """Return every client's numbers under one row."""
-        study, began = row.study(self.seed), time.process_time()
-        if row.name == SEARCHES:
-            clients = self._searches(study)
-        elif row.name == BOUNDS:
-            clients = self._bounds(study)
+        """Return every client's numbers under one row, and what they cost without learning."""
+        study = row.study(self.seed)
+        clients: dict[str, Any]
+        if row.name in (SEARCHES, BOUNDS):
+            began = time.process_time()
+            clients = self._searches(study) if row.name == SEARCHES else self._bounds(study)
         else:
-            clients = self._personalized(row, study)
+            method = methods.build(row.method, study.settings)
+            state, _, _ = learned(study, method, self.model, self.population, self.cache)
+            began = time.process_time()
+            clients = self._personalized(row, study, method, state)
         return {
             "recipe": self.recipe,
             "row": row.name,
@@ -141,10 +144,7 @@ class Seed:
             "clients": clients,
         }
 
-    def _personalized(self, row: Row, study: Study) -> dict[str, Any]:
-        method = methods.build(row.method, study.settings)
-        state: State
-        state, _, _ = learned(study, method, self.model, self.population, self.cache)
+    def _personalized(self, row: Row, study: Study, method: Method, state: State) -> dict[str, Any]:
         given = given_profiles(row, study, self.model, self.population, self.clients)
         outcomes = method.personalize(self.model, state, given)
         return {
@@ -383,7 +383,7 @@ def starts(rows: Table, reference: str = FEDL2P) -> str:
 def cost(results: Sequence[Result]) -> str:
     """Say what a client's personalization costs, against a search of its own.
 
-    By the processor seconds of rows that learn nothing; evaluation before and after is included.
+    By their processor seconds; evaluation before and after is included.
     """
 
     def seconds(row: str) -> float:
