@@ -15,7 +15,7 @@ profile   the profile taken apart, and the bounds
 Results are appended to kinds-STUDY-RECIPE.jsonl as they come, one line per row and seed with every
 client's accuracy; a second call computes what is missing or whose settings have changed. The table
 is written beside it. Another machine pre-trains global models that differ a little: below a table
-stands which rows began with others than FedL2P's.
+stands which rows began with others than FedL2P's, and then not what a personalization costs.
 
 The row "searches" tries every point of the grid on every client, fine-tuned on its training part
 and judged on its validation part. From it come the best single setting (the point of lowest loss
@@ -363,8 +363,8 @@ def markdown(rows: Table, reference: str = FEDL2P) -> str:
     return "\n".join(lines)
 
 
-def starts(rows: Table, reference: str = FEDL2P) -> str:
-    """Say which rows began with other global models than the reference, and how far they differ."""
+def other_global_models(rows: Table, reference: str = FEDL2P) -> str:
+    """Say which rows began with other global models than the reference; nothing if none did."""
     apart: dict[str, float] = {}
     for name, own in rows.items():
         for seed in own.keys() & rows.get(reference, {}).keys():
@@ -447,7 +447,8 @@ def main() -> None:
         print(f"{row.name}, seed {seed}: {found['seconds']:.0f} s", flush=True)
     results = [done[key] for _, _, key in wanted]
     table = table_of(results)
-    text = "\n\n".join(part for part in (markdown(table), starts(table), cost(results)) if part)
+    below = other_global_models(table) or cost(results)  # no costs across machines
+    text = markdown(table) + (f"\n\n{below}" if below else "")
     name = options.recipe + ("" if options.alpha is None else f"-alpha-{options.alpha:g}")
     (options.out / f"kinds-{options.study}-{name}.md").write_text(text + "\n")
     print(text)
